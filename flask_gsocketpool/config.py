@@ -1,0 +1,242 @@
+"""From ``SOCKETPOOL_*`` keys to the arguments of pools, and every complaint about them. It needs no app."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from gsocketpool import (
+    InvalidArgumentError,
+    PoolError,
+    StreamConnection,
+    TcpConnection,
+    TlsConnection,
+    UnixConnection,
+)
+from gsocketpool.settings import Settings
+
+PREFIX = "SOCKETPOOL_"
+DEFAULT = "default"
+
+FACTORIES: dict[str, type[StreamConnection]] = {"tcp": TcpConnection, "tls": TlsConnection, "unix": UnixConnection}
+#: What says where a pool connects to.
+TARGETS = ("factory", "options", "url")
+#: How many connections and how long: the settings, with their types in words.
+SETTINGS = {field.name: str(field.type) for field in fields(Settings)}
+
+WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+class ConfigurationError(PoolError, ValueError):
+    """The configuration of an app says something that can't be used."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(key, problem)
+        #: The key, as in ``SOCKETPOOL_URL`` or ``SOCKETPOOL_POOLS['cache']['url']``.
+        self.key = key
+        #: What is wrong with its value, and what would be right.
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.problem}"
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """What one pool is made of: ``Pool(factory, options, **settings)``."""
+
+    factory: Callable[..., Any]
+    options: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+    settings: Mapping[str, Any]
+
+
+def read_config(config: Mapping[str, Any]) -> dict[str, PoolConfig]:
+    """Returns the pools that `config` describes, by name. That of the plain keys is called ``default``.
+
+    :param config: an app's configuration; keys that don't start with ``SOCKETPOOL_`` are passed over.
+    :raises ConfigurationError: for an unknown key, a wrong value or a factory that can't be imported.
+    """
+    plain = {key.removeprefix(PREFIX).lower(): value for key, value in config.items() if key.startswith(PREFIX)}
+    named = plain.pop("pools", None)
+    pools = {}
+    if plain:
+        pools[DEFAULT] = _read_pool(plain, DEFAULT, _plain_key)
+    if named is not None:
+        if not isinstance(named, Mapping):
+            raise ConfigurationError(f"{PREFIX}POOLS", f"must map names to settings, and is {named!r}")
+        for name, settings in named.items():
+            key = f"{PREFIX}POOLS[{name!r}]"
+            if not isinstance(settings, Mapping):
+                raise ConfigurationError(key, f"must map settings to values, and is {settings!r}")
+            if name in pools:
+                raise ConfigurationError(key, f"is what the plain {PREFIX} keys describe already")
+            pools[name] = _read_pool(settings, name, partial(_named_key, name))
+    return pools
+
+
+def _plain_key(setting: str) -> str:
+    return PREFIX + setting.upper()
+
+
+def _named_key(pool: str, setting: str) -> str:
+    return f"{PREFIX}POOLS[{pool!r}][{setting!r}]"
+
+
+def _read_pool(given: Mapping[str, Any], name: str, key_of: Callable[[str], str]) -> PoolConfig:
+    for setting in given:
+        if setting not in SETTINGS and setting not in TARGETS:
+            known = [*TARGETS, *SETTINGS, *(["pools"] if key_of is _plain_key else [])]
+            raise ConfigurationError(key_of(setting), f"is not a known key{_nearest(setting, known, key_of)}")
+    if not any(given.get(target) for target in TARGETS):
+        raise ConfigurationError(
+            key_of(next(iter(given), "url")), f"is not enough: {key_of('url')} must say where to connect to"
+        )
+    settings = _read_settings(given, key_of)
+    settings.setdefault("name", name)
+    factory, options = _read_target(given, key_of)
+    return PoolConfig(factory, options, settings)
+
+
+def _nearest(given: str, known: Collection[str], key_of: Callable[[str], str]) -> str:
+    nearest = difflib.get_close_matches(given.lower(), known, n=1)
+    return f"; did you mean {key_of(nearest[0])}?" if nearest else ""
+
+
+# The numbers
+
+
+def _read_settings(given: Mapping[str, Any], key_of: Callable[[str], str]) -> dict[str, Any]:
+    settings = {name: _read_setting(value, SETTINGS[name]) for name, value in given.items() if name in SETTINGS}
+    try:
+        Settings(**settings)
+    except InvalidArgumentError as error:
+        given_value = given[error.argument]
+        raise ConfigurationError(key_of(error.argument), f"must be {error.allowed}, not {given_value!r}") from None
+    return settings
+
+
+def _read_setting(value: Any, kind: str) -> Any:
+    """A string from the environment as the type that is meant; what can't be read stays, and is refused as it is."""
+    if not isinstance(value, str) or kind.startswith("str"):
+        return value
+    word = value.strip().lower()
+    if kind == "bool":
+        return WORDS.get(word, value)
+    if word in ("", "none", "null") and kind.endswith("None"):
+        return None
+    try:
+        return int(word) if kind.startswith("int") else float(word)
+    except ValueError:
+        return value
+
+
+# Where to connect to
+
+
+def _read_target(
+    given: Mapping[str, Any], key_of: Callable[[str], str]
+) -> tuple[Callable[..., Any], Mapping[str, Any] | Callable[[], Mapping[str, Any]]]:
+    factory: Callable[..., Any] = TcpConnection
+    from_url: dict[str, Any] = {}
+    if given.get("url"):
+        factory, from_url = _read_url(given["url"], key_of("url"))
+    if given.get("factory"):
+        factory = _read_factory(given["factory"], key_of("factory"))
+    options = given.get("options") or {}
+    if callable(options):
+        if from_url:
+            raise ConfigurationError(key_of("options"), f"can't be a callable beside {key_of('url')}")
+        return factory, options
+    if not isinstance(options, Mapping):
+        raise ConfigurationError(key_of("options"), f"must map names to values, and is a {type(options).__name__}")
+    merged = {**from_url, **options}
+    _check_options(factory, merged, key_of("url" if from_url and not options else "options"))
+    return factory, merged
+
+
+def _read_factory(given: Any, key: str) -> Callable[..., Any]:
+    factory = given
+    if isinstance(given, str):
+        module, colon, name = given.partition(":")
+        if not module or not colon or not name:
+            raise ConfigurationError(key, f"must look like 'package.module:Name', and is {given!r}")
+        try:
+            factory = importlib.import_module(module)
+            for part in name.split("."):
+                factory = getattr(factory, part)
+        except (ImportError, AttributeError) as error:
+            raise ConfigurationError(key, f"can't be imported from {given!r}: {error}") from error
+    if not callable(factory):
+        raise ConfigurationError(key, f"must be a class, a callable or the name of one, and is {given!r}")
+    found: Callable[..., Any] = factory
+    return found
+
+
+def _read_url(given: Any, key: str) -> tuple[type[StreamConnection], dict[str, Any]]:
+    if not isinstance(given, str):
+        raise ConfigurationError(key, f"must be a str, and is {given!r}")
+    try:
+        url = urlsplit(given)
+        port = url.port
+    except ValueError as error:
+        raise ConfigurationError(key, f"is no URL: {error}") from None
+    if url.scheme not in FACTORIES:
+        raise ConfigurationError(
+            key, f"must start with tcp://, tls:// or unix://, not with {url.scheme or given[:12]!r}"
+        )
+    if url.username is not None or url.password is not None:
+        raise ConfigurationError(key, "must not hold credentials: the place for them is the options")
+    if url.fragment:
+        raise ConfigurationError(key, "must not have a fragment (#...)")
+    options: dict[str, Any]
+    if url.scheme == "unix":
+        if url.netloc or not url.path.strip("/"):
+            raise ConfigurationError(key, f"must look like unix:///path/of/the/socket, and is {_shown(url)!r}")
+        options = {"path": url.path}
+    else:
+        if not url.hostname or port is None or url.path.strip("/"):
+            raise ConfigurationError(key, f"must look like {url.scheme}://host:port, and is {_shown(url)!r}")
+        options = {"host": url.hostname, "port": port}
+    for name, value in parse_qsl(url.query, keep_blank_values=True):
+        if name in options:
+            raise ConfigurationError(key, f"says twice what {name!r} is")
+        options[name] = _read_option(value)
+    return FACTORIES[url.scheme], options
+
+
+def _shown(url: SplitResult) -> str:
+    """A URL without its query, which may hold secrets."""
+    return url._replace(query="").geturl()
+
+
+def _read_option(value: str) -> Any:
+    # As Flask reads the environment: JSON where it is JSON.
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _check_options(factory: Callable[..., Any], options: Mapping[str, Any], key: str) -> None:
+    if any(not isinstance(name, str) for name in options):
+        raise ConfigurationError(key, "must have str for names")
+    try:
+        inspect.signature(factory).bind(**options)
+    except ValueError:
+        return  # The factory doesn't tell its signature.
+    except TypeError as error:
+        name = getattr(factory, "__name__", repr(factory))
+        raise ConfigurationError(key, f"does not fit {name}: {error}") from None
+    if factory in FACTORIES.values():
+        # Ours connect to nothing before they are opened, so they can be made to look at the values.
+        try:
+            factory(**options)
+        except InvalidArgumentError as error:
+            raise ConfigurationError(key, f"does not fit: {error}") from None

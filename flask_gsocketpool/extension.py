@@ -1,0 +1,126 @@
+"""The extension: an app's pools, and their end."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gevent
+from flask import Flask, current_app
+from flask.typing import ResponseReturnValue
+from gevent.monkey import get_original
+from werkzeug.exceptions import ServiceUnavailable
+
+from flask_gsocketpool.config import DEFAULT, PREFIX, PoolConfig, read_config
+from gsocketpool import Pool, PoolError, PoolExhaustedError
+
+logger = logging.getLogger("gsocketpool")
+
+#: The key in ``app.extensions``.
+EXTENSION = "gsocketpool"
+
+
+class GSocketPool:
+    """Gives a Flask app its pools, as its ``SOCKETPOOL_*`` configuration describes them.
+
+    One object may serve any number of apps; what belongs to an app is kept in ``app.extensions["gsocketpool"]``.
+
+    :param app: the app to register on now; without it, call :meth:`init_app` later.
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Registers on `app`. Nothing is connected before a pool is used for the first time.
+
+        A :exc:`~gsocketpool.PoolExhaustedError` that no view and no handler of the app's catches is answered with
+        status 503 from now on.
+
+        :raises ConfigurationError: if the configuration can't be used; it names the key.
+        :raises RuntimeError: if the app has been registered already.
+        """
+        if EXTENSION in app.extensions:
+            raise RuntimeError(f"GSocketPool is registered on app {app.name!r} already")
+        app.extensions[EXTENSION] = Pools(read_config(app.config))
+        if _handler_of(app, PoolExhaustedError) is None:
+            app.register_error_handler(PoolExhaustedError, _answer_exhaustion)
+
+
+class UnknownPoolError(PoolError, LookupError):
+    """The app has no pool of that name."""
+
+
+class Pools(Mapping[str, Pool[Any]]):
+    """The pools of an app by name, each made when it is first asked for.
+
+    Under gevent all of a process runs in one thread. Under a server with threads, every thread gets pools of its own,
+    for a pool can't be shared between event loops.
+    """
+
+    def __init__(self, configs: Mapping[str, PoolConfig]) -> None:
+        self._configs = configs
+        # Patched, it would be local to a greenlet.
+        self._of_thread = get_original("threading", "local")()
+        _alive.add(self)
+
+    def __getitem__(self, name: str) -> Pool[Any]:
+        pools = self._made()
+        if name not in pools:
+            if name not in self._configs:
+                raise UnknownPoolError(self._complaint_about(name))
+            config = self._configs[name]
+            pools[name] = Pool(config.factory, config.options, **config.settings)
+        return pools[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._configs)
+
+    def __len__(self) -> int:
+        return len(self._configs)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def _made(self) -> dict[str, Pool[Any]]:
+        """The pools that this thread has used."""
+        pools: dict[str, Pool[Any]] = self._of_thread.__dict__.setdefault("pools", {})
+        return pools
+
+    def _complaint_about(self, name: str) -> str:
+        if name == DEFAULT:
+            complaint = f"there is no default pool: set {PREFIX}URL, or {PREFIX}FACTORY and {PREFIX}OPTIONS"
+        else:
+            complaint = f"there is no pool {name!r}: add it to {PREFIX}POOLS"
+        return f"{complaint} (there are {', '.join(self._configs) or 'none'})"
+
+
+def _answer_exhaustion(error: PoolExhaustedError) -> ResponseReturnValue:
+    """The app's own handler of something more general goes first; then its handler of status 503, or the plain page."""
+    for kind in type(error).__mro__:
+        handler = _handler_of(current_app, kind)
+        if handler is not None and handler is not _answer_exhaustion:
+            answer: ResponseReturnValue = current_app.ensure_sync(handler)(error)
+            return answer
+    logger.warning("answered 503: %s", error)
+    return current_app.handle_http_exception(ServiceUnavailable(retry_after=1))
+
+
+def _handler_of(app: Flask, kind: type) -> Any:
+    return app.error_handler_spec[None][None].get(kind)
+
+
+# Registered once for all apps, since an atexit handler keeps alive whatever it belongs to. Nothing need be known about
+# processes here: what a fork has copied is forgotten by the pools themselves.
+_alive: weakref.WeakSet[Pools] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Closes every pool this thread has used. The requests are done by now, so those still out are not waited for."""
+    pools = [pool for registered in list(_alive) for pool in registered._made().values()]
+    gevent.joinall([gevent.spawn(pool.close, timeout=0) for pool in pools if pool.size])

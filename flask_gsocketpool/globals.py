@@ -1,0 +1,39 @@
+"""What views use: the pools of the app that handles the request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flask import current_app
+from werkzeug.local import LocalProxy
+
+from flask_gsocketpool.config import DEFAULT
+from flask_gsocketpool.extension import EXTENSION, Pools
+
+if TYPE_CHECKING:
+    from gsocketpool import Pool
+
+
+def _pools() -> Pools:
+    if not current_app:
+        raise RuntimeError(
+            "There is no application context here, and so no app whose pools these could be. In a view there is one;
+            elsewhere" " use `with app.app_context():` around this."
+        )
+    if EXTENSION not in current_app.extensions:
+        raise RuntimeError(
+            f"App {current_app.name!r} has no pools. Call GSocketPool(app) or GSocketPool().init_app(app)."
+        )
+    pools: Pools = current_app.extensions[EXTENSION]
+    return pools
+
+
+def _default_pool() -> Pool[Any]:
+    return _pools()[DEFAULT]
+
+
+#: The pools of the current app by name: ``current_pools["cache"]``.
+current_pools: Pools = LocalProxy(_pools)  # type: ignore[assignment]
+
+#: The current app's default pool, that of the plain ``SOCKETPOOL_*`` keys.
+current_pool: Pool[Any] = LocalProxy(_default_pool)  # type: ignore[assignment]

@@ -1,0 +1,110 @@
+"""Code of the user's that may block: run within a time, and apart from the greenlet that asked for it.
+
+What is thrown at that greenlet is then never mistaken for what the code raised, nor the other way round.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+from gsocketpool import _steps
+
+logger = logging.getLogger("gsocketpool")
+
+
+def open_within(timeout: float | None, create: Callable[[], Any]) -> Any:
+    """Returns the connection that `create` makes, open. To be called in a greenlet made for it.
+
+    :raises TimeoutError: if that takes longer than `timeout` seconds.
+    """
+    limit = gevent.Timeout(timeout)
+    try:
+        with limit:
+            connection = create()
+            _steps.open_if_closed(connection)
+    except gevent.Timeout as error:
+        if error is not limit:
+            raise
+        raise TimeoutError(f"opening a connection took longer than open_timeout ({timeout} s)") from None
+    return connection
+
+
+def is_usable_within(timeout: float, connection: Any) -> bool:
+    """Whether `connection` says, within `timeout` seconds, that it may be handed out."""
+    asking = gevent.spawn(_steps.is_usable, connection)
+    try:
+        asking.join(None if timeout == math.inf else timeout)
+    finally:
+        asking.kill(block=False)
+    return asking.value is True
+
+
+class Closer:
+    """Closes connections, each in a greenlet of its own and within `timeout` seconds.
+
+    What closing raises is logged. The greenlet that gave up a connection may wait for it to be closed, and may be
+    killed while it does: the connection is closed all the same.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._at_work: dict[gevent.Greenlet, Any] = {}
+
+    def close(self, connection: Any) -> gevent.Greenlet:
+        """Starts to close `connection`, and returns the greenlet that does it."""
+        greenlet = gevent.Greenlet(self._close, connection)
+        self._at_work[greenlet] = connection
+        greenlet.rawlink(self._ended)
+        greenlet.start()
+        return greenlet
+
+    def wait(self) -> None:
+        """Returns when everything is closed that was to be closed."""
+        gevent.joinall(list(self._at_work))
+
+    def forget(self) -> list[Any]:
+        """In a forked child: stops closing, and returns the connections, which are the parent's."""
+        connections = list(self._at_work.values())
+        for greenlet in self._at_work:
+            greenlet.kill(block=False)
+        self._at_work.clear()
+        return connections
+
+    def _close(self, connection: Any) -> None:
+        close_within(self._timeout, connection)
+        del self._at_work[gevent.getcurrent()]
+
+    def _ended(self, greenlet: gevent.Greenlet) -> None:
+        connection = self._at_work.pop(greenlet, None)
+        if connection is not None:
+            # Somebody who kills every greenlet there is has killed this one, perhaps before it began.
+            _steps.forget(connection)
+
+
+def close_all(connections: list[Any], timeout: float) -> None:
+    """Closes the connections of a pool that is no more, all at the same time."""
+    closer = Closer(timeout)
+    for connection in connections:
+        closer.close(connection)
+
+
+def close_within(timeout: float, connection: Any) -> None:
+    """Closes `connection`. If that takes longer than `timeout` seconds, or raises, at least its descriptor is
+    closed."""
+    limit = gevent.Timeout(timeout)
+    try:
+        with limit:
+            _steps.close_if_open(connection)
+    except BaseException as error:
+        _steps.forget(connection)
+        if error is limit:
+            logger.warning("closing %r took longer than %s s", connection, timeout)
+        elif isinstance(error, Exception | gevent.Timeout):
+            logger.warning("closing %r failed", connection, exc_info=True)
+        else:
+            raise

@@ -1,0 +1,38 @@
+"""What ``with pool.connection()`` runs."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from gsocketpool._state import Status
+
+if TYPE_CHECKING:
+    from gsocketpool.pool import Pool
+
+C = TypeVar("C")
+
+
+class Block(Generic[C]):
+    """A context manager for one use of a connection. Written by hand, since a generator would cost as much as the
+    pool."""
+
+    __slots__ = ("_entry", "_pool", "_timeout", "_uses")
+
+    def __init__(self, pool: Pool[C], timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+
+    def __enter__(self) -> C:
+        self._entry = entry = self._pool._acquire(self._timeout)
+        self._uses = entry.uses
+        connection: C = entry.connection
+        return connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        entry = self._entry
+        # It may have been discarded, detached or even released by hand meanwhile, or closed with the pool.
+        if entry.uses == self._uses and entry.status is Status.IN_USE:
+            self._pool._give_back(entry, error)

@@ -1,0 +1,318 @@
+"""Who is idle, in use, opening and waiting: the bookkeeping of a pool, and nothing else.
+
+Nothing here switches, reads a clock, does I/O, locks, logs or calls anybody's code, so every method is one step that no
+other greenlet can see half done. A method says what is to be done (wake this one, close these, open so many), and
+whoever called it does that afterwards. `now` is always the caller's clock, in seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from enum import Enum
+from typing import Any
+
+
+class Status(Enum):
+    OPENING = "opening"
+    IDLE = "idle"
+    IN_USE = "in use"
+    GONE = "gone"
+
+
+class Entry:
+    """What the pool knows about one connection, from the moment somebody starts to open it."""
+
+    __slots__ = (
+        "connection",
+        "expires_at",
+        "generation",
+        "holder",
+        "is_asked_aside",
+        "is_reported",
+        "retire_at",
+        "since",
+        "status",
+        "twin",
+        "uses",
+        "where",
+    )
+
+    def __init__(self, holder: Hashable, generation: int) -> None:
+        self.connection: Any = None
+        self.status = Status.OPENING
+        #: Who opens or uses it.
+        self.holder: Hashable | None = holder
+        #: How often it has been handed out: this tells one use from the next.
+        self.uses = 0
+        #: When its present use began.
+        self.since = 0.0
+        #: When its lifetime ends.
+        self.expires_at = math.inf
+        #: When it is to be retired, should it stay idle until then.
+        self.retire_at = math.inf
+        self.generation = generation
+        #: Whether its check may block, and so needs a greenlet of its own.
+        self.is_asked_aside = False
+        #: Where it was acquired, when leaks are looked for.
+        self.where: list[tuple[str, int, str]] | None = None
+        self.is_reported = False
+        #: Another entry of the very same connection object: a factory may return one twice.
+        self.twin: Entry | None = None
+
+
+class Ticket:
+    """A place in the queue. It gets an entry or an error, then `wake` is to be called by whoever gave it."""
+
+    __slots__ = ("entry", "error", "holder", "wake")
+
+    def __init__(self, holder: Hashable, wake: Callable[..., object]) -> None:
+        self.holder = holder
+        self.wake = wake
+        self.entry: Entry | None = None
+        self.error: BaseException | None = None
+
+
+class State:
+    """The state of one pool.
+
+    It holds these at all times: ``size + len(opening) <= max_connections`` (after :meth:`resize` to less, as soon as
+    enough connections came back), and nobody waits while a connection is idle.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_connections: int,
+        min_connections: int = 0,
+        max_opening: int | None = None,
+        max_waiting: int | None = None,
+        idle_timeout: float | None = None,
+    ) -> None:
+        self.max_connections = max_connections
+        self.min_connections = min_connections
+        self.max_opening = math.inf if max_opening is None else max_opening
+        self.max_waiting = math.inf if max_waiting is None else max_waiting
+        self.idle_timeout = math.inf if idle_timeout is None else idle_timeout
+
+        #: The idle entries; the last one was used last.
+        self.idle: list[Entry] = []
+        #: The idle and in-use entries by the id() of their connection, for a user's ``__eq__`` and ``__hash__`` may do
+        #: anything.
+        self.entries: dict[int, Entry] = {}
+        #: How many are idle or in use.
+        self.size = 0
+        #: The entries being opened, by who opens them.
+        self.opening: dict[Hashable, Entry] = {}
+        #: The queue, in the order of coming.
+        self.waiters: OrderedDict[Ticket, None] = OrderedDict()
+        self.generation = 0
+        self.closed = False
+        #: Set while opening has just failed with nobody waiting: `min_connections` is not insisted on meanwhile.
+        self.filling_paused = False
+
+        self.acquired_at_once = 0
+        self.acquired_after_wait = 0
+        self.timed_out = 0
+        self.refused = 0
+        self.opened = 0
+        self.open_errors = 0
+        self.discarded: Counter[str] = Counter()
+        self.retired: Counter[str] = Counter()
+        self.wait_time = 0.0
+        self.use_time = 0.0
+        self.open_time = 0.0
+
+    @property
+    def in_use(self) -> int:
+        return self.size - len(self.idle)
+
+    def all_entries(self) -> Iterator[Entry]:
+        """Every idle and in-use entry."""
+        for first in self.entries.values():
+            entry: Entry | None = first
+            while entry is not None:
+                yield entry
+                entry = entry.twin
+
+    def entries_in_use(self) -> list[Entry]:
+        return [entry for entry in self.all_entries() if entry.status is Status.IN_USE]
+
+    def find(self, connection: object, status: Status) -> Entry | None:
+        """The entry of `connection`, by identity, if there is one with that status."""
+        entry = self.entries.get(id(connection))
+        while entry is not None and entry.status is not status:
+            entry = entry.twin
+        return entry
+
+    # Taking out and giving back
+
+    def take(self, now: float, holder: Hashable) -> Entry | None:
+        """The idle entry used last, in use from now on; None when none is idle."""
+        if not self.idle:
+            return None
+        entry = self.idle.pop()
+        entry.status = Status.IN_USE
+        entry.holder = holder
+        entry.since = now
+        entry.uses += 1
+        return entry
+
+    def reason_to_retire(self, entry: Entry, now: float) -> str | None:
+        """Why an entry that comes back must not be used again; None if it may be."""
+        if self.closed:
+            return "closed"
+        if entry.generation != self.generation:
+            return "drain"
+        if now >= entry.expires_at:
+            return "lifetime"
+        if self.size + len(self.opening) > self.max_connections:
+            return "surplus"
+        return None
+
+    def put_back(self, entry: Entry, now: float) -> Ticket | None:
+        """Gives an in-use entry to the longest waiter, which is returned and to be woken, or makes it idle."""
+        self.use_time += now - entry.since
+        entry.where = None
+        entry.is_reported = False
+        if self.waiters:
+            ticket, _ = self.waiters.popitem(last=False)
+            ticket.entry = entry
+            entry.holder = ticket.holder
+            entry.since = now
+            entry.retire_at = entry.expires_at
+            entry.uses += 1
+            return ticket
+        entry.status = Status.IDLE
+        entry.holder = None
+        entry.retire_at = min(entry.expires_at, now + self.idle_timeout)
+        self.idle.append(entry)
+        return None
+
+    def remove(self, entry: Entry, now: float) -> None:
+        """Takes an idle or in-use entry out for good: its place is free."""
+        if entry.status is Status.IDLE:
+            self.idle.remove(entry)
+        else:
+            self.use_time += now - entry.since
+        self._unregister(entry)
+
+    def _unregister(self, entry: Entry) -> None:
+        entry.status = Status.GONE
+        self.size -= 1
+        key = id(entry.connection)
+        first = self.entries[key]
+        if first is not entry:
+            while first.twin is not entry and first.twin is not None:
+                first = first.twin
+            first.twin = entry.twin
+        elif entry.twin is not None:
+            self.entries[key] = entry.twin
+        else:
+            del self.entries[key]
+
+    # Waiting
+
+    def must_refuse(self) -> bool:
+        """Whether the queue is full. Callers for whom a connection can be opened don't count."""
+        room = max(0, self.max_connections - self.size)
+        return len(self.waiters) >= self.max_waiting + room
+
+    def enqueue(self, ticket: Ticket, *, first: bool = False) -> None:
+        """Queues a ticket: behind all others, or before them if what it was given turned out unusable."""
+        self.waiters[ticket] = None
+        if first:
+            self.waiters.move_to_end(ticket, last=False)
+
+    def withdraw(self, ticket: Ticket) -> Entry | None:
+        """Takes a ticket out of the queue, or returns the entry that it was given meanwhile: that one is to be put
+        back."""
+        if self.waiters.pop(ticket, self) is self:
+            return ticket.entry
+        return None
+
+    # Opening
+
+    def openings_due(self, *, more: int = 0) -> int:
+        """How many openings are to be started: for the waiters, `more` callers and `min_connections`."""
+        if self.closed:
+            return 0
+        opening = len(self.opening)
+        wanted: float = len(self.waiters) + more
+        if not self.filling_paused:
+            wanted = max(wanted, self.min_connections - self.size)
+        room = self.max_connections - self.size - opening
+        return int(max(0, min(wanted - opening, self.max_opening - opening, room)))
+
+    def begin_opening(self, opener: Hashable) -> Entry:
+        """A new entry that `opener` opens a connection for."""
+        entry = self.opening[opener] = Entry(opener, self.generation)
+        return entry
+
+    def land(self, entry: Entry, connection: object, now: float, expires_at: float) -> None:
+        """The opening succeeded. The entry is in use by its opener, who gives it back like anybody else."""
+        del self.opening[entry.holder]
+        entry.connection = connection
+        entry.status = Status.IN_USE
+        entry.since = now
+        entry.expires_at = expires_at
+        entry.twin = self.entries.get(id(connection))
+        self.entries[id(connection)] = entry
+        self.size += 1
+        self.opened += 1
+        self.filling_paused = False
+
+    def fail_opening(self, entry: Entry, error: BaseException) -> Ticket | None:
+        """The opening failed. Returns the longest waiter, who got the error, unless other openings suffice for all."""
+        del self.opening[entry.holder]
+        entry.status = Status.GONE
+        self.open_errors += 1
+        if len(self.waiters) > len(self.opening):
+            ticket, _ = self.waiters.popitem(last=False)
+            ticket.error = error
+            return ticket
+        return None
+
+    # Many at once
+
+    def take_idle_out(self) -> list[Entry]:
+        """Removes every idle entry and returns them, the one idle for longest first."""
+        return self._take_out(self.idle)
+
+    def take_overdue_out(self, now: float) -> list[Entry]:
+        """Removes the idle entries whose time is up and returns them."""
+        return self._take_out([entry for entry in self.idle if now >= entry.retire_at])
+
+    def take_surplus_out(self) -> list[Entry]:
+        """Removes idle entries above the limit, those idle for longest first, and returns them."""
+        surplus = self.size + len(self.opening) - self.max_connections
+        return self._take_out(self.idle[: max(0, surplus)])
+
+    def _take_out(self, entries: list[Entry]) -> list[Entry]:
+        for entry in entries:
+            self._unregister(entry)
+        self.idle = [entry for entry in self.idle if entry.status is Status.IDLE]
+        return entries
+
+    def take_waiters_out(self) -> list[Ticket]:
+        """Empties the queue and returns it: each ticket is to be given an error, and to be woken."""
+        tickets = list(self.waiters)
+        self.waiters.clear()
+        return tickets
+
+    def forget(self) -> list[Any]:
+        """Drops every entry, as a forked child must, and returns the connections, half-open ones included.
+
+        The queue stays: who waits in the child still wants a connection, one of the child's own.
+        """
+        entries = [*self.all_entries(), *self.opening.values()]
+        for entry in entries:
+            entry.status = Status.GONE
+            entry.twin = None
+        self.idle.clear()
+        self.entries.clear()
+        self.opening.clear()
+        self.size = 0
+        self.filling_paused = False
+        return [entry.connection for entry in entries if entry.connection is not None]

@@ -1,0 +1,89 @@
+"""The steps of a user's connection, asked so that no answer can do harm.
+
+A connection need not derive from :class:`~gsocketpool.Connection`. One that doesn't is asked what gsocketpool 0.1.6
+asked (``open``, ``close``, ``is_connected``, ``is_expired``) and nothing else: a stand-in from a test answers anything
+with something true, and what a class calls ``is_reusable`` may have nothing to do with pools.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from gsocketpool.connection import Connection
+
+logger = logging.getLogger("gsocketpool")
+
+
+def open_what_was_made(connection: Any) -> None:
+    """Opens what a factory returned."""
+    # Only a real True counts as open: 0.1.6 opened whatever a factory made.
+    if connection.is_connected() is not True:
+        connection.open()
+
+
+def open_if_closed(connection: Any) -> None:
+    if not connection.is_connected():
+        connection.open()
+
+
+def close_if_open(connection: Any) -> None:
+    # Some classes assert that they are open when they are closed.
+    if connection.is_connected():
+        connection.close()
+
+
+def is_usable(connection: Any) -> bool:
+    """Whether an idle connection may be handed out, as it says itself."""
+    try:
+        return bool(connection.is_usable() if isinstance(connection, Connection) else connection.is_connected())
+    except Exception:
+        logger.debug("%r failed its check", connection, exc_info=True)
+        return False
+
+
+def is_usable_at_a_glance(connection: Any) -> bool:
+    """The same by the check that every connection has, which never blocks."""
+    try:
+        return bool(
+            Connection.is_usable(connection) if isinstance(connection, Connection) else connection.is_connected()
+        )
+    except Exception:
+        logger.debug("%r failed its check", connection, exc_info=True)
+        return False
+
+
+def may_block_when_asked(connection: Any) -> bool:
+    """Whether :func:`is_usable` runs code of the user's that is allowed to block."""
+    if not isinstance(connection, Connection):
+        return False
+    return getattr(connection.is_usable, "__func__", None) is not Connection.is_usable
+
+
+def is_reusable(connection: Any, error: BaseException | None) -> bool:
+    """Whether a connection that comes back may be used again."""
+    try:
+        if isinstance(connection, Connection):
+            return connection.is_reusable(error) is True
+        return error is None and bool(connection.is_connected())
+    except Exception:
+        logger.warning("%r could not say whether it can be used again, and is closed", connection, exc_info=True)
+        return False
+
+
+def is_expired(connection: Any) -> bool:
+    """Whether an idle connection says that it is too old."""
+    try:
+        return bool(connection.is_expired())
+    except Exception:
+        logger.warning("%r could not say whether it is expired, and is closed", connection, exc_info=True)
+        return True
+
+
+def forget(connection: Any) -> None:
+    """Lets go of what belongs to the parent process, or of what would not close."""
+    try:
+        if isinstance(connection, Connection):
+            connection.after_fork()
+    except Exception:
+        logger.warning("%r could not be let go of", connection, exc_info=True)

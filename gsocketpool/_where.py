@@ -1,0 +1,36 @@
+"""Where in the user's code a connection was acquired."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from types import FrameType
+
+_HERE = os.path.dirname(__file__)
+
+#: A frame, as little as can be kept of it: its file, line and function.
+Place = tuple[str, int, str]
+
+
+def callers(depth: int = 16) -> list[Place]:
+    """The frames that led here, the innermost first, without those of this package.
+
+    Nothing is read or formatted yet, which makes this cheap enough to be done at every acquire.
+    """
+    places: list[Place] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and len(places) < depth:
+        filename = frame.f_code.co_filename
+        if places or os.path.dirname(filename) != _HERE:
+            places.append((filename, frame.f_lineno, frame.f_code.co_name))
+        frame = frame.f_back
+    return places
+
+
+def describe(places: list[Place] | None) -> str:
+    """The frames as a traceback shows them."""
+    if not places:
+        return "at a place that was not recorded: set leak_threshold to have it recorded"
+    summary = traceback.StackSummary.from_list([(file, line, name, None) for file, line, name in reversed(places)])
+    return "here:\n" + "".join(summary.format()).rstrip()

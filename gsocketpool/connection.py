@@ -1,0 +1,429 @@
+"""What a pool expects of a connection: the base class to derive from, and connections over sockets."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import gevent.socket
+import gevent.ssl
+from gevent.monkey import get_original
+
+from gsocketpool import _descriptors
+from gsocketpool.exceptions import ConnectionClosedError, InvalidArgumentError, LimitExceededError
+from gsocketpool.settings import check_count, check_seconds
+
+if TYPE_CHECKING:
+    import ssl
+
+logger = logging.getLogger("gsocketpool")
+
+
+class Connection:
+    """A connection to some backend. Derive from it to teach a pool a protocol.
+
+    A subclass defines :meth:`open`, :meth:`close` and :meth:`is_connected`, and :meth:`get` if there is a socket to
+    look at. The other steps have defaults that suit most protocols. Every step may raise; the pool then takes the safe
+    way.
+    """
+
+    def open(self) -> None:
+        """Connects, and says hello if the protocol wants that. It may block; a failure is raised.
+
+        The pool calls it in a greenlet of its own and bounds it by ``open_timeout``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no open()")
+
+    def close(self) -> None:
+        """Says goodbye if the protocol wants that, and disconnects. It may block, for ``close_timeout`` at most.
+
+        The pool asks :meth:`is_connected` before it calls this.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no close()")
+
+    def get(self) -> Any:
+        """Returns the raw connection: a socket, or the client object that is wrapped.
+
+        If it is a socket, the default steps use it to see whether the connection is still good, and to let go of it
+        after a fork.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no get()")
+
+    def is_connected(self) -> bool:
+        """Returns whether the connection is open, from what this object knows: it must not block.
+
+        It is asked whenever the connection is acquired or released.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no is_connected()")
+
+    def is_expired(self) -> bool:
+        """Returns whether the connection is too old to be kept: False by default. It must not block.
+
+        The reaper asks it of idle connections, and nobody else does: an expired connection may be handed out until
+        then. Use ``max_lifetime`` of the pool for a limit that always holds.
+        """
+        return False
+
+    def is_usable(self) -> bool:
+        """Returns whether the connection may be handed out, asked just before that. It may block, within the acquire's
+        time.
+
+        By default an open connection is usable if nothing can be read from its socket: what could be read is the end of
+        the stream or bytes that nobody asked for. That costs one system call and no switch. Override it where that
+        isn't enough, to send a ping for instance; whatever it raises counts as False.
+        """
+        return self.is_connected() and _descriptors.is_silent(raw_connection(self))
+
+    def is_reusable(self, error: BaseException | None) -> bool:
+        """Returns whether the connection may be kept when it is given back. It must not block.
+
+        By default it may if it is open and `error` is None.
+
+        :param error: the exception that left the block ``with pool.connection()``; None if the block ended well or
+            :meth:`Pool.release() <gsocketpool.Pool.release>` was called. An exchange that an exception interrupted may
+                be
+            half done, so only a class that knows the exchange to be complete should answer True to an error.
+        """
+        return error is None and self.is_connected()
+
+    def after_fork(self) -> None:
+        """Lets go of the connection in a forked child: it is the parent's. It must not block and must not write
+        anything.
+
+        By default the socket's descriptor is closed, without a shutdown, which the parent can't notice.
+        """
+        _descriptors.let_go(raw_connection(self))
+
+    def reconnect(self) -> None:
+        """Closes the connection if it is open and opens it anew. A failure is logged; ask :meth:`is_connected`."""
+        try:
+            if self.is_connected():
+                self.close()
+            self.open()
+        except Exception:
+            logger.exception("could not reconnect %r", self)
+
+
+def raw_connection(connection: Connection) -> Any:
+    """What ``get()`` returns; None where a class has none to give."""
+    try:
+        return connection.get()
+    except Exception:
+        return None
+
+
+class StreamConnection(Connection):
+    """The part that connections over a stream socket share: everything but connecting.
+
+    An error or an interruption in the middle of sending or receiving leaves the stream at an unknown place, and so does
+    a read that has left bytes behind: such a connection still works for who holds it, but is not :meth:`reused
+    <is_reusable>`.
+
+    :param lifetime: seconds after which :meth:`is_expired` answers True; None for never.
+    :param timeout: seconds that connecting may take in all, and then each send and receive; None for no limit.
+    :raises InvalidArgumentError: if one of these is something else.
+    """
+
+    _sock: Any = None
+    _connected = False
+    _created: float | None = None
+    _unread = b""
+    _in_doubt = False
+
+    def __init__(self, lifetime: float | None = 600, timeout: float | None = None) -> None:
+        if lifetime is not None:
+            check_seconds("lifetime", lifetime)
+        if timeout is not None:
+            check_seconds("timeout", timeout, zero=True)
+        self._lifetime = lifetime
+        # 0 has always meant no timeout here.
+        self._timeout = timeout or None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} to {self._where()}, {'open' if self._connected else 'closed'}>"
+
+    def _where(self) -> str:
+        raise NotImplementedError
+
+    def _connect(self) -> None:
+        """Connects a socket. It is in ``_sock`` before anything blocks, so that a fork meanwhile can let go of it."""
+        raise NotImplementedError
+
+    @property
+    def socket(self) -> Any:
+        """The gevent socket; None before the connection was opened."""
+        return self._sock
+
+    def get(self) -> Any:
+        """Returns the gevent socket; None before the connection was opened."""
+        return self._sock
+
+    def open(self) -> None:
+        """Connects.
+
+        :raises OSError: if that fails; `TimeoutError`, which is one, if it takes longer than `timeout`.
+        """
+        if self._connected:
+            raise OSError(errno.EISCONN, f"{self!r} is open already")
+        self._unread = b""
+        self._in_doubt = False
+        limit = gevent.Timeout(self._timeout)
+        try:
+            with limit:
+                self._connect()
+                self._sock.settimeout(self._timeout)
+        except BaseException as error:
+            if self._sock is not None:
+                self._sock.close()
+            if error is limit:
+                raise TimeoutError(f"connecting to {self._where()} took longer than {self._timeout} s") from None
+            raise
+        self._connected = True
+        self._created = time.time()
+
+    def close(self) -> None:
+        """Closes the socket. A greenlet that waits for it gets an `OSError`."""
+        if self._connected:
+            self._connected = False
+            self._sock.close()
+
+    def is_connected(self) -> bool:
+        """Returns whether the connection was opened and neither closed nor found at the end of its stream."""
+        return self._connected
+
+    def is_expired(self) -> bool:
+        """Returns whether the connection was opened longer than `lifetime` ago."""
+        if self._lifetime is None or self._created is None:
+            return False
+        return time.time() - self._created > self._lifetime
+
+    def is_reusable(self, error: BaseException | None) -> bool:
+        """Returns whether the connection is open, at the end of a message and free of doubt."""
+        return error is None and self._connected and not self._unread and not self._in_doubt
+
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Sends all of `data`.
+
+        :param data: bytes, a bytearray or a memoryview.
+        :raises TypeError: if it is something else, a str for instance.
+        :raises ConnectionClosedError: if the connection is not open.
+        :raises OSError: if sending fails; `TimeoutError`, which is one, if it takes longer than `timeout`.
+        """
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"send() takes bytes, not {type(data).__name__}")
+        self._require_open()
+        try:
+            self._sock.sendall(data)
+        except BaseException:
+            self._in_doubt = True
+            raise
+
+    def recv(self, size: int = 1024) -> bytes:
+        """Returns what has come, at least one byte and at most `size`, or ``b""`` at the end of the stream.
+
+        The end of the stream marks the connection as closed.
+
+        :raises ConnectionClosedError: if the connection is not open.
+        :raises OSError: if receiving fails; `TimeoutError`, which is one, if nothing comes for `timeout`.
+        """
+        check_count("size", size, least=1)
+        if self._unread:
+            data, self._unread = self._unread[:size], self._unread[size:]
+            return data
+        return self._receive(size)
+
+    def recv_exactly(self, size: int) -> bytes:
+        """Returns the next `size` bytes.
+
+        :raises ConnectionClosedError: if the connection is not open, or the stream ends before that; then its
+            ``partial`` has what came.
+        :raises OSError: as :meth:`recv` does.
+        """
+        check_count("size", size)
+        parts: list[bytes] = []
+        missing = size
+        while missing:
+            part = self.recv(missing)
+            if not part:
+                raise ConnectionClosedError(
+                    f"the stream from {self._where()} ended after {size - missing} of {size} bytes", b"".join(parts)
+                )
+            parts.append(part)
+            missing -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def recv_until(self, delimiter: bytes, limit: int = 65536) -> bytes:
+        """Returns what comes up to the next `delimiter`, and the delimiter itself as the last part of it.
+
+        Bytes that came behind the delimiter stay for the next call.
+
+        :param delimiter: the bytes that end a message, such as ``b"\\n"``.
+        :param limit: the greatest number of bytes to return.
+        :raises LimitExceededError: if there is no delimiter within `limit` bytes.
+        :raises ConnectionClosedError: as :meth:`recv_exactly` does.
+        :raises OSError: as :meth:`recv` does.
+        """
+        if not isinstance(delimiter, bytes) or not delimiter:
+            raise InvalidArgumentError("delimiter", delimiter, "bytes, at least one")
+        check_count("limit", limit, least=len(delimiter))
+        buffer = bytearray(self._unread)
+        searched = 0
+        while (found := buffer.find(delimiter, searched, limit)) < 0:
+            if len(buffer) >= limit:
+                self._unread = bytes(buffer)
+                self._in_doubt = True
+                raise LimitExceededError(f"{delimiter!r} did not come within {limit} bytes", limit)
+            searched = max(0, len(buffer) - len(delimiter) + 1)
+            try:
+                part = self._receive(4096)
+            except BaseException:
+                self._unread = bytes(buffer)
+                raise
+            if not part:
+                raise ConnectionClosedError(
+                    f"the stream from {self._where()} ended before {delimiter!r}", bytes(buffer)
+                )
+            buffer += part
+        end = found + len(delimiter)
+        self._unread = bytes(buffer[end:])
+        return bytes(buffer[:end])
+
+    def _receive(self, size: int) -> bytes:
+        self._require_open()
+        try:
+            data: bytes = self._sock.recv(size)
+        except BaseException:
+            self._in_doubt = True
+            raise
+        if not data:
+            self.close()
+        return data
+
+    def _require_open(self) -> None:
+        if not self._connected:
+            raise ConnectionClosedError(f"{self!r} is not open")
+
+
+class TcpConnection(StreamConnection):
+    """A connection over TCP, to IPv4 and IPv6 alike, with ``TCP_NODELAY`` and keepalive on.
+
+    Every address that the host's name resolves to is tried, in the resolver's order, until one accepts; when `timeout`
+    is set, each of those left gets an equal share of what is left of it.
+
+    :param host: a name or an address.
+    :param port: a number from 1 to 65535.
+    :param lifetime: seconds after which :meth:`is_expired` answers True; None for never.
+    :param timeout: seconds that connecting may take in all, and then each send and receive; None for no limit.
+    :raises InvalidArgumentError: if one of these is something else.
+    """
+
+    def __init__(self, host: str, port: int, lifetime: float | None = 600, timeout: float | None = None) -> None:
+        super().__init__(lifetime, timeout)
+        if not isinstance(host, str) or not host:
+            raise InvalidArgumentError("host", host, "a name or an address")
+        if check_count("port", port, least=1) > 65535:
+            raise InvalidArgumentError("port", port, "a whole number from 1 to 65535")
+        self._host = host
+        self._port = port
+
+    def _where(self) -> str:
+        return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+
+    def _connect(self) -> None:
+        addresses = gevent.socket.getaddrinfo(self._host, self._port, 0, gevent.socket.SOCK_STREAM)
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        for tried, (family, kind, protocol, _, address) in enumerate(addresses, 1):
+            try:
+                self._sock = gevent.socket.socket(family, kind, protocol)
+                if deadline is not None:
+                    share = (deadline - time.monotonic()) / (len(addresses) - tried + 1)
+                    self._sock.settimeout(max(share, 0.001))
+                self._sock.connect(address)
+                break
+            except OSError:
+                if self._sock is not None:
+                    self._sock.close()
+                if tried == len(addresses):
+                    raise
+        self._sock.setsockopt(gevent.socket.IPPROTO_TCP, gevent.socket.TCP_NODELAY, 1)
+        self._sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_KEEPALIVE, 1)
+
+
+class TlsConnection(TcpConnection):
+    """A TCP connection secured by TLS. The server's certificate is verified, and so is that it was made for `host`.
+
+    :param ssl_context: an :class:`ssl.SSLContext` to use instead of the default one, for a private authority, a
+        client certificate, or less strictness.
+    :param server_hostname: the name to ask the server for (SNI) and to verify; `host` by default.
+
+    The other parameters are those of :class:`TcpConnection`; `timeout` bounds connecting and the handshake together.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        lifetime: float | None = 600,
+        timeout: float | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
+    ) -> None:
+        super().__init__(host, port, lifetime, timeout)
+        if ssl_context is not None and not isinstance(ssl_context, get_original("ssl", "SSLContext")):
+            raise InvalidArgumentError("ssl_context", ssl_context, "an ssl.SSLContext or None")
+        if server_hostname is not None and not isinstance(server_hostname, str):
+            raise InvalidArgumentError("server_hostname", server_hostname, "a name or None")
+        self._ssl_context = ssl_context
+        self._server_hostname = server_hostname or host
+
+    def _connect(self) -> None:
+        context = self._ssl_context or _default_ssl_context()
+        super()._connect()
+        # Not context.wrap_socket(): outside of monkey patching, a context of the standard library's would wrap it into
+        # a socket that blocks the whole process.
+        self._sock = gevent.ssl.SSLSocket(
+            sock=self._sock,
+            server_hostname=self._server_hostname,
+            do_handshake_on_connect=False,
+            _context=context,
+        )
+        self._sock.do_handshake()
+
+
+@functools.cache
+def _default_ssl_context() -> ssl.SSLContext:
+    # Loading the authorities takes tens of milliseconds, too long to do it for every connection.
+    context: ssl.SSLContext = gevent.ssl.create_default_context()
+    return context
+
+
+class UnixConnection(StreamConnection):
+    """A connection over a Unix domain socket.
+
+    :param path: the socket's path; one that starts with a NUL character is in Linux' abstract namespace.
+    :param lifetime: seconds after which :meth:`is_expired` answers True; None for never.
+    :param timeout: seconds that connecting may take, and then each send and receive; None for no limit.
+    :raises InvalidArgumentError: if one of these is something else.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], lifetime: float | None = 600, timeout: float | None = None
+    ) -> None:
+        super().__init__(lifetime, timeout)
+        if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+            raise InvalidArgumentError("path", path, "a path")
+        self._path = os.fspath(path)
+
+    def _where(self) -> str:
+        return self._path.replace("\0", "@")
+
+    def _connect(self) -> None:
+        self._sock = gevent.socket.socket(gevent.socket.AF_UNIX, gevent.socket.SOCK_STREAM)
+        if self._timeout is not None:
+            self._sock.settimeout(self._timeout)
+        self._sock.connect(self._path)

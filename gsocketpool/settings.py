@@ -1,0 +1,81 @@
+"""What a pool can be told by numbers, each of them checked in one place."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gsocketpool.exceptions import InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of a :class:`~gsocketpool.Pool` apart from its factory and options.
+
+    :raises InvalidArgumentError: for a value of the wrong type or out of its range.
+    """
+
+    initial_connections: int = 0
+    max_connections: int = 200
+    reap_expired_connections: bool = True
+    reap_interval: float = 180
+    name: str | None = None
+    min_connections: int = 0
+    max_waiting: int | None = None
+    acquire_timeout: float | None = 5.0
+    open_timeout: float | None = 10.0
+    close_timeout: float = 5.0
+    max_opening: int | None = 10
+    max_lifetime: float | None = None
+    idle_timeout: float | None = None
+    leak_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        check_count("max_connections", self.max_connections, least=1)
+        for name in ("initial_connections", "min_connections"):
+            count = check_count(name, getattr(self, name))
+            if count > self.max_connections:
+                raise InvalidArgumentError(name, count, f"at most max_connections ({self.max_connections})")
+        if self.max_waiting is not None:
+            check_count("max_waiting", self.max_waiting)
+        if self.max_opening is not None:
+            check_count("max_opening", self.max_opening, least=1)
+        if not isinstance(self.reap_expired_connections, bool):
+            raise InvalidArgumentError("reap_expired_connections", self.reap_expired_connections, "True or False")
+        if self.name is not None and not isinstance(self.name, str):
+            raise InvalidArgumentError("name", self.name, "a str or None")
+        if self.acquire_timeout is not None:
+            check_seconds("acquire_timeout", self.acquire_timeout, zero=True)
+        check_seconds("reap_interval", self.reap_interval)
+        check_seconds("close_timeout", self.close_timeout)
+        for name in ("open_timeout", "max_lifetime", "idle_timeout", "leak_threshold"):
+            if getattr(self, name) is not None:
+                check_seconds(name, getattr(self, name))
+
+    @property
+    def sweep_interval(self) -> float:
+        """Seconds between two sweeps: ``reap_interval``, or less where another setting would be kept too loosely."""
+        others = (self.max_lifetime, self.idle_timeout, self.leak_threshold)
+        return min([self.reap_interval, *(seconds for seconds in others if seconds is not None)])
+
+
+def check_count(argument: str, value: object, *, least: int = 0) -> int:
+    """Returns `value` if it is a whole number of at least `least`.
+
+    :raises InvalidArgumentError: naming `argument`, if it is not.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return value
+    raise InvalidArgumentError(argument, value, f"a whole number of at least {least}")
+
+
+def check_seconds(argument: str, value: object, *, zero: bool = False, endless: bool = False) -> float:
+    """Returns `value` if it is a number of seconds: positive, 0 with `zero`, infinite with `endless`.
+
+    :raises InvalidArgumentError: naming `argument`, if it is not.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        is_positive = value > 0 or (zero and value == 0)
+        if is_positive and (endless or value < math.inf):
+            return value
+    raise InvalidArgumentError(argument, value, f"a number of seconds {'of at least' if zero else 'above'} 0")

@@ -1,0 +1,49 @@
+"""The snapshot that :meth:`gsocketpool.Pool.stats` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """What a pool is doing and has done, at one moment. It never changes; ask for another one to see more.
+
+    Counts and times grow from the pool's first use in this process.
+    """
+
+    #: The pool's name.
+    name: str
+    #: The limit on ``idle + in_use + opening``.
+    max_connections: int
+    #: Connections ready to be acquired.
+    idle: int
+    #: Connections that are out.
+    in_use: int
+    #: Connections being opened.
+    opening: int
+    #: Callers in the queue.
+    waiting: int
+    #: Acquires served with an idle connection, without waiting for anything.
+    acquired_at_once: int
+    #: Acquires served after waiting for a release or an open.
+    acquired_after_wait: int
+    #: Acquires that ran out of time.
+    timed_out: int
+    #: Acquires turned away at once because ``max_waiting`` were in the queue.
+    refused: int
+    #: Connections opened.
+    opened: int
+    #: Connections that could not be opened.
+    open_errors: int
+    #: Connections closed because they were unfit for another use, by reason.
+    discarded: Mapping[str, int]
+    #: Connections closed though they were fit, by reason.
+    retired: Mapping[str, int]
+    #: Seconds that acquires spent in the queue, those that failed included.
+    wait_time: float
+    #: Seconds that connections were in use, counted when they are given back.
+    use_time: float
+    #: Seconds that opening took, failures included.
+    open_time: float
