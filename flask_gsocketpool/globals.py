@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def _pools() -> Pools:
     if not current_app:
         raise RuntimeError(
-            "There is no application context here, and so no app whose pools these could be. In a view there is one;
-            elsewhere" " use `with app.app_context():` around this."
+            "There is no application context here, and so no app whose pools these could be."
+            " In a view there is one; elsewhere use `with app.app_context():` around this."
         )
     if EXTENSION not in current_app.extensions:
         raise RuntimeError(

@@ -532,8 +532,8 @@ class Pool(Generic[C]):
             if getattr(entry.holder, "dead", False):
                 self._discard(entry, "holder is dead")
                 logger.error(
-                    "pool %r took %r back: the greenlet that acquired it has ended without releasing it. It was acquired
-                    %s", self.name,
+                    "pool %r took %r back: its greenlet has ended without releasing it. It was acquired %s",
+                    self.name,
                     entry.connection,
                     where,
                 )
@@ -708,7 +708,8 @@ class Pool(Generic[C]):
         state = self._state
         waited = self._clock() - began
         held = sum(entry.holder is holder for entry in state.entries_in_use())
-        message = f"no connection from pool {self.name!r} within {timeout:g} s, {why} (waited {waited:.3f} s): {self._census()}"
+        message = f"no connection from pool {self.name!r} within {timeout:g} s, {why}"
+        message += f" (waited {waited:.3f} s): {self._census()}"
         if held:
             message += f"; the greenlet that asks holds {held} of those in use itself"
         return PoolExhaustedError(
