@@ -234,8 +234,11 @@ class Pool(Generic[C]):
         remaining = began + timeout - self._clock()
         if remaining <= 0:
             state.timed_out += 1
+            if timeout:
+                raise self._exhausted(holder, began, timeout, "no time is left")
+            # The next one who can't wait shall be luckier.
             self._start_openings(more=1)
-            raise self._exhausted(holder, began, timeout, "no time is left" if timeout else "none is idle")
+            raise self._exhausted(holder, began, timeout, "none is idle")
         waiter = Waiter(self._hub)
         ticket = Ticket(holder, waiter.switch)
         timer = None if remaining == math.inf else self._hub.loop.timer(remaining)
@@ -310,7 +313,7 @@ class Pool(Generic[C]):
         :raises ConnectionNotFoundError: if it is not in use, or not this pool's; nothing happens then.
         """
         self._state.remove(self._find(connection, Status.IN_USE), self._clock())
-        self._place_is_free()
+        self._look_around()
         return connection
 
     def _find(self, connection: C, status: Status) -> Entry:
@@ -361,10 +364,11 @@ class Pool(Generic[C]):
     def _close_removed(self, entry: Entry, counter: Counter[str], reason: str) -> gevent.Greenlet:
         counter[reason] += 1
         closing = self._closer.close(entry.connection)
-        self._place_is_free()
+        self._look_around()
         return closing
 
-    def _place_is_free(self) -> None:
+    def _look_around(self) -> None:
+        """To be called when a place has become free, or an opening has ended."""
         self._start_openings()
         self._changed.set()
 
@@ -441,7 +445,7 @@ class Pool(Generic[C]):
         self._last_open_error = None
         self._pause = FIRST_PAUSE
         self._put_back(entry)
-        self._changed.set()
+        self._look_around()
 
     def _opening_failed(self, entry: Entry, error: BaseException, began: float) -> BaseException | None:
         if entry.status is Status.GONE:
@@ -456,7 +460,7 @@ class Pool(Generic[C]):
         else:
             self._hub.loop.run_callback(ticket.wake, None)
         self._last_open_error = "".join(traceback.format_exception_only(error)).strip()
-        self._place_is_free()
+        self._look_around()
         return error if ticket is None else None
 
     def _pause_filling(self) -> None:
@@ -611,10 +615,11 @@ class Pool(Generic[C]):
         """
         check_seconds("timeout", timeout, zero=True)
         state = self._state
-        state.closed = True
         if self._hub is None:
+            state.closed = True
             return
         self._enter()
+        state.closed = True
         if self._reaper is not None:
             self._reaper.kill(block=False)
         for ticket in state.take_waiters_out():
@@ -641,11 +646,13 @@ class Pool(Generic[C]):
     def __del__(self) -> None:
         # This may run anywhere, in the middle of another pool's bookkeeping or in another thread. So nothing is closed
         # here: it is left to the event loop, by a call that takes no lock.
-        if self._hub is None:
+        loop = None if self._hub is None else self._hub.loop
+        if loop is None:
+            # Never used, or the thread has ended and its event loop with it.
             return
         idle = [entry.connection for entry in self._state.take_idle_out()]
         if idle or self._reaper is not None:
-            self._hub.loop.run_callback_threadsafe(_bury, self._reaper, idle, self._settings.close_timeout)
+            loop.run_callback_threadsafe(_bury, self._reaper, idle, self._settings.close_timeout)
 
     def _after_fork(self) -> None:
         """In a forked child: the connections are the parent's, and so are the greenlets that this pool had at work."""
@@ -656,6 +663,9 @@ class Pool(Generic[C]):
         for helper in helpers:
             if helper is not None:
                 helper.kill(block=False)
+        if state.waiters:
+            # Their greenlets were copied by the fork, too, and go on waiting.
+            self._hub.loop.run_callback(_call_if_alive, weakref.WeakMethod(self._enter))
         self._hub = self._reaper = None
 
     # Seeing

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.hub import Hub
+
+from gsocketpool import PoolError
+from tests.scripted import Backend, Clock
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    backend = Backend()
+    yield backend
+    for event in (backend.opens, backend.checks, backend.closes):
+        event.set()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(autouse=True)
+def no_error_in_the_background(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails a test during which something in the background died of an error.
+
+    Those that an acquire is meant to raise are passed over: tests let greenlets end by them.
+    """
+    errors: list[Any] = []
+
+    def note(self: Hub, context: object, kind: type, value: object, traceback: object) -> None:
+        if not issubclass(kind, PoolError | OSError):
+            errors.append((context, kind, value))
+
+    monkeypatch.setattr(Hub, "print_exception", note)
+    yield
+    gevent.sleep(0)
+    gc.collect()
+    assert not errors

@@ -1,0 +1,147 @@
+"""A backend that does as it is told, and helpers to look at greenlets without sleeping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from gsocketpool import Connection, Pool
+
+#: Seconds after which a test that waits for something gives up.
+PATIENCE = 10.0
+
+
+class Backend:
+    """Makes connections, can be told to fail or stall, and knows every connection it has made."""
+
+    def __init__(self) -> None:
+        self.connections: list[ScriptedConnection] = []
+        #: Errors for the next openings, one each.
+        self.failures: list[BaseException] = []
+        #: While this is not set, opening, checking and closing stall.
+        self.opens, self.checks, self.closes = Event(), Event(), Event()
+        for event in (self.opens, self.checks, self.closes):
+            event.set()
+        #: What the check answers, or raises if it is an exception.
+        self.answer: Any = True
+        self.most_open = 0
+
+    def connect(self, **options: Any) -> ScriptedConnection:
+        """A factory of connections with the checks that every connection has."""
+        return self._made(ScriptedConnection(self, options))
+
+    def connect_checked(self, **options: Any) -> ScriptedConnection:
+        """A factory of connections that are asked whether they are usable, which may stall."""
+        return self._made(CheckedConnection(self, options))
+
+    def _made(self, connection: ScriptedConnection) -> ScriptedConnection:
+        self.connections.append(connection)
+        return connection
+
+    @property
+    def open(self) -> list[ScriptedConnection]:
+        """The connections that are open at present."""
+        return [connection for connection in self.connections if connection.is_open]
+
+
+class ScriptedConnection(Connection):
+    """Equal to every other one, without a hash, and without a way to set an attribute it doesn't know."""
+
+    __hash__ = None  # type: ignore[assignment]
+    __slots__ = ("backend", "closings", "is_open", "number", "options", "says_expired")
+
+    def __init__(self, backend: Backend, options: dict[str, Any]) -> None:
+        self.backend = backend
+        self.options = options
+        self.number = len(backend.connections)
+        self.is_open = False
+        self.closings = 0
+        self.says_expired = False
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"<connection {self.number}>"
+
+    def open(self) -> None:
+        self.backend.opens.wait()
+        if self.backend.failures:
+            raise self.backend.failures.pop(0)
+        self.is_open = True
+        self.backend.most_open = max(self.backend.most_open, len(self.backend.open))
+
+    def close(self) -> None:
+        self.closings += 1
+        self.backend.closes.wait()
+        self.is_open = False
+
+    def get(self) -> None:
+        return None
+
+    def is_connected(self) -> bool:
+        return self.is_open
+
+    def is_expired(self) -> bool:
+        return self.says_expired
+
+    def after_fork(self) -> None:
+        self.is_open = False
+
+
+class CheckedConnection(ScriptedConnection):
+    __slots__ = ()
+
+    def is_usable(self) -> bool:
+        self.backend.checks.wait()
+        if isinstance(self.backend.answer, BaseException):
+            raise self.backend.answer
+        return bool(self.backend.answer)
+
+
+class Clock:
+    """A clock that stands still until it is told how late it is."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def pool(self, *args: Any, **settings: Any) -> Pool[Any]:
+        """A pool that goes by this clock."""
+        kind = type("Pool", (Pool,), {"_clock": staticmethod(self)})
+        pool: Pool[Any] = kind(*args, **settings)
+        return pool
+
+
+def settle() -> None:
+    """Lets every greenlet run until it waits for something."""
+    for _ in range(10):
+        gevent.sleep(0)
+
+
+def eventually(condition: Callable[[], Any], what: str = "") -> None:
+    """Waits until `condition` is true, for a while."""
+    with gevent.Timeout(PATIENCE, AssertionError(what or "it has not come true")):
+        while not condition():
+            gevent.sleep(0.002)
+
+
+def numbers(pool: Pool[Any]) -> tuple[int, int, int, int]:
+    """(in use, idle, opening, waiting)"""
+    stats = pool.stats()
+    return stats.in_use, stats.idle, stats.opening, stats.waiting
+
+
+def spawn_acquire(pool: Pool[Any], **arguments: Any) -> gevent.Greenlet:
+    """A greenlet that acquires a connection, and has run until it waits or has it."""
+    greenlet = gevent.spawn(pool.acquire, **arguments)
+    settle()
+    return greenlet

@@ -1,0 +1,319 @@
+"""How a pool ends: closed, or given up."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import subprocess
+import sys
+import threading
+import weakref
+from typing import Any
+
+import gevent
+import pytest
+
+from gsocketpool import InvalidArgumentError, Pool, PoolClosedError, TcpConnection
+from tests.scripted import PATIENCE, Backend, Clock, ScriptedConnection, eventually, numbers, settle, spawn_acquire
+
+
+def test_closing_closes_idle_connections_and_turns_everybody_away(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=2, name="mine")
+    first, second = pool.acquire(), pool.acquire()
+    waiters = [gevent.spawn(pool.acquire), gevent.spawn(pool.connection().__enter__)]
+    settle()
+    closing = gevent.spawn(pool.close, timeout=PATIENCE)
+    settle()
+    for waiter in waiters:
+        with pytest.raises(PoolClosedError, match="pool 'mine' is closed"):
+            waiter.get(timeout=PATIENCE)
+    with pytest.raises(PoolClosedError):
+        pool.acquire()
+    with pytest.raises(PoolClosedError):
+        pool.acquire(timeout=0)
+    assert not closing.ready(), "it waits for those in use"
+    assert first.is_open
+    pool.release(first)
+    assert not first.is_open
+    pool.discard(second)
+    settle()
+    assert closing.ready()
+    assert numbers(pool) == (0, 0, 0, 0)
+    assert pool.stats().retired == {"closed": 1}
+
+
+def test_what_is_out_after_the_timeout_is_closed_under_its_user(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    with pool.connection() as connection:
+        pool.close(timeout=0.01)
+        assert not connection.is_open
+        assert numbers(pool) == (0, 0, 0, 0)
+    assert connection.closings == 1
+
+
+def test_closing_twice_or_at_the_same_time(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    held = pool.acquire()
+    closings = [gevent.spawn(pool.close, timeout=PATIENCE) for _ in range(3)]
+    settle()
+    pool.release(held)
+    gevent.joinall(closings, timeout=PATIENCE, raise_error=True)
+    pool.close()
+    assert held.closings == 1
+
+
+def test_closing_a_pool_that_was_never_used(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    pool.close()
+    with pytest.raises(PoolClosedError):
+        pool.acquire()
+    assert not backend.connections
+
+
+def test_openings_are_given_up(backend: Backend) -> None:
+    backend.opens.clear()
+    pool = Pool(backend.connect)
+    caller = spawn_acquire(pool)
+    pool.close(timeout=PATIENCE)
+    assert isinstance(caller.exception, PoolClosedError)
+    assert numbers(pool) == (0, 0, 0, 0)
+    backend.opens.set()
+    settle()
+    assert not backend.open
+
+
+def test_a_close_that_was_interrupted_has_closed_the_pool(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    held = pool.acquire()
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.005):
+        pool.close()
+    with pytest.raises(PoolClosedError):
+        pool.acquire()
+    pool.release(held)
+    assert not held.is_open
+    pool.close()
+
+
+def test_a_with_statement_closes_the_pool(backend: Backend) -> None:
+    with Pool(backend.connect) as pool:
+        connection = pool.acquire()
+        pool.release(connection)
+    assert not connection.is_open
+    with pytest.raises(PoolClosedError):
+        pool.acquire()
+
+
+def test_every_close_is_bounded_and_what_it_raises_is_logged(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stubborn(ScriptedConnection):
+        def close(self) -> None:
+            self.closings += 1
+            if self.number == 0:
+                raise ValueError("I won't")
+            gevent.sleep(PATIENCE)
+
+    pool = Pool(lambda: backend._made(Stubborn(backend, {})), close_timeout=0.01)
+    for connection in [pool.acquire() for _ in range(5)]:
+        pool.release(connection)
+    with gevent.Timeout(PATIENCE / 2), caplog.at_level(logging.WARNING, "gsocketpool"):
+        pool.close()
+    messages = [record.getMessage() for record in caplog.records]
+    assert sorted(messages) == [
+        "closing <connection 0> failed",
+        *(f"closing <connection {number}> took longer than 0.01 s" for number in range(1, 5)),
+    ]
+    assert not backend.open, "they have lost their descriptors"
+
+
+def test_a_slow_close_holds_no_place(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    backend.closes.clear()
+    held = pool.acquire()
+    discarding = gevent.spawn(pool.discard, held)
+    settle()
+    assert not discarding.ready()
+    other = pool.acquire(timeout=PATIENCE)
+    assert other is not held
+    pool.release(other)
+
+
+def test_discarding_returns_when_the_connection_is_closed(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    connection = pool.acquire()
+    pool.discard(connection)
+    assert not connection.is_open
+
+
+def test_giving_back_in_a_callback_of_the_event_loop(backend: Backend) -> None:
+    """There, nothing can be waited for."""
+    pool = Pool(backend.connect)
+    kept, discarded = pool.acquire(), pool.acquire()
+    loop = gevent.get_hub().loop
+    loop.run_callback(pool.release, kept)
+    loop.run_callback(pool.discard, discarded)
+    eventually(lambda: not discarded.is_open)
+    assert numbers(pool) == (0, 1, 0, 0)
+
+
+@pytest.mark.parametrize("timeout", [None, -1, "x", float("inf")])
+def test_a_bad_timeout_is_refused(backend: Backend, timeout: Any) -> None:
+    pool = Pool(backend.connect)
+    with pytest.raises(InvalidArgumentError, match="timeout"):
+        pool.close(timeout=timeout)
+    pool.acquire()
+
+
+# Given up
+
+
+def test_a_pool_that_nobody_refers_to_is_collected(backend: Backend) -> None:
+    gc.disable()
+    try:
+        pool = Pool(backend.connect, min_connections=2, reap_interval=0.005)
+        pool.wait_ready(PATIENCE)
+        held = pool.acquire()
+        idle = [connection for connection in backend.connections if connection is not held]
+        reaper: Any = pool._reaper
+        settle()
+        reference = weakref.ref(pool)
+        del pool
+        # Without a cycle it takes no garbage collector.
+        assert reference() is None
+        eventually(lambda: reaper.dead)
+        eventually(lambda: not any(connection.is_open for connection in idle))
+        assert held.is_open
+    finally:
+        gc.enable()
+
+
+def test_a_pool_with_waiters_is_not_collected(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    held = pool.acquire()
+    waiter = spawn_acquire(pool)
+    reference = weakref.ref(pool)
+    del pool
+    gc.collect()
+    kept: Any = reference()
+    assert kept is not None
+    kept.release(held)
+    assert waiter.get(timeout=PATIENCE) is held
+
+
+def test_a_pool_collected_in_another_thread_closes_in_its_own(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    connection = pool.acquire()
+    pool.release(connection)
+    closed_in: list[int] = []
+    kind = type(connection)
+    pool_holder = [pool]
+    del pool
+    original = kind.close
+
+    def close(self: ScriptedConnection) -> None:
+        closed_in.append(threading.get_ident())
+        original(self)
+
+    kind.close = close  # type: ignore[method-assign]
+    try:
+        thread = threading.Thread(target=pool_holder.clear)
+        thread.start()
+        thread.join(PATIENCE)
+        eventually(lambda: closed_in)
+    finally:
+        kind.close = original  # type: ignore[method-assign]
+    assert closed_in == [threading.get_ident()]
+
+
+def test_a_collected_pool_takes_no_lock_and_calls_nobody(backend: Backend) -> None:
+    """It may be collected in the middle of anything."""
+    pool = Pool(backend.connect)
+    connection = pool.acquire()
+    pool.release(connection)
+    switches: list[bool] = []
+    gevent.spawn(switches.append, True)
+    del pool
+    assert connection.is_open
+    assert not switches
+    settle()
+    assert not connection.is_open
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", program], capture_output=True, text=True, timeout=PATIENCE * 3
+    )
+
+
+@pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()"])
+def test_an_interpreter_that_exits_without_closing(patch: str) -> None:
+    program = f"""
+{patch}
+import gevent, gc
+from gevent.server import StreamServer
+from gsocketpool import Pool, TcpConnection
+server = StreamServer(("127.0.0.1", 0), lambda sock, address: gevent.sleep(100))
+server.start()
+pool = Pool(TcpConnection, dict(host="127.0.0.1", port=server.server_port), max_connections=2, min_connections=1)
+pool.wait_ready(5)
+conn = pool.acquire()
+other = pool.acquire()
+pool.release(other)
+waiters = [gevent.spawn(pool.acquire) for _ in range(3)]
+gevent.sleep(0)
+print(pool.size)
+"""
+    done = run(program)
+    assert (done.returncode, done.stdout.strip()) == (0, "2"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pool_outlives_its_event_loop(backend: Backend) -> None:
+    """Its thread has ended, and with it the event loop that would have closed its connections."""
+    holder: list[Pool[Any]] = []
+
+    def use() -> None:
+        holder.append(Pool(backend.connect))
+        holder[0].release(holder[0].acquire())
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join(PATIENCE)
+    assert holder
+    holder.clear()
+    gc.collect()
+
+
+def test_the_sockets_are_closed_too() -> None:
+    from gevent.server import StreamServer
+
+    closed: list[bytes] = []
+
+    def handle(sock: Any, address: object) -> None:
+        closed.append(sock.recv(10))
+
+    server = StreamServer(("127.0.0.1", 0), handle)
+    server.start()
+    try:
+        pool = Pool(TcpConnection, {"host": "127.0.0.1", "port": server.server_port})
+        pool.release(pool.acquire())
+        del pool
+        eventually(lambda: closed)
+        assert closed == [b""]
+    finally:
+        server.stop()
+
+
+def test_a_failing_sweep_does_not_end_the_reaper(
+    backend: Backend, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Pool[Any]):
+        def drop_expired(self) -> None:
+            raise RuntimeError("broken")
+
+    pool = Broken(backend.connect, reap_interval=0.002)
+    pool.release(pool.acquire())
+    eventually(lambda: len(caplog.records) >= 2)
+    assert "a sweep failed" in caplog.text
+    pool.close()

@@ -1,0 +1,597 @@
+"""Nothing is mixed up: half-done exchanges, stale connections, old ones, forks and threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import gevent
+import gevent.os
+import pytest
+from gevent.server import StreamServer
+
+from gsocketpool import Connection, Pool, PoolExhaustedError, TcpConnection, WrongThreadError
+from tests.scripted import PATIENCE, Backend, Clock, ScriptedConnection, eventually, numbers, settle, spawn_acquire
+
+# Blocks
+
+
+@pytest.mark.parametrize("error", [ValueError(), gevent.Timeout(1), gevent.GreenletExit(), KeyboardInterrupt()], ids=repr)
+def test_a_block_left_by_an_exception_discards_its_connection(backend: Backend, error: BaseException) -> None:
+    pool = Pool(backend.connect)
+    with pytest.raises(type(error)) as caught, pool.connection() as connection:
+        raise error
+    assert caught.value is error
+    assert not connection.is_open
+    assert numbers(pool) == (0, 0, 0, 0)
+    assert pool.stats().discarded == {"error": 1}
+
+
+def test_a_generator_that_is_given_up_discards_its_connection(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+
+    def rows() -> Any:
+        with pool.connection() as connection:
+            yield connection
+            yield connection
+
+    iterator = rows()
+    connection = next(iterator)
+    iterator.close()
+    assert not connection.is_open
+
+
+def test_a_class_that_knows_better_keeps_its_connection(backend: Backend) -> None:
+    class Wise(ScriptedConnection):
+        def is_reusable(self, error: BaseException | None) -> bool:
+            return not isinstance(error, OSError)
+
+    pool = Pool(lambda: backend._made(Wise(backend, {})))
+    with pytest.raises(LookupError), pool.connection():
+        raise LookupError
+    assert numbers(pool) == (0, 1, 0, 0)
+    with pytest.raises(OSError, match="gone"), pool.connection():
+        raise OSError("gone")
+    assert numbers(pool) == (0, 0, 0, 0)
+
+
+def test_only_true_is_a_yes(backend: Backend) -> None:
+    """What answers everything with something true doesn't know better."""
+
+    class Vague(ScriptedConnection):
+        def is_reusable(self, error: BaseException | None) -> Any:
+            return "maybe"
+
+    pool = Pool(lambda: backend._made(Vague(backend, {})))
+    with pytest.raises(LookupError), pool.connection():
+        raise LookupError
+    assert not backend.open
+
+
+def test_discarding_by_hand(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    connection = pool.acquire()
+    pool.discard(connection)
+    assert not connection.is_open
+    assert pool.stats().discarded == {"by hand": 1}
+    with pool.connection() as connection:
+        pool.discard(connection)
+        other = pool.acquire()
+    assert not connection.is_open
+    assert other.is_open, "the end of the block concerns its own connection alone"
+    assert numbers(pool) == (1, 0, 0, 0)
+
+
+def test_a_block_does_not_give_back_what_is_anothers_by_now(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    with pool.connection() as connection:
+        pool.release(connection)
+        assert pool.acquire() is connection
+    assert numbers(pool) == (1, 0, 0, 0)
+
+
+def test_detaching(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    with pool.connection() as connection:
+        assert pool.detach(connection) is connection
+        assert numbers(pool) == (0, 0, 0, 0)
+        waiter = spawn_acquire(pool)
+        assert waiter.get(timeout=PATIENCE) is not connection
+    assert connection.is_open
+    assert numbers(pool) == (1, 0, 0, 0)
+
+
+def test_what_was_closed_by_its_user_is_not_kept(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    with pool.connection() as connection:
+        connection.close()
+    assert numbers(pool) == (0, 0, 0, 0)
+    assert pool.stats().discarded == {"not reusable": 1}
+    assert connection.closings == 1, "it was closed already"
+
+
+# Checks
+
+
+def test_an_idle_connection_that_is_closed_is_not_handed_out(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    connections = [pool.acquire() for _ in range(3)]
+    for connection in connections:
+        pool.release(connection)
+    for connection in connections[1:]:
+        connection.is_open = False
+    assert pool.acquire() is connections[0], "the next one is tried"
+    assert pool.acquire().number == 3, "then a fresh one"
+    assert pool.stats().discarded == {"unusable": 2}
+
+
+@pytest.mark.parametrize("answer", [False, OSError("no pong"), None, 0])
+def test_a_check_of_the_users_own(backend: Backend, answer: Any) -> None:
+    pool = Pool(backend.connect_checked)
+    first = pool.acquire()
+    pool.release(first)
+    assert pool.acquire() is first
+    pool.release(first)
+    backend.answer = answer
+    assert pool.acquire().number == 1, "a fresh one is not asked"
+    assert not first.is_open
+
+
+class Line(TcpConnection):
+    def exchange(self, text: bytes) -> bytes:
+        self.send(text + b"\n")
+        return self.recv_until(b"\n")[:-1]
+
+
+class LineServer:
+    """Echoes lines, and can be restarted."""
+
+    def __init__(self) -> None:
+        self.handlers: list[gevent.Greenlet] = []
+        self.listen(0)
+
+    def listen(self, port: int) -> None:
+        self.server = StreamServer(("127.0.0.1", port), self.handle)
+        self.server.start()
+        self.port: int = self.server.server_port
+
+    def handle(self, sock: Any, address: object) -> None:
+        self.handlers.append(gevent.getcurrent())
+        try:
+            with sock, sock.makefile("rb") as lines:
+                for line in lines:
+                    sock.sendall(line * (2 if line == b"twice\n" else 1))
+        except OSError:
+            pass
+
+    def stop(self) -> None:
+        self.server.stop()
+        gevent.killall(self.handlers)
+        self.handlers.clear()
+
+    def restart(self) -> None:
+        self.stop()
+        self.listen(self.port)
+
+
+@pytest.fixture
+def server() -> Any:
+    server = LineServer()
+    yield server
+    server.stop()
+
+
+def line_pool(server: LineServer, **settings: Any) -> Pool[Line]:
+    return Pool(Line, {"host": "127.0.0.1", "port": server.port}, **settings)
+
+
+def test_after_a_restart_of_the_backend_not_one_request_fails(server: LineServer) -> None:
+    with line_pool(server) as pool:
+        connections = [pool.acquire() for _ in range(8)]
+        for connection in connections:
+            assert connection.exchange(b"before") == b"before"
+            pool.release(connection)
+        server.restart()
+        eventually(lambda: not any(connection.is_usable() for connection in connections))
+
+        def request(number: int) -> None:
+            with pool.connection() as connection:
+                assert connection.exchange(b"%d" % number) == b"%d" % number
+
+        gevent.joinall([gevent.spawn(request, number) for number in range(20)], raise_error=True)
+        assert pool.stats().discarded == {"unusable": 8}
+
+
+def test_the_next_user_never_reads_a_reply_that_is_not_its_own(server: LineServer) -> None:
+    with line_pool(server) as pool:
+        with pool.connection() as first:
+            assert first.exchange(b"twice") == b"twice"
+        with pool.connection() as second:
+            assert second.exchange(b"mine") == b"mine"
+        assert second is not first
+
+
+def test_bytes_left_unread_make_a_connection_unfit(server: LineServer) -> None:
+    with line_pool(server) as pool:
+        with pool.connection() as first:
+            first.send(b"a long line\n")
+            assert first.recv_exactly(6) == b"a long"
+        with pool.connection() as second:
+            assert second.exchange(b"mine") == b"mine"
+        assert second is not first
+
+
+def test_a_timeout_caught_in_the_block_makes_a_connection_unfit(server: LineServer) -> None:
+    with Pool(Line, {"host": "127.0.0.1", "port": server.port, "timeout": 0.01}) as pool:
+        with pool.connection() as first:
+            with pytest.raises(TimeoutError):
+                first.recv()
+            first.send(b"late\n")
+        with pool.connection() as second:
+            assert second.exchange(b"mine") == b"mine"
+        assert second is not first
+
+
+def test_checking_a_socket_does_not_switch(server: LineServer) -> None:
+    with line_pool(server) as pool:
+        with pool.connection() as connection:
+            connection.exchange(b"x")
+        settle()
+        ran: list[bool] = []
+        gevent.spawn(ran.append, True)
+        pool.release(pool.acquire(timeout=0))
+        assert not ran
+
+
+# Growing old
+
+
+def test_a_connection_is_retired_at_the_end_of_its_lifetime(backend: Backend, clock: Clock) -> None:
+    pool = clock.pool(backend.connect, max_lifetime=100)
+    first = pool.acquire()
+    pool.release(first)
+    clock.advance(89)
+    assert pool.acquire() is first
+    clock.advance(11)
+    pool.release(first)
+    assert not first.is_open, "in use: on its return"
+    second = pool.acquire()
+    pool.release(second)
+    clock.advance(100)
+    assert pool.acquire() is not second, "idle: when it would be handed out"
+    assert pool.stats().retired == {"lifetime": 2}
+
+
+def test_lifetimes_are_jittered_by_up_to_a_tenth_downwards(backend: Backend, clock: Clock) -> None:
+    pool = clock.pool(backend.connect, max_lifetime=100, max_opening=None)
+    for connection in [pool.acquire() for _ in range(200)]:
+        pool.release(connection)
+    ends = [entry.expires_at - clock.now for entry in pool._state.idle]
+    assert all(90 <= end <= 100 for end in ends)
+    assert max(ends) - min(ends) > 5
+    before = list(ends)
+    for connection in [pool.acquire() for _ in range(200)]:
+        pool.release(connection)
+    assert sorted(entry.expires_at - clock.now for entry in pool._state.idle) == sorted(before), "computed once"
+
+
+def test_a_connection_idle_for_too_long_is_retired(backend: Backend, clock: Clock) -> None:
+    pool = clock.pool(backend.connect, idle_timeout=10, max_connections=1)
+    first = pool.acquire()
+    clock.advance(50)
+    pool.release(first)
+    clock.advance(9)
+    assert pool.acquire() is first
+    clock.advance(50)
+    waiter = spawn_acquire(pool)
+    pool.release(first)
+    assert waiter.get(timeout=PATIENCE) is first, "handed over, it was not idle at all"
+    pool.release(first)
+    clock.advance(10)
+    assert pool.acquire() is not first
+    assert pool.stats().retired == {"idle": 1}
+
+
+def test_draining(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    idle, held = pool.acquire(), pool.acquire()
+    pool.release(idle)
+    pool.drain()
+    assert not idle.is_open
+    assert held.is_open
+    fresh = pool.acquire()
+    pool.release(held)
+    assert not held.is_open
+    assert pool.stats().retired == {"drain": 2}
+    pool.release(fresh)
+    assert pool.acquire() is fresh, "those opened afterwards are not concerned"
+
+
+def test_what_was_being_opened_at_a_drain_is_not_kept(backend: Backend) -> None:
+    backend.opens.clear()
+    pool = Pool(backend.connect)
+    caller = spawn_acquire(pool)
+    pool.drain()
+    backend.opens.set()
+    settle()
+    assert caller.get(timeout=PATIENCE).number == 1
+    assert not backend.connections[0].is_open
+
+
+def test_a_sweep_retires_what_is_overdue(backend: Backend, clock: Clock) -> None:
+    pool = clock.pool(backend.connect, idle_timeout=60, max_lifetime=1000, reap_interval=0.005)
+    for connection in [pool.acquire() for _ in range(3)]:
+        pool.release(connection)
+    clock.advance(59)
+    used = pool.acquire()
+    pool.release(used)
+    clock.advance(1)
+    eventually(lambda: numbers(pool) == (0, 1, 0, 0))
+    assert backend.open == [used]
+    assert pool.stats().retired == {"idle": 2}
+    pool.close()
+
+
+def test_the_users_is_expired_is_the_reapers_alone(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    connection = pool.acquire()
+    connection.says_expired = True
+    pool.release(connection)
+    assert pool.acquire() is connection
+    pool.release(connection)
+    pool.drop_expired()
+    assert not connection.is_open
+    assert pool.stats().retired == {"expired": 1}
+
+
+# Forks
+
+
+def in_child(act: Any) -> None:
+    """Forks as gevent does, runs `act` in the child, and raises what went wrong there."""
+    reader, writer = os.pipe()
+    child = gevent.os.fork()
+    if child == 0:
+        report = b"ok"
+        try:
+            os.close(reader)
+            with gevent.Timeout(PATIENCE):
+                act()
+        except BaseException as error:
+            import traceback
+
+            report = "".join(traceback.format_exception(error)).encode()
+        finally:
+            os.write(writer, report[-4000:])
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        # Reading it would block the server in this process, too.
+        gevent.os.make_nonblocking(pipe.fileno())
+        report = b""
+        while part := gevent.os.nb_read(pipe.fileno(), 4096):
+            report += part
+    os.waitpid(child, 0)
+    assert report == b"ok", report.decode()
+
+
+def test_a_forked_child_starts_empty_and_the_parent_notices_nothing(server: LineServer) -> None:
+    with line_pool(server, min_connections=1) as pool:
+        pool.wait_ready(PATIENCE)
+        idle, held = pool.acquire(), pool.acquire()
+        held.send(b"half an")
+        pool.release(idle)
+        before = repr(pool)
+
+        def child() -> None:
+            assert numbers(pool)[:2] == (0, 0)
+            for connection in (idle, held):
+                assert connection.socket.fileno() == -1
+            with pool.connection() as connection:
+                assert connection not in (idle, held)
+                assert connection.exchange(b"child") == b"child"
+            pool.close()
+
+        in_child(child)
+        assert repr(pool) == before
+        held.send(b" exchange\n")
+        assert held.recv_until(b"\n") == b"half an exchange\n"
+        pool.release(held)
+        with pool.connection() as connection:
+            assert connection.exchange(b"parent") == b"parent"
+        assert pool.stats().discarded == {}
+
+
+def test_a_child_forked_inside_a_block_leaves_it_in_peace(server: LineServer) -> None:
+    with line_pool(server) as pool, pool.connection() as connection:
+        connection.send(b"one\n")
+        eventually(lambda: not connection.is_usable())
+
+        def child() -> None:
+            try:
+                connection.recv()
+            except OSError:
+                return
+            raise AssertionError("the child has read the parent's reply")
+
+        in_child(child)
+        assert connection.recv_until(b"\n") == b"one\n"
+
+
+def test_what_was_under_way_at_a_fork_ends_in_the_child(backend: Backend) -> None:
+    """Waiters, an opening and a closing, all copied by the fork."""
+    pool = Pool(backend.connect, max_connections=3, max_opening=1)
+    first, second = pool.acquire(), pool.acquire()
+    backend.closes.clear()
+    closing = gevent.spawn(pool.discard, first)
+    settle()
+    backend.opens.clear()
+    waiters = [spawn_acquire(pool) for _ in range(2)]
+    assert numbers(pool) == (1, 0, 1, 2)
+
+    def child() -> None:
+        assert numbers(pool)[:3] == (0, 0, 0)
+        assert not backend.open
+        backend.opens.set()
+        for waiter in waiters:
+            assert waiter.get(timeout=PATIENCE).number > 2
+        settle()
+        assert numbers(pool)[0] == 2
+        assert first.closings == 1
+        backend.closes.set()
+        closing.join(PATIENCE)
+
+    in_child(child)
+    assert numbers(pool) == (1, 0, 1, 2)
+    backend.closes.set()
+    backend.opens.set()
+    pool.release(second)
+    for waiter in waiters:
+        pool.release(waiter.get(timeout=PATIENCE))
+    assert numbers(pool)[1] == 2
+
+
+def test_the_childs_reaper_is_its_own(backend: Backend) -> None:
+    pool = Pool(backend.connect, reap_interval=0.005)
+    pool.release(pool.acquire())
+    parents = pool._reaper
+
+    def child() -> None:
+        assert pool._reaper is None
+        connection = pool.acquire()
+        connection.says_expired = True
+        pool.release(connection)
+        settle()
+        assert parents.dead
+        assert pool._reaper is not parents
+        eventually(lambda: not connection.is_open)
+
+    in_child(child)
+    assert not parents.dead
+    pool.close()
+
+
+def test_a_hand_over_that_the_fork_caught_under_way(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    held = pool.acquire()
+    waiter = spawn_acquire(pool)
+    pool.release(held)
+
+    def child() -> None:
+        assert waiter.get(timeout=PATIENCE) is not held
+
+    in_child(child)
+    assert waiter.get(timeout=PATIENCE) is held
+
+
+def test_a_closed_pool_is_closed_in_the_child(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    pool.release(pool.acquire())
+    pool.close()
+    in_child(pool.close)
+
+
+# Threads
+
+
+def in_thread(act: Any) -> Any:
+    result: list[Any] = []
+
+    def run() -> None:
+        try:
+            result.append(act())
+        except BaseException as error:
+            result.append(error)
+        finally:
+            gevent.get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(PATIENCE)
+    (outcome,) = result
+    return outcome
+
+
+def test_another_thread_gets_a_clear_error_and_does_no_harm(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=2)
+    held = pool.acquire()
+    pool.release(pool.acquire())
+    acts = [
+        pool.acquire,
+        pool.connection().__enter__,
+        lambda: pool.release(held),
+        lambda: pool.discard(held),
+        lambda: pool.detach(held),
+        pool.drain,
+        pool.drop_expired,
+        pool.wait_ready,
+        pool.close,
+        lambda: pool.resize(5),
+    ]
+    before = pool.stats()
+    for act in acts:
+        error = in_thread(act)
+        assert isinstance(error, WrongThreadError)
+        assert "pool 'connect' is in use by another thread" in str(error)
+        assert pool.stats() == before
+    pool.release(held)
+    assert numbers(pool) == (0, 2, 0, 0)
+
+
+def test_a_pool_belongs_to_the_thread_that_first_uses_it(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+
+    def use() -> object:
+        with pool.connection() as connection:
+            return connection
+
+    assert in_thread(use) is backend.connections[0]
+    assert isinstance(in_thread(use), WrongThreadError)
+    with pytest.raises(WrongThreadError):
+        use()
+
+
+def test_pools_of_one_program_do_not_meet(backend: Backend) -> None:
+    first, second = Pool(backend.connect, max_connections=1), Pool(backend.connect, max_connections=1)
+    connection = first.acquire()
+    other = second.acquire()
+    waiter = spawn_acquire(first)
+    second.release(other)
+    settle()
+    assert not waiter.ready()
+    with pytest.raises(PoolExhaustedError):
+        first.acquire(timeout=0)
+    first.release(connection)
+    assert waiter.get(timeout=PATIENCE) is connection
+
+
+def test_a_class_of_the_old_days_is_peeked_at_by_its_socket(server: LineServer) -> None:
+    class Old(Connection):
+        def __init__(self, port: int) -> None:
+            self._port = port
+            self._sock: Any = None
+
+        def open(self) -> None:
+            self._sock = gevent.socket.create_connection(("127.0.0.1", self._port))
+
+        def close(self) -> None:
+            self._sock.close()
+            self._sock = None
+
+        def get(self) -> Any:
+            return self._sock
+
+        def is_connected(self) -> bool:
+            return self._sock is not None
+
+    with Pool(Old, {"port": server.port}) as pool:
+        with pool.connection() as first:
+            first.get().sendall(b"x\n")
+            assert first.get().recv(10) == b"x\n"
+        server.restart()
+        eventually(lambda: not first.is_usable())
+        with pool.connection() as second:
+            second.get().sendall(b"y\n")
+            assert second.get().recv(10) == b"y\n"
+        assert second is not first
