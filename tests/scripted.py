@@ -48,10 +48,9 @@ class Backend:
 
 
 class ScriptedConnection(Connection):
-    """Equal to every other one, without a hash, and without a way to set an attribute it doesn't know."""
+    """Equal to every other one, and without a hash."""
 
     __hash__ = None  # type: ignore[assignment]
-    __slots__ = ("backend", "closings", "is_open", "number", "options", "says_expired")
 
     def __init__(self, backend: Backend, options: dict[str, Any]) -> None:
         self.backend = backend
@@ -93,8 +92,6 @@ class ScriptedConnection(Connection):
 
 
 class CheckedConnection(ScriptedConnection):
-    __slots__ = ()
-
     def is_usable(self) -> bool:
         self.backend.checks.wait()
         if isinstance(self.backend.answer, BaseException):

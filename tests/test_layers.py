@@ -1,0 +1,90 @@
+"""The house: what may import what."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+#: Who is on which floor. A module imports from floors below its own only.
+FLOORS = [
+    {"gsocketpool.exceptions", "gsocketpool.stats", "gsocketpool._state", "gsocketpool._where", "gsocketpool._forking"},
+    {"gsocketpool.settings", "gsocketpool.reaper", "gsocketpool._descriptors", "gsocketpool._block"},
+    {"gsocketpool.connection"},
+    {"gsocketpool._steps"},
+    {"gsocketpool._aside"},
+    {"gsocketpool.pool"},
+    {"gsocketpool"},
+    {"flask_gsocketpool.config"},
+    {"flask_gsocketpool.extension"},
+    {"flask_gsocketpool.globals"},
+    {"flask_gsocketpool"},
+]
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("gsocketpool", "flask_gsocketpool")
+    for path in (ROOT / package).glob("*.py")
+}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that are imported when this one is, as far as a type checker's don't count."""
+    tree = ast.parse(path.read_text())
+    for node in list(ast.walk(tree)):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body.clear()
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module
+            found.update(
+                f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in MODULES else node.module
+                for alias in node.names
+            )
+    return found
+
+
+def test_every_module_has_its_floor() -> None:
+    assert set().union(*FLOORS) == set(MODULES)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_point_one_way(module: str) -> None:
+    floor = next(number for number, modules in enumerate(FLOORS) if module in modules)
+    below = set().union(*FLOORS[:floor])
+    assert {name for name in imports(MODULES[module]) if name in MODULES} <= below
+
+
+def test_the_state_is_pure() -> None:
+    assert imports(MODULES["gsocketpool._state"]) <= {"__future__", "math", "collections", "collections.abc", "enum", "typing"}
+
+
+def test_the_core_needs_gevent_alone() -> None:
+    own = {"gsocketpool"}
+    for module, path in MODULES.items():
+        if module.startswith("gsocketpool"):
+            roots = {name.split(".")[0] for name in imports(path)}
+            assert roots <= set(sys.stdlib_module_names) | own | {"gevent"}
+
+
+def test_the_configuration_needs_no_flask() -> None:
+    assert not any(name.startswith(("flask.", "werkzeug")) for name in imports(MODULES["flask_gsocketpool.config"]))
+
+
+def test_without_flask_it_is_said_what_to_install() -> None:
+    program = "import sys; sys.modules['flask'] = None; import flask_gsocketpool"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "ImportError: flask_gsocketpool needs Flask: pip install 'gsocketpool[flask]'" in done.stderr
+
+
+@pytest.mark.parametrize("package", ["gsocketpool", "flask_gsocketpool"])
+def test_types_are_shipped(package: str) -> None:
+    assert (ROOT / package / "py.typed").exists()
