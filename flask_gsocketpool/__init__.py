@@ -8,7 +8,7 @@ except ModuleNotFoundError as error:
     raise ImportError("flask_gsocketpool needs Flask: pip install 'gsocketpool[flask]'") from error
 
 from flask_gsocketpool.config import ConfigurationError
-from flask_gsocketpool.extension import GSocketPool
+from flask_gsocketpool.extension import GSocketPool, UnknownPoolError
 from flask_gsocketpool.globals import current_pool, current_pools
 
-__all__ = ["ConfigurationError", "GSocketPool", "current_pool", "current_pools"]
+__all__ = ["ConfigurationError", "GSocketPool", "UnknownPoolError", "current_pool", "current_pools"]

@@ -104,8 +104,9 @@ def _read_pool(given: Mapping[str, Any], name: str, key_of: Callable[[str], str]
     return PoolConfig(factory, options, settings)
 
 
-def _nearest(given: str, known: Collection[str], key_of: Callable[[str], str]) -> str:
-    nearest = difflib.get_close_matches(given.lower(), known, n=1)
+def _nearest(given: object, known: Collection[str], key_of: Callable[[str], str]) -> str:
+    word = str(given).lower()
+    nearest = [key for key in known if key.startswith(word)] or difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {key_of(nearest[0])}?" if nearest else ""
 
 

@@ -51,8 +51,12 @@ class GSocketPool:
             app.register_error_handler(PoolExhaustedError, _answer_exhaustion)
 
 
-class UnknownPoolError(PoolError, LookupError):
+class UnknownPoolError(PoolError, KeyError):
     """The app has no pool of that name."""
+
+    def __str__(self) -> str:
+        # A KeyError shows the repr of what it was given.
+        return str(self.args[0])
 
 
 class Pools(Mapping[str, Pool[Any]]):
@@ -76,6 +80,9 @@ class Pools(Mapping[str, Pool[Any]]):
             config = self._configs[name]
             pools[name] = Pool(config.factory, config.options, **config.settings)
         return pools[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._configs
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._configs)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from flask import current_app
 from werkzeug.local import LocalProxy
 
 from flask_gsocketpool.config import DEFAULT
 from flask_gsocketpool.extension import EXTENSION, Pools
-
-if TYPE_CHECKING:
-    from gsocketpool import Pool
+from gsocketpool import Pool
 
 
 def _pools() -> Pools:
@@ -32,8 +31,26 @@ def _default_pool() -> Pool[Any]:
     return _pools()[DEFAULT]
 
 
+class CurrentPools(Mapping[str, Pool[Any]]):
+    """The pools of the current app by name."""
+
+    # No LocalProxy: Python would turn the error of one that is iterated over without a context into "is not iterable".
+
+    def __getitem__(self, name: str) -> Pool[Any]:
+        return _pools()[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in _pools()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_pools())
+
+    def __len__(self) -> int:
+        return len(_pools())
+
+
 #: The pools of the current app by name: ``current_pools["cache"]``.
-current_pools: Pools = LocalProxy(_pools)  # type: ignore[assignment]
+current_pools = CurrentPools()
 
 #: The current app's default pool, that of the plain ``SOCKETPOOL_*`` keys.
 current_pool: Pool[Any] = LocalProxy(_default_pool)  # type: ignore[assignment]

@@ -383,9 +383,9 @@ class Pool(Generic[C]):
         """Makes a connection and opens it. A subclass may override it; what it returns need not be open."""
         options = self._options() if callable(self._options) else self._options
         connection = self._factory(**options)
-        for step in ("open", "close", "is_connected"):
-            if not callable(getattr(connection, step, None)):
-                raise InvalidArgumentError("factory", self._factory, f"to return objects with a method {step}()")
+        if not all(callable(getattr(connection, step, None)) for step in ("open", "close", "is_connected")):
+            allowed = "a callable that returns objects with open(), close() and is_connected()"
+            raise InvalidArgumentError("factory", self._factory, allowed)
         entry = self._state.opening.get(getcurrent())
         if entry is not None:
             # Known from now on, so that it is not lost if opening it gets interrupted.

@@ -241,7 +241,10 @@ def test_a_collected_pool_takes_no_lock_and_calls_nobody(backend: Backend) -> No
 
 def run(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", program], capture_output=True, text=True, timeout=PATIENCE * 3
+        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE * 3,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +14,11 @@ from gsocketpool import ConnectionNotFoundError, InvalidArgumentError, Pool, Poo
 from tests.scripted import PATIENCE, Backend, ScriptedConnection, eventually, numbers, settle, spawn_acquire
 
 
-class Interruption(Exception):
+class InterruptionError(Exception):
     """An ordinary exception, thrown from outside."""
 
 
-THROWN = [gevent.GreenletExit(), gevent.Timeout(1), Interruption(), KeyError("x")]
+THROWN = [gevent.GreenletExit(), gevent.Timeout(1), InterruptionError(), KeyError("x")]
 
 
 def throw(greenlet: gevent.Greenlet, error: BaseException) -> None:
@@ -283,7 +284,7 @@ def test_an_open_error_reaches_the_caller_as_it_is(backend: Backend) -> None:
     check_whole(pool, backend)
 
 
-@pytest.mark.parametrize("error", [gevent.Timeout(3), Interruption(), SystemExit(3)], ids=repr)
+@pytest.mark.parametrize("error", [gevent.Timeout(3), InterruptionError(), SystemExit(3)], ids=repr)
 def test_so_does_anything_else_that_opening_raises(backend: Backend, error: BaseException) -> None:
     pool = Pool(backend.connect, max_connections=1)
     backend.failures.append(error)
@@ -411,7 +412,7 @@ def test_a_factory_that_raises(backend: Backend) -> None:
 @pytest.mark.parametrize("made", [None, 3, object()])
 def test_a_factory_that_makes_something_else(made: object) -> None:
     pool = Pool(lambda: made)
-    with pytest.raises(InvalidArgumentError, match="factory must be to return objects|factory must"):
+    with pytest.raises(InvalidArgumentError, match=r"factory must be a callable that returns objects with open\(\)"):
         pool.acquire()
     assert pool.size == 0
 
@@ -438,10 +439,8 @@ def test_steps_that_raise_do_no_harm(
         pool.release(pool.acquire())
         armed = True
         for act in (lambda: pool.release(pool.acquire(timeout=0)), pool.drop_expired, pool.drain):
-            try:
+            with contextlib.suppress(PoolExhaustedError, type(raised)):
                 act()
-            except (PoolExhaustedError, ValueError, gevent.Timeout) as error:
-                assert isinstance(error, PoolExhaustedError) or error is raised
             settle()
         armed = False
         for connection in backend.open:

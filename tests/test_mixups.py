@@ -17,7 +17,9 @@ from tests.scripted import PATIENCE, Backend, Clock, ScriptedConnection, eventua
 # Blocks
 
 
-@pytest.mark.parametrize("error", [ValueError(), gevent.Timeout(1), gevent.GreenletExit(), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    "error", [ValueError(), gevent.Timeout(1), gevent.GreenletExit(), KeyboardInterrupt()], ids=repr
+)
 def test_a_block_left_by_an_exception_discards_its_connection(backend: Backend, error: BaseException) -> None:
     pool = Pool(backend.connect)
     with pytest.raises(type(error)) as caught, pool.connection() as connection:

@@ -136,11 +136,18 @@ class Machine(RuleBasedStateMachine):
         return self.count
 
     @initialize(
-        most=st.integers(1, 4), least=st.integers(0, 2), at_once=st.none() | st.integers(1, 3), idle=st.none() | st.just(5)
+        most=st.integers(1, 4),
+        least=st.integers(0, 2),
+        at_once=st.none() | st.integers(1, 3),
+        idle=st.none() | st.just(5),
     )
     def begin(self, most: int, least: int, at_once: int | None, idle: int | None) -> None:
         self.state = State(
-            max_connections=most, min_connections=min(least, most), max_opening=at_once, max_waiting=5, idle_timeout=idle
+            max_connections=most,
+            min_connections=min(least, most),
+            max_opening=at_once,
+            max_waiting=5,
+            idle_timeout=idle,
         )
 
     # What the driver does after whatever may have freed a place

@@ -56,7 +56,7 @@ def test_the_arguments_have_their_order() -> None:
 
 
 def test_its_first_example(echo_port: int) -> None:
-    options = dict(host="localhost", port=echo_port)
+    options = {"host": "localhost", "port": echo_port}
     pool = Pool(TcpConnection, options)
     with pool.connection() as conn:
         conn.send(b"hello")
@@ -180,7 +180,7 @@ class RpcPoolClient(RpcClient, Connection):
 
 
 def test_a_client_with_traps(echo_port: int, caplog: pytest.LogCaptureFixture) -> None:
-    pool = Pool(RpcPoolClient, dict(host="127.0.0.1", port=echo_port))
+    pool = Pool(RpcPoolClient, {"host": "127.0.0.1", "port": echo_port})
     with pool.connection() as client:
         assert client.call(b"one") == b"one"
     with pool.connection() as again:

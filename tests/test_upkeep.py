@@ -7,7 +7,14 @@ from typing import Any
 import gevent
 import pytest
 
-from gsocketpool import ConnectionNotFoundError, InvalidArgumentError, Pool, PoolClosedError, PoolError, PoolNotReadyError
+from gsocketpool import (
+    ConnectionNotFoundError,
+    InvalidArgumentError,
+    Pool,
+    PoolClosedError,
+    PoolError,
+    PoolNotReadyError,
+)
 from tests.scripted import PATIENCE, Backend, eventually, numbers, settle, spawn_acquire
 
 COUNTS = ["initial_connections", "max_connections", "min_connections", "max_waiting", "max_opening"]
@@ -20,7 +27,15 @@ SECONDS = [
     "idle_timeout",
     "leak_threshold",
 ]
-OPTIONAL = ["max_waiting", "max_opening", "acquire_timeout", "open_timeout", "max_lifetime", "idle_timeout", "leak_threshold"]
+OPTIONAL = [
+    "max_waiting",
+    "max_opening",
+    "acquire_timeout",
+    "open_timeout",
+    "max_lifetime",
+    "idle_timeout",
+    "leak_threshold",
+]
 
 
 @pytest.mark.parametrize("argument", COUNTS + SECONDS)

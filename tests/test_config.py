@@ -1,0 +1,303 @@
+"""From configuration keys to pools, and every complaint on the way."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from flask_gsocketpool import ConfigurationError
+from flask_gsocketpool.config import PoolConfig, read_config
+from gsocketpool import PoolError, TcpConnection, TlsConnection, UnixConnection
+from gsocketpool.settings import Settings
+
+URL = "tcp://localhost:2000"
+
+
+def default(**config: Any) -> PoolConfig:
+    return read_config({f"SOCKETPOOL_{key}": value for key, value in config.items()})["default"]
+
+
+class Options:
+    """A factory whose arguments are plain to see."""
+
+    def __init__(self, host: str, port: int, password: str | None = None) -> None:
+        pass
+
+
+def test_no_key_no_pool() -> None:
+    assert read_config({}) == {}
+    assert read_config({"DEBUG": True, "POOLS": 1}) == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "factory", "options"),
+    [
+        ("tcp://localhost:2000", TcpConnection, {"host": "localhost", "port": 2000}),
+        ("tcp://[::1]:2000/", TcpConnection, {"host": "::1", "port": 2000}),
+        (
+            "tcp://10.0.0.1:1?timeout=2.5&lifetime=null",
+            TcpConnection,
+            {"host": "10.0.0.1", "port": 1, "timeout": 2.5, "lifetime": None},
+        ),
+        (
+            "tls://example.org:443?server_hostname=www.example.org",
+            TlsConnection,
+            {"host": "example.org", "port": 443, "server_hostname": "www.example.org"},
+        ),
+        ("unix:///run/backend.sock", UnixConnection, {"path": "/run/backend.sock"}),
+        ("unix:///run/backend.sock?timeout=3", UnixConnection, {"path": "/run/backend.sock", "timeout": 3}),
+    ],
+)
+def test_urls(url: str, factory: type, options: dict[str, Any]) -> None:
+    pool = default(URL=url)
+    assert pool.factory is factory
+    assert pool.options == options
+    assert pool.settings == {"name": "default"}
+
+
+def test_a_tcp_connection_is_the_default_factory() -> None:
+    pool = default(OPTIONS={"host": "h", "port": 1})
+    assert pool.factory is TcpConnection
+
+
+@pytest.mark.parametrize("factory", [Options, "tests.test_config:Options"])
+def test_a_factory_gets_what_the_url_and_the_options_say(factory: Any) -> None:
+    pool = default(FACTORY=factory, URL=URL, OPTIONS={"password": "secret"})
+    assert pool.factory is Options
+    assert pool.options == {"host": "localhost", "port": 2000, "password": "secret"}
+
+
+def test_options_go_before_the_url() -> None:
+    assert default(URL=URL, OPTIONS={"port": 3000}).options == {"host": "localhost", "port": 3000}
+
+
+def test_options_may_be_a_callable() -> None:
+    def options() -> dict[str, Any]:
+        return {"host": "localhost", "port": 2000}
+
+    assert default(OPTIONS=options).options is options
+
+
+def test_a_factory_may_be_any_callable_with_any_options() -> None:
+    pool = default(FACTORY=lambda **options: None, OPTIONS={"whatever": 1})
+    assert pool.options == {"whatever": 1}
+
+
+def test_own_context_for_tls() -> None:
+    context = ssl.create_default_context()
+    assert default(URL="tls://localhost:2000", OPTIONS={"ssl_context": context}).options["ssl_context"] is context
+
+
+VALUES = {
+    "initial_connections": 1,
+    "max_connections": 7,
+    "reap_expired_connections": False,
+    "reap_interval": 2.5,
+    "name": "called",
+    "min_connections": 2,
+    "max_waiting": 3,
+    "acquire_timeout": 1.5,
+    "open_timeout": 2.0,
+    "close_timeout": 3.0,
+    "max_opening": 4,
+    "max_lifetime": 100.0,
+    "idle_timeout": 10.0,
+    "leak_threshold": 20.0,
+}
+
+
+def test_there_is_a_key_for_every_argument_of_a_pool() -> None:
+    assert set(VALUES) == set(Settings.__dataclass_fields__)
+    assert default(URL=URL, **{key.upper(): value for key, value in VALUES.items()}).settings == VALUES
+    strings = {key.upper(): str(value) for key, value in VALUES.items()}
+    assert default(URL=URL, **strings).settings == VALUES
+
+
+@pytest.mark.parametrize(
+    ("word", "meaning"), [("yes", True), ("On", True), ("1", True), ("FALSE", False), ("0", False)]
+)
+def test_words_for_true_and_false(word: str, meaning: bool) -> None:
+    assert default(URL=URL, REAP_EXPIRED_CONNECTIONS=word).settings["reap_expired_connections"] is meaning
+
+
+@pytest.mark.parametrize("word", ["", "none", "None", "null", " none "])
+def test_words_for_nothing(word: str) -> None:
+    assert default(URL=URL, ACQUIRE_TIMEOUT=word).settings["acquire_timeout"] is None
+    assert default(URL=URL, MAX_WAITING=word).settings["max_waiting"] is None
+
+
+def test_named_pools() -> None:
+    pools = read_config(
+        {
+            "SOCKETPOOL_URL": URL,
+            "SOCKETPOOL_POOLS": {
+                "cache": {"url": "unix:///run/cache", "max_connections": "20"},
+                "search": {"factory": Options, "options": {"host": "h", "port": 1}, "name": "Search"},
+            },
+        }
+    )
+    assert list(pools) == ["default", "cache", "search"]
+    assert pools["cache"] == PoolConfig(
+        UnixConnection, {"path": "/run/cache"}, {"max_connections": 20, "name": "cache"}
+    )
+    assert pools["search"].settings == {"name": "Search"}
+
+
+def test_the_default_pool_may_be_among_the_named_ones() -> None:
+    assert list(read_config({"SOCKETPOOL_POOLS": {"default": {"url": URL}}})) == ["default"]
+
+
+def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {
+        "URL": URL,
+        "MAX_CONNECTIONS": "12",
+        "OPTIONS__timeout": "2.5",
+        "ACQUIRE_TIMEOUT": "none",
+        "REAP_EXPIRED_CONNECTIONS": "false",
+        "POOLS__cache__url": "tcp://localhost:6379",
+        "POOLS__cache__factory": "tests.test_config:Options",
+        "POOLS__cache__options__password": "secret",
+        "POOLS__cache__max_connections": "20",
+    }.items():
+        monkeypatch.setenv(f"FLASK_SOCKETPOOL_{key}", value)
+    app = Flask("app")
+    app.config.from_prefixed_env()
+    pools = read_config(app.config)
+    assert pools["default"].options == {"host": "localhost", "port": 2000, "timeout": 2.5}
+    assert pools["default"].settings == {
+        "max_connections": 12,
+        "acquire_timeout": None,
+        "reap_expired_connections": False,
+        "name": "default",
+    }
+    assert pools["cache"] == PoolConfig(
+        Options,
+        {"host": "localhost", "port": 6379, "password": "secret"},
+        {"max_connections": 20, "name": "cache"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        # Unknown keys.
+        (
+            {"URL": URL, "MAX_CONECTIONS": 5},
+            "_MAX_CONECTIONS is not a known key; did you mean SOCKETPOOL_MAX_CONNECTIONS?",
+        ),
+        ({"URL": URL, "POOL": {}}, "_POOL is not a known key; did you mean SOCKETPOOL_POOLS?"),
+        ({"URL": URL, "ZZZ": 1}, "_ZZZ is not a known key"),
+        (
+            {"POOLS": {"a": {"url": URL, "max_conn": 1}}},
+            "_POOLS['a']['max_conn'] is not a known key; did you mean SOCKETPOOL_POOLS['a']['max_connections']?",
+        ),
+        (
+            {"POOLS": {"a": {"URL": URL}}},
+            "_POOLS['a']['URL'] is not a known key; did you mean SOCKETPOOL_POOLS['a']['url']?",
+        ),
+        ({"POOLS": {"a": {1: 2}}}, "_POOLS['a'][1] is not a known key"),
+        # Wrong numbers.
+        ({"URL": URL, "MAX_CONNECTIONS": 0}, "_MAX_CONNECTIONS must be a whole number of at least 1, not 0"),
+        ({"URL": URL, "MAX_CONNECTIONS": "many"}, "_MAX_CONNECTIONS must be a whole number of at least 1, not 'many'"),
+        ({"URL": URL, "MAX_CONNECTIONS": "none"}, "_MAX_CONNECTIONS must be a whole number of at least 1, not 'none'"),
+        ({"URL": URL, "MAX_CONNECTIONS": "1.5"}, "_MAX_CONNECTIONS must be a whole number of at least 1, not '1.5'"),
+        ({"URL": URL, "ACQUIRE_TIMEOUT": "-1"}, "_ACQUIRE_TIMEOUT must be a number of seconds of at least 0, not '-1'"),
+        (
+            {"URL": URL, "ACQUIRE_TIMEOUT": "nan"},
+            "_ACQUIRE_TIMEOUT must be a number of seconds of at least 0, not 'nan'",
+        ),
+        (
+            {"URL": URL, "REAP_EXPIRED_CONNECTIONS": "maybe"},
+            "_REAP_EXPIRED_CONNECTIONS must be True or False, not 'maybe'",
+        ),
+        ({"URL": URL, "NAME": 5}, "_NAME must be a str or None, not 5"),
+        (
+            {"URL": URL, "MIN_CONNECTIONS": 9, "MAX_CONNECTIONS": 8},
+            "_MIN_CONNECTIONS must be at most max_connections (8), not 9",
+        ),
+        (
+            {"POOLS": {"a": {"url": URL, "idle_timeout": 0}}},
+            "_POOLS['a']['idle_timeout'] must be a number of seconds above 0, not 0",
+        ),
+        # Nothing to connect to.
+        ({"MAX_CONNECTIONS": 5}, "_MAX_CONNECTIONS is not enough: SOCKETPOOL_URL must say where to connect to"),
+        ({"POOLS": {"a": {}}}, "_POOLS['a']['url'] is not enough: SOCKETPOOL_POOLS['a']['url'] must say where"),
+        # Wrong factories.
+        ({"FACTORY": "no.such:Thing"}, "_FACTORY can't be imported from 'no.such:Thing': No module named 'no'"),
+        ({"FACTORY": "tests.test_config:No"}, "_FACTORY can't be imported from 'tests.test_config:No': module"),
+        ({"FACTORY": "tests.test_config"}, "_FACTORY must look like 'package.module:Name', and is 'tests.test_config'"),
+        ({"FACTORY": "tests.test_config:URL"}, "_FACTORY must be a class, a callable or the name of one, and is"),
+        ({"FACTORY": 5}, "_FACTORY must be a class, a callable or the name of one, and is 5"),
+        # Wrong options.
+        ({"OPTIONS": [1]}, "_OPTIONS must map names to values, and is a list"),
+        ({"OPTIONS": {1: 2}}, "_OPTIONS must have str for names"),
+        ({"OPTIONS": {"host": "h"}}, "_OPTIONS does not fit TcpConnection: missing a required argument: 'port'"),
+        (
+            {"OPTIONS": {"host": "h", "port": 0}},
+            "_OPTIONS does not fit: port must be a whole number of at least 1, not 0",
+        ),
+        (
+            {"OPTIONS": {"host": "h", "port": 99999}},
+            "_OPTIONS does not fit: port must be a whole number from 1 to 65535",
+        ),
+        ({"URL": URL, "OPTIONS": dict}, "_OPTIONS can't be a callable beside SOCKETPOOL_URL"),
+        ({"FACTORY": Options, "URL": "unix:///x"}, "_URL does not fit Options: "),
+        # Wrong URLs.
+        ({"URL": 5}, "_URL must be a str, and is 5"),
+        ({"URL": "redis://localhost:1"}, "_URL must start with tcp://, tls:// or unix://, not with 'redis'"),
+        ({"URL": "localhost:2000"}, "_URL must start with tcp://, tls:// or unix://, not with 'localhost'"),
+        ({"URL": "//localhost"}, "_URL must start with tcp://, tls:// or unix://, not with '//localhost'"),
+        ({"URL": "tcp://localhost"}, "_URL must look like tcp://host:port, and is 'tcp://localhost'"),
+        ({"URL": "tcp://:2000"}, "_URL must look like tcp://host:port, and is 'tcp://:2000'"),
+        ({"URL": "tcp://h:1/path"}, "_URL must look like tcp://host:port, and is 'tcp://h:1/path'"),
+        ({"URL": "tls://h?password=x"}, "_URL must look like tls://host:port, and is 'tls://h'"),
+        ({"URL": "tcp://h:port"}, "_URL is no URL: Port could not be cast to integer value as 'port'"),
+        ({"URL": "tcp://h:70000"}, "_URL is no URL: Port out of range 0-65535"),
+        ({"URL": "tcp://h:0"}, "_URL does not fit: port must be a whole number of at least 1, not 0"),
+        ({"URL": "tcp://[::1:1"}, "_URL is no URL: "),
+        ({"URL": "unix://host/path"}, "_URL must look like unix:///path/of/the/socket, and is 'unix://host/path'"),
+        ({"URL": "unix://"}, "_URL must look like unix:///path/of/the/socket, and is 'unix:"),
+        ({"URL": "tcp://user:pass@h:1"}, "_URL must not hold credentials: the place for them is the options"),
+        ({"URL": "tcp://h:1#x"}, "_URL must not have a fragment (#...)"),
+        ({"URL": "tcp://h:1?timeout=1&timeout=2"}, "_URL says twice what 'timeout' is"),
+        ({"URL": "tcp://h:1?host=other"}, "_URL says twice what 'host' is"),
+        (
+            {"URL": "tcp://h:1?tiemout=1"},
+            "_URL does not fit TcpConnection: got an unexpected keyword argument 'tiemout'",
+        ),
+        (
+            {"URL": "tcp://h:1?timeout=soon"},
+            "_URL does not fit: timeout must be a number of seconds of at least 0, not 'soon'",
+        ),
+        # Wrong pools.
+        ({"POOLS": ["a"]}, "_POOLS must map names to settings, and is ['a']"),
+        ({"POOLS": {"a": URL}}, "_POOLS['a'] must map settings to values, and is 'tcp://localhost:2000'"),
+        (
+            {"URL": URL, "POOLS": {"default": {"url": URL}}},
+            "_POOLS['default'] is what the plain SOCKETPOOL_ keys describe already",
+        ),
+    ],
+    ids=lambda value: repr(value)[:50],
+)
+def test_what_is_refused_and_how(config: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_config({f"SOCKETPOOL_{key}": value for key, value in config.items()})
+    assert str(caught.value).startswith(f"SOCKETPOOL{complaint}")
+    assert str(caught.value).startswith(caught.value.key)
+    assert isinstance(caught.value, PoolError)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_no_complaint_tells_a_secret() -> None:
+    for config in (
+        {"URL": "tcp://user:hunter2@h:1"},
+        {"URL": "tcp://h?password=hunter2"},
+        {"URL": URL, "OPTIONS": {"password": "hunter2"}},
+        {"OPTIONS": ["hunter2"]},
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            read_config({f"SOCKETPOOL_{key}": value for key, value in config.items()})
+        assert "hunter2" not in str(caught.value)
