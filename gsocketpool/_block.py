@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from gsocketpool._state import Status
+from gsocketpool._state import IN_USE
 
 if TYPE_CHECKING:
     from gsocketpool.pool import Pool
@@ -34,5 +34,5 @@ class Block(Generic[C]):
     ) -> None:
         entry = self._entry
         # It may have been discarded, detached or even released by hand meanwhile, or closed with the pool.
-        if entry.uses == self._uses and entry.status is Status.IN_USE:
+        if entry.uses == self._uses and entry.status is IN_USE:
             self._pool._give_back(entry, error)

@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from enum import Enum
-from typing import Any
+from typing import Any, Final
 
-
-class Status(Enum):
-    OPENING = "opening"
-    IDLE = "idle"
-    IN_USE = "in use"
-    GONE = "gone"
+# What can be said of an entry. Plain strings: looking up the members of an Enum would double the time that an acquire
+# takes here.
+OPENING: Final = "opening"
+IDLE: Final = "idle"
+IN_USE: Final = "in use"
+GONE: Final = "gone"
 
 
 class Entry:
@@ -30,6 +29,7 @@ class Entry:
         "generation",
         "holder",
         "is_asked_aside",
+        "is_new",
         "is_reported",
         "retire_at",
         "since",
@@ -41,7 +41,7 @@ class Entry:
 
     def __init__(self, holder: Hashable, generation: int) -> None:
         self.connection: Any = None
-        self.status = Status.OPENING
+        self.status: str = OPENING
         #: Who opens or uses it.
         self.holder: Hashable | None = holder
         #: How often it has been handed out: this tells one use from the next.
@@ -53,6 +53,8 @@ class Entry:
         #: When it is to be retired, should it stay idle until then.
         self.retire_at = math.inf
         self.generation = generation
+        #: Whether it has been neither idle nor in use yet, so that it need not be checked.
+        self.is_new = True
         #: Whether its check may block, and so needs a greenlet of its own.
         self.is_asked_aside = False
         #: Where it was acquired, when leaks are looked for.
@@ -137,9 +139,9 @@ class State:
                 entry = entry.twin
 
     def entries_in_use(self) -> list[Entry]:
-        return [entry for entry in self.all_entries() if entry.status is Status.IN_USE]
+        return [entry for entry in self.all_entries() if entry.status is IN_USE]
 
-    def find(self, connection: object, status: Status) -> Entry | None:
+    def find(self, connection: object, status: str) -> Entry | None:
         """The entry of `connection`, by identity, if there is one with that status."""
         entry = self.entries.get(id(connection))
         while entry is not None and entry.status is not status:
@@ -153,7 +155,7 @@ class State:
         if not self.idle:
             return None
         entry = self.idle.pop()
-        entry.status = Status.IN_USE
+        entry.status = IN_USE
         entry.holder = holder
         entry.since = now
         entry.uses += 1
@@ -184,7 +186,8 @@ class State:
             entry.retire_at = entry.expires_at
             entry.uses += 1
             return ticket
-        entry.status = Status.IDLE
+        entry.status = IDLE
+        entry.is_new = False
         entry.holder = None
         entry.retire_at = min(entry.expires_at, now + self.idle_timeout)
         self.idle.append(entry)
@@ -192,14 +195,14 @@ class State:
 
     def remove(self, entry: Entry, now: float) -> None:
         """Takes an idle or in-use entry out for good: its place is free."""
-        if entry.status is Status.IDLE:
+        if entry.status is IDLE:
             self.idle.remove(entry)
         else:
             self.use_time += now - entry.since
         self._unregister(entry)
 
     def _unregister(self, entry: Entry) -> None:
-        entry.status = Status.GONE
+        entry.status = GONE
         self.size -= 1
         key = id(entry.connection)
         first = self.entries[key]
@@ -226,8 +229,7 @@ class State:
             self.waiters.move_to_end(ticket, last=False)
 
     def withdraw(self, ticket: Ticket) -> Entry | None:
-        """Takes a ticket out of the queue, or returns the entry that it was given meanwhile: that one is to be put
-        back."""
+        """Takes a ticket out of the queue, or returns the entry that it was given meanwhile."""
         if self.waiters.pop(ticket, self) is self:
             return ticket.entry
         return None
@@ -254,7 +256,7 @@ class State:
         """The opening succeeded. The entry is in use by its opener, who gives it back like anybody else."""
         del self.opening[entry.holder]
         entry.connection = connection
-        entry.status = Status.IN_USE
+        entry.status = IN_USE
         entry.since = now
         entry.expires_at = expires_at
         entry.twin = self.entries.get(id(connection))
@@ -266,7 +268,7 @@ class State:
     def fail_opening(self, entry: Entry, error: BaseException) -> Ticket | None:
         """The opening failed. Returns the longest waiter, who got the error, unless other openings suffice for all."""
         del self.opening[entry.holder]
-        entry.status = Status.GONE
+        entry.status = GONE
         self.open_errors += 1
         if len(self.waiters) > len(self.opening):
             ticket, _ = self.waiters.popitem(last=False)
@@ -292,7 +294,7 @@ class State:
     def _take_out(self, entries: list[Entry]) -> list[Entry]:
         for entry in entries:
             self._unregister(entry)
-        self.idle = [entry for entry in self.idle if entry.status is Status.IDLE]
+        self.idle = [entry for entry in self.idle if entry.status is IDLE]
         return entries
 
     def take_waiters_out(self) -> list[Ticket]:
@@ -308,7 +310,7 @@ class State:
         """
         entries = [*self.all_entries(), *self.opening.values()]
         for entry in entries:
-            entry.status = Status.GONE
+            entry.status = GONE
             entry.twin = None
         self.idle.clear()
         self.entries.clear()

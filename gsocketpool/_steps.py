@@ -10,9 +10,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from gsocketpool.connection import Connection
+from gsocketpool.connection import Connection, StreamConnection
 
 logger = logging.getLogger("gsocketpool")
+
+#: The answers to is_usable() that are known not to block.
+_PROMPT = (Connection.is_usable, StreamConnection.is_usable)
 
 
 def open_what_was_made(connection: Any) -> None:
@@ -57,7 +60,7 @@ def may_block_when_asked(connection: Any) -> bool:
     """Whether :func:`is_usable` runs code of the user's that is allowed to block."""
     if not isinstance(connection, Connection):
         return False
-    return getattr(connection.is_usable, "__func__", None) is not Connection.is_usable
+    return getattr(connection.is_usable, "__func__", None) not in _PROMPT
 
 
 def is_reusable(connection: Any, error: BaseException | None) -> bool:

@@ -202,6 +202,10 @@ class StreamConnection(Connection):
             return False
         return time.time() - self._created > self._lifetime
 
+    def is_usable(self) -> bool:
+        """Returns whether the connection is open and nothing can be read from its socket."""
+        return self._connected and _descriptors.is_silent(self._sock)
+
     def is_reusable(self, error: BaseException | None) -> bool:
         """Returns whether the connection is open, at the end of a message and free of doubt."""
         return error is None and self._connected and not self._unread and not self._in_doubt

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from gsocketpool._state import Entry, State, Status, Ticket
+from gsocketpool._state import GONE, IDLE, IN_USE, OPENING, Entry, State, Ticket
 
 
 class Connection:
@@ -47,9 +47,9 @@ def test_connections_are_known_by_identity() -> None:
     state = idle_state(2)
     entry = state.take(0, "a")
     assert entry is not None
-    assert state.find(entry.connection, Status.IN_USE) is entry
-    assert state.find(Connection(), Status.IN_USE) is None
-    assert state.find(Connection(), Status.IDLE) is None
+    assert state.find(entry.connection, IN_USE) is entry
+    assert state.find(Connection(), IN_USE) is None
+    assert state.find(Connection(), IDLE) is None
 
 
 def test_a_connection_made_twice_has_two_entries() -> None:
@@ -62,11 +62,11 @@ def test_a_connection_made_twice_has_two_entries() -> None:
     entries = [state.take(0, holder) for holder in "abc"]
     assert len(set(map(id, entries))) == 3
     for left in (2, 1, 0):
-        entry = state.find(connection, Status.IN_USE)
+        entry = state.find(connection, IN_USE)
         assert entry is not None
         state.remove(entry, 0)
         assert state.size == left
-    assert state.find(connection, Status.IN_USE) is None
+    assert state.find(connection, IN_USE) is None
     assert not state.entries
 
 
@@ -196,9 +196,9 @@ class Machine(RuleBasedStateMachine):
             return multiple()
         ticket = self.served.pop(which % len(self.served))
         assert (ticket.entry is None) != (ticket.error is None)
-        if ticket.entry is None or ticket.entry.status is Status.GONE:
+        if ticket.entry is None or ticket.entry.status is GONE:
             return multiple()
-        assert ticket.entry.status is Status.IN_USE
+        assert ticket.entry.status is IN_USE
         assert ticket.entry.holder == ticket.holder
         return (ticket.entry, ticket.entry.uses)
 
@@ -208,7 +208,7 @@ class Machine(RuleBasedStateMachine):
         if not self.served:
             return multiple()
         ticket = self.served.pop(which % len(self.served))
-        if ticket.entry is None or ticket.entry.status is Status.GONE:
+        if ticket.entry is None or ticket.entry.status is GONE:
             return multiple()
         self.state.remove(ticket.entry, self.now)
         started = self.settle()
@@ -233,21 +233,21 @@ class Machine(RuleBasedStateMachine):
         ticket = self.served.pop(which % len(self.served))
         entry = self.state.withdraw(ticket)
         assert entry is ticket.entry
-        if entry is None or entry.status is not Status.IN_USE:
+        if entry is None or entry.status is not IN_USE:
             return multiple()
         return multiple(*self.give_back(entry))
 
     @rule(target=opening, use=consumes(using))
     def release(self, use: tuple[Entry, int]) -> object:
         entry, uses = use
-        if entry.status is not Status.IN_USE or entry.uses != uses:
+        if entry.status is not IN_USE or entry.uses != uses:
             return multiple()
         return multiple(*self.give_back(entry))
 
     @rule(target=opening, use=consumes(using))
     def discard_or_detach(self, use: tuple[Entry, int]) -> object:
         entry, uses = use
-        if entry.status is not Status.IN_USE or entry.uses != uses:
+        if entry.status is not IN_USE or entry.uses != uses:
             return multiple()
         self.state.remove(entry, self.now)
         return multiple(*self.settle())
@@ -256,14 +256,14 @@ class Machine(RuleBasedStateMachine):
 
     @rule(target=opening, entry=consumes(opening), lifetime=st.integers(1, 20))
     def open_well(self, entry: Entry, lifetime: int) -> object:
-        if entry.status is Status.GONE:
+        if entry.status is GONE:
             return multiple()
         self.state.land(entry, Connection(), self.now, self.now + lifetime)
         return multiple(*self.give_back(entry), *self.settle())
 
     @rule(target=opening, entry=consumes(opening))
     def fail_to_open(self, entry: Entry) -> object:
-        if entry.status is Status.GONE:
+        if entry.status is GONE:
             return multiple()
         error = OSError()
         ticket = self.state.fail_opening(entry, error)
@@ -285,7 +285,7 @@ class Machine(RuleBasedStateMachine):
     def time_passes_and_a_sweep_comes(self, seconds: int) -> object:
         self.now += seconds
         for entry in self.state.take_overdue_out(self.now):
-            assert entry.status is Status.GONE
+            assert entry.status is GONE
             assert entry.retire_at <= self.now
         assert all(entry.retire_at > self.now for entry in self.state.idle)
         return multiple(*self.settle())
@@ -318,7 +318,7 @@ class Machine(RuleBasedStateMachine):
         waiters = list(self.state.waiters)
         self.state.forget()
         assert self.state.size == len(self.state.opening) == 0
-        assert all(ticket.entry is None or ticket.entry.status is Status.GONE for ticket in self.served)
+        assert all(ticket.entry is None or ticket.entry.status is GONE for ticket in self.served)
         assert list(self.state.waiters) == waiters
         self.shrunk = False
         return multiple(*self.settle())
@@ -348,9 +348,9 @@ class Machine(RuleBasedStateMachine):
         state = self.state
         entries = list(state.all_entries())
         assert len(entries) == state.size == len(set(map(id, entries)))
-        assert {id(entry) for entry in entries if entry.status is Status.IDLE} == set(map(id, state.idle))
+        assert {id(entry) for entry in entries if entry.status is IDLE} == set(map(id, state.idle))
         assert len(state.entries_in_use()) == state.in_use
-        assert all(entry.status is Status.OPENING for entry in state.opening.values())
+        assert all(entry.status is OPENING for entry in state.opening.values())
         assert list(state.waiters) == self.queue
 
     @invariant()
@@ -363,7 +363,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def no_connection_is_held_by_two(self) -> None:
         if hasattr(self, "state"):
-            held = [id(t.entry) for t in self.served if t.entry is not None and t.entry.status is Status.IN_USE]
+            held = [id(t.entry) for t in self.served if t.entry is not None and t.entry.status is IN_USE]
             assert len(held) == len(set(held))
 
     def teardown(self) -> None:

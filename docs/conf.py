@@ -1,0 +1,15 @@
+from importlib.metadata import version as version_of
+
+project = "gsocketpool"
+author = "The gsocketpool authors"
+copyright = "2026, The gsocketpool authors"
+release = version_of("gsocketpool")
+version = release
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+html_theme = "furo"
+html_title = f"gsocketpool {release}"

@@ -1,0 +1,399 @@
+"""The state of a pool, driven over gevent: waiting and deadlines, checking, giving back, opening and forks.
+
+Every method here decides first, by one step of the state, and acts afterwards: wakes, closes, opens.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import traceback
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from random import uniform
+from typing import Any
+
+import gevent
+from gevent import getcurrent
+from gevent.event import Event
+from gevent.hub import Waiter, get_hub
+
+from gsocketpool import _report, _steps, _where
+from gsocketpool._aside import Closer, close_all, is_usable_within, open_within
+from gsocketpool._forking import tell_after_fork
+from gsocketpool._state import GONE, IN_USE, Entry, State, Ticket
+from gsocketpool.exceptions import ConnectionNotFoundError, PoolClosedError, PoolExhaustedError, WrongThreadError
+from gsocketpool.reaper import start_reaper
+from gsocketpool.settings import Settings, check_seconds
+
+logger = logging.getLogger("gsocketpool")
+
+#: Seconds between attempts to fill up to ``min_connections`` after a failure: the first, and the most.
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+
+
+class Driver:
+    """What a pool does with its entries. What users call is :class:`~gsocketpool.Pool`'s."""
+
+    _clock = staticmethod(time.monotonic)
+
+    #: The event loop that the pool belongs to, from its first use on. Also there where making a pool has failed.
+    _hub: Any = None
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self._settings = settings
+        self._state = State(
+            max_connections=settings.max_connections,
+            min_connections=settings.min_connections,
+            max_opening=settings.max_opening,
+            max_waiting=settings.max_waiting,
+            idle_timeout=settings.idle_timeout,
+        )
+        self._closer = Closer(settings.close_timeout)
+        self._reaper: gevent.Greenlet | None = None
+        self._changed = Event()
+        self._pause = FIRST_PAUSE
+        self._last_open_error: str | None = None
+        tell_after_fork(self)
+
+    def _create_connection(self) -> Any:
+        raise NotImplementedError
+
+    def _sweep(self) -> None:
+        raise NotImplementedError
+
+    # Acquiring
+
+    def _acquire(self, timeout: float | None) -> Entry:
+        if get_hub() is not self._hub:
+            self._enter()
+        state = self._state
+        caller = getcurrent()
+        now = self._clock()
+        if timeout is None:
+            timeout = self._settings.acquire_timeout
+            if timeout is None:
+                timeout = math.inf
+        else:
+            check_seconds("timeout", timeout, zero=True, endless=True)
+        entry = state.take(now, caller)
+        if entry is not None and self._is_fit(entry, now, now + timeout):
+            state.acquired_at_once += 1
+        else:
+            entry = self._acquire_slowly(caller, now, timeout, is_first=entry is not None)
+        if self._settings.leak_threshold is not None:
+            entry.where = _where.callers()
+        return entry
+
+    def _acquire_slowly(self, caller: Any, began: float, timeout: float, is_first: bool) -> Entry:
+        """Waits in the queue until there is a connection that is fit; before all others if `is_first`."""
+        state = self._state
+        deadline = began + timeout
+        # Whoever is first has spent time on an idle one already.
+        now = self._clock() if is_first else began
+        try:
+            while True:
+                if state.closed:
+                    raise self._closed()
+                if not is_first and state.must_refuse():
+                    state.refused += 1
+                    raise self._exhausted(caller, now - began, timeout, "too many are waiting")
+                entry = state.take(now, caller) if now < deadline or not timeout else None
+                if entry is None and now < deadline:
+                    entry = self._wait(caller, deadline - now, is_first)
+                    now = self._clock()
+                if entry is None:
+                    state.timed_out += 1
+                    if not timeout:
+                        # The next one who can't wait shall be luckier.
+                        self._start_openings(more=1)
+                    raise self._exhausted(
+                        caller, now - began, timeout, "none came in time" if timeout else "none is idle"
+                    )
+                # A new one need not be checked: it may even have something to read, a greeting for instance.
+                is_fit = entry.is_new or self._is_fit(entry, now, deadline)
+                if is_fit and entry.status is IN_USE:
+                    entry.is_new = False
+                    state.acquired_after_wait += 1
+                    return entry
+                # Whoever was given a bad one has been the longest waiter, and stays it.
+                is_first = True
+                now = self._clock()
+        finally:
+            state.wait_time += self._clock() - began
+
+    def _wait(self, caller: Any, seconds: float, is_first: bool) -> Entry | None:
+        """Queues, and returns what has been handed over; None if nothing was in time."""
+        self._enter()
+        state, loop = self._state, self._hub.loop
+        waiter = Waiter(self._hub)
+        ticket = Ticket(caller, waiter.switch)
+        timer = None if seconds == math.inf else loop.timer(seconds)
+        state.enqueue(ticket, first=is_first)
+        try:
+            self._start_openings()
+            if timer is not None:
+                timer.start(waiter.switch, None)
+            waiter.get()
+        except BaseException:
+            # What was handed over while the exception was on its way belongs to the next one.
+            entry = state.withdraw(ticket)
+            if entry is not None and entry.status is IN_USE:
+                self._put_back(entry)
+            raise
+        finally:
+            if timer is not None:
+                timer.close()
+        if ticket.error is not None:
+            try:
+                raise ticket.error
+            finally:
+                # The error's traceback has this frame, and so this frame must not have the error.
+                del ticket
+        return state.withdraw(ticket)
+
+    def _is_fit(self, entry: Entry, now: float, deadline: float) -> bool:
+        """Whether an entry that was idle or in use a moment ago may be handed out. One that may not is let go of."""
+        if now >= entry.retire_at:
+            self._retire(entry, "lifetime" if now >= entry.expires_at else "idle")
+            return False
+        connection = entry.connection
+        try:
+            if not entry.is_asked_aside:
+                usable = _steps.is_usable(connection)
+            elif now < deadline:
+                usable = is_usable_within(deadline - now, connection)
+            else:
+                usable = _steps.is_usable_at_a_glance(connection)
+        except BaseException:
+            self._discard(entry, "interrupted")
+            raise
+        if usable and entry.status is IN_USE:
+            return True
+        self._discard(entry, "unusable")
+        return False
+
+    # Giving back
+
+    def _find(self, connection: object, status: str) -> Entry:
+        entry = self._state.find(connection, status)
+        if entry is None:
+            raise ConnectionNotFoundError(f"{connection!r} is not {status} in pool {self.name!r}")
+        return entry
+
+    def _give_back(self, entry: Entry, error: BaseException | None) -> None:
+        if get_hub() is not self._hub:
+            self._enter()
+        uses = entry.uses
+        try:
+            reusable = _steps.is_reusable(entry.connection, error)
+        except BaseException:
+            self._discard(entry, "interrupted")
+            raise
+        if entry.status is not IN_USE or entry.uses != uses:
+            # A step that switched, though it should not, has let somebody else give it back.
+            return
+        if reusable:
+            closing = self._put_back(entry)
+        else:
+            closing = self._discard(entry, "not reusable" if error is None else "error")
+        if closing is not None:
+            self._wait_for(closing)
+
+    def _put_back(self, entry: Entry) -> gevent.Greenlet | None:
+        now = self._clock()
+        reason = self._state.reason_to_retire(entry, now)
+        if reason is not None:
+            return self._retire(entry, reason)
+        ticket = self._state.put_back(entry, now)
+        if ticket is not None:
+            self._hub.loop.run_callback(ticket.wake, None)
+        return None
+
+    def _discard(self, entry: Entry, reason: str) -> gevent.Greenlet | None:
+        return self._close_entry(entry, self._state.discarded, reason)
+
+    def _retire(self, entry: Entry, reason: str) -> gevent.Greenlet | None:
+        return self._close_entry(entry, self._state.retired, reason)
+
+    def _close_entry(self, entry: Entry, counter: Counter[str], reason: str) -> gevent.Greenlet | None:
+        if entry.status is GONE:
+            return None
+        self._state.remove(entry, self._clock())
+        return self._close_removed(entry, counter, reason)
+
+    def _close_removed(self, entry: Entry, counter: Counter[str], reason: str) -> gevent.Greenlet:
+        counter[reason] += 1
+        closing = self._closer.close(entry.connection)
+        self._look_around()
+        return closing
+
+    def _look_around(self) -> None:
+        """To be called when a place has become free, or an opening has ended."""
+        self._start_openings()
+        self._changed.set()
+
+    def _wait_for(self, closing: gevent.Greenlet | None) -> None:
+        # The event loop's own greenlet, in whose callbacks a connection may be released, can't wait.
+        if closing is not None and getcurrent() is not self._hub:
+            closing.join()
+
+    # Opening
+
+    def _start_openings(self, more: int = 0) -> None:
+        for _ in range(self._state.openings_due(more=more)):
+            self._start_opening()
+
+    def _start_opening(self) -> gevent.Greenlet:
+        opener = gevent.Greenlet(self._open)
+        self._state.begin_opening(opener)
+        opener.rawlink(self._opener_ended)
+        opener.start()
+        return opener
+
+    def _open(self) -> BaseException | None:
+        """Opens the connection that the state expects of the current greenlet.
+
+        Returns the error of an opening that failed, if nobody waits for it.
+        """
+        entry = self._state.opening[getcurrent()]
+        began = self._clock()
+        try:
+            connection = open_within(self._settings.open_timeout, self._create_connection)
+        except BaseException as error:
+            return self._opening_failed(entry, error, began)
+        self._opening_succeeded(entry, connection, began)
+        return None
+
+    def _opener_ended(self, opener: gevent.Greenlet) -> None:
+        entry = self._state.opening.get(opener)
+        if entry is not None:
+            # Killed before it began.
+            self._opening_failed(entry, gevent.GreenletExit(), self._clock())
+
+    def _opening_succeeded(self, entry: Entry, connection: Any, began: float) -> None:
+        if entry.status is GONE:
+            # This greenlet was copied by a fork.
+            _steps.forget(connection)
+            return
+        now = self._clock()
+        entry.is_asked_aside = _steps.may_block_when_asked(connection)
+        lifetime = self._settings.max_lifetime
+        expires_at = math.inf if lifetime is None else now + lifetime * uniform(0.9, 1.0)
+        self._state.open_time += now - began
+        self._state.land(entry, connection, now, expires_at)
+        self._last_open_error = None
+        self._pause = FIRST_PAUSE
+        self._put_back(entry)
+        self._look_around()
+
+    def _opening_failed(self, entry: Entry, error: BaseException, began: float) -> BaseException | None:
+        if entry.status is GONE:
+            # As above.
+            return None
+        self._state.open_time += self._clock() - began
+        ticket = self._state.fail_opening(entry, error)
+        if entry.connection is not None:
+            self._closer.close(entry.connection)
+        self._last_open_error = "".join(traceback.format_exception_only(error)).strip()
+        if ticket is None:
+            self._pause_filling()
+        else:
+            self._hub.loop.run_callback(ticket.wake, None)
+        self._look_around()
+        return error if ticket is None else None
+
+    def _pause_filling(self) -> None:
+        state = self._state
+        if state.size < state.min_connections and not state.filling_paused and not state.closed:
+            state.filling_paused = True
+            gevent.spawn_later(self._pause, _call_if_alive, weakref.WeakMethod(self._resume_filling))
+            logger.warning(
+                "pool %r has %s of %s connections that are to be open, and tries again in %s s: %s",
+                self.name,
+                state.size,
+                state.min_connections,
+                self._pause,
+                self._last_open_error,
+            )
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def _resume_filling(self) -> None:
+        self._state.filling_paused = False
+        self._start_openings()
+
+    # Whose it is
+
+    def _enter(self) -> None:
+        """Makes sure that this is the thread whose pool this is. The first to come makes it its own."""
+        hub = get_hub()
+        if hub is self._hub:
+            return
+        if self._hub is not None:
+            raise WrongThreadError(
+                f"pool {self.name!r} is in use by another thread, and its sockets belong to the event loop there;"
+                " every thread needs a pool of its own"
+            )
+        self._hub = hub
+        if self._state.closed:
+            return
+        if self._settings.reap_expired_connections:
+            self._reaper = start_reaper(self._sweep, self._settings.sweep_interval)
+        self._start_openings()
+
+    def __del__(self) -> None:
+        # This may run anywhere, in the middle of another pool's bookkeeping or in another thread. So nothing is closed
+        # here: it is left to the event loop, by a call that takes no lock.
+        loop = None if self._hub is None else self._hub.loop
+        if loop is None:
+            # Never used, or the thread has ended and its event loop with it.
+            return
+        idle = [entry.connection for entry in self._state.take_idle_out()]
+        if idle or self._reaper is not None:
+            loop.run_callback_threadsafe(_bury, self._reaper, idle, self._settings.close_timeout)
+
+    def _after_fork(self) -> None:
+        """In a forked child: the connections are the parent's, and so are the greenlets that this pool had at work."""
+        state = self._state
+        helpers: list[Any] = [*state.opening, self._reaper]
+        for connection in [*state.forget(), *self._closer.forget()]:
+            _steps.forget(connection)
+        for helper in helpers:
+            if helper is not None:
+                helper.kill(block=False)
+        if state.waiters:
+            # Their greenlets were copied by the fork, too, and go on waiting.
+            self._hub.loop.run_callback(_call_if_alive, weakref.WeakMethod(self._enter))
+        self._hub = self._reaper = None
+
+    # What to raise
+
+    def _closed(self) -> PoolClosedError:
+        return PoolClosedError(f"pool {self.name!r} is closed")
+
+    def _exhausted(self, caller: Any, waited: float, timeout: float, why: str) -> PoolExhaustedError:
+        return _report.exhausted(
+            self.name,
+            self._state,
+            why=why,
+            timeout=timeout,
+            waited=waited,
+            caller=caller,
+            last_open_error=self._last_open_error,
+        )
+
+
+def _call_if_alive(reference: weakref.WeakMethod[Callable[[], None]]) -> None:
+    method = reference()
+    if method is not None:
+        method()
+
+
+def _bury(reaper: gevent.Greenlet | None, connections: list[Any], close_timeout: float) -> None:
+    """What is left to do, in the event loop, for a pool that has been collected."""
+    if reaper is not None:
+        reaper.kill(block=False)
+    close_all(connections, close_timeout)

@@ -1,0 +1,92 @@
+"""The examples in README and docs are run, and what the documents list is what there is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gevent.server import StreamServer
+
+from flask_gsocketpool.config import SETTINGS, TARGETS
+from gsocketpool import Pool
+from gsocketpool.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
+
+
+def examples(document: Path) -> str:
+    """The Python of a document, each line where it stands in it."""
+    lines: list[str] = []
+    indent = None
+    for line in document.read_text().splitlines():
+        if line.strip() == ".. code-block:: python":
+            indent = len(line) - len(line.lstrip()) + 4
+        elif indent is not None and line.strip() and len(line) - len(line.lstrip()) < indent:
+            indent = None
+        lines.append(line[indent:] if indent is not None and not line.strip().startswith("..") else "")
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def echo_port() -> Iterator[int]:
+    def echo(sock: Any, address: object) -> None:
+        with sock:
+            while data := sock.recv(4096):
+                sock.sendall(data)
+
+    server = StreamServer(("127.0.0.1", 0), echo)
+    server.start()
+    yield server.server_port
+    server.stop()
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if examples(path).strip()], ids=lambda path: path.name)
+def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    program = examples(document).replace("2000", str(echo_port))
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(program, document.name, "exec"), names)  # noqa: S102
+    if "app" in names:
+        assert names["app"].test_client().get("/echo/hello").text == "hello\n"
+        with names["app"].app_context():
+            names["current_pool"].close()
+    if "create_app" in names:
+        app = names["create_app"]()
+        assert app.test_client().get("/").text == "one\ntwo\n"
+        with app.app_context():
+            for name in names["current_pools"]:
+                names["current_pools"][name].close()
+    if isinstance(names.get("pool"), Pool):
+        names["pool"].close()
+    if document.name == "README.rst":
+        assert "100 answers over 10 connections" in capsys.readouterr().out
+
+
+def test_there_are_examples() -> None:
+    assert {path.name for path in DOCUMENTS if examples(path).strip()} >= {"README.rst", "start.rst", "moving.rst"}
+
+
+def test_the_readme_lists_every_key() -> None:
+    listed = re.findall(r"^``SOCKETPOOL_([A-Z_]+)``", (ROOT / "README.rst").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(name.upper() for name in [*TARGETS, *SETTINGS, "pools"])
+
+
+def test_the_readme_knows_the_defaults() -> None:
+    text = (ROOT / "README.rst").read_text()
+    for name, field in Settings.__dataclass_fields__.items():
+        (shown,) = re.findall(rf"^``SOCKETPOOL_{name.upper()}`` +(.*?)  ", text, re.MULTILINE)
+        if isinstance(field.default, bool):
+            assert shown == str(field.default).lower()
+        elif field.default is None:
+            assert shown in ("no limit", "off", "``default``")
+        else:
+            assert float(shown.removesuffix(" s")) == field.default
+
+
+def test_the_readme_has_the_two_commands() -> None:
+    text = (ROOT / "README.rst").read_text()
+    assert 'python3 -m venv .venv && .venv/bin/pip install -q ".[demo]" && .venv/bin/python -m example_app\n' in text
+    assert 'python3 -m venv .venv && .venv/bin/pip install -q -e ".[test]" && .venv/bin/python -m pytest\n' in text
