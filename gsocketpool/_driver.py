@@ -37,7 +37,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 class Driver:
     """What a pool does with its entries. What users call is :class:`~gsocketpool.Pool`'s."""
 
-    _clock = staticmethod(time.monotonic)
+    _clock: Callable[[], float] = time.monotonic
 
     #: The event loop that the pool belongs to, from its first use on. Also there where making a pool has failed.
     _hub: Any = None
@@ -52,6 +52,7 @@ class Driver:
             max_waiting=settings.max_waiting,
             idle_timeout=settings.idle_timeout,
         )
+        self._acquire_timeout = math.inf if settings.acquire_timeout is None else settings.acquire_timeout
         self._closer = Closer(settings.close_timeout)
         self._reaper: gevent.Greenlet | None = None
         self._changed = Event()
@@ -74,9 +75,7 @@ class Driver:
         caller = getcurrent()
         now = self._clock()
         if timeout is None:
-            timeout = self._settings.acquire_timeout
-            if timeout is None:
-                timeout = math.inf
+            timeout = self._acquire_timeout
         else:
             check_seconds("timeout", timeout, zero=True, endless=True)
         entry = state.take(now, caller)

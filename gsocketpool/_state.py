@@ -30,7 +30,7 @@ class Entry:
         "holder",
         "is_asked_aside",
         "is_new",
-        "is_reported",
+        "reported_use",
         "retire_at",
         "since",
         "status",
@@ -59,7 +59,8 @@ class Entry:
         self.is_asked_aside = False
         #: Where it was acquired, when leaks are looked for.
         self.where: list[tuple[str, int, str]] | None = None
-        self.is_reported = False
+        #: The use that has been reported as a leak.
+        self.reported_use = 0
         #: Another entry of the very same connection object: a factory may return one twice.
         self.twin: Entry | None = None
 
@@ -163,21 +164,17 @@ class State:
 
     def reason_to_retire(self, entry: Entry, now: float) -> str | None:
         """Why an entry that comes back must not be used again; None if it may be."""
-        if self.closed:
-            return "closed"
         if entry.generation != self.generation:
-            return "drain"
+            return "closed" if self.closed else "drain"
         if now >= entry.expires_at:
             return "lifetime"
-        if self.size + len(self.opening) > self.max_connections:
+        if self.size > self.max_connections:
             return "surplus"
         return None
 
     def put_back(self, entry: Entry, now: float) -> Ticket | None:
         """Gives an in-use entry to the longest waiter, which is returned and to be woken, or makes it idle."""
         self.use_time += now - entry.since
-        entry.where = None
-        entry.is_reported = False
         if self.waiters:
             ticket, _ = self.waiters.popitem(last=False)
             ticket.entry = entry
@@ -189,7 +186,8 @@ class State:
         entry.status = IDLE
         entry.is_new = False
         entry.holder = None
-        entry.retire_at = min(entry.expires_at, now + self.idle_timeout)
+        idle_until = now + self.idle_timeout
+        entry.retire_at = idle_until if idle_until < entry.expires_at else entry.expires_at
         self.idle.append(entry)
         return None
 
@@ -219,8 +217,8 @@ class State:
 
     def must_refuse(self) -> bool:
         """Whether the queue is full. Callers for whom a connection can be opened don't count."""
-        room = max(0, self.max_connections - self.size)
-        return len(self.waiters) >= self.max_waiting + room
+        room = self.max_connections - self.size
+        return len(self.waiters) >= self.max_waiting + (room if room > 0 else 0)
 
     def enqueue(self, ticket: Ticket, *, first: bool = False) -> None:
         """Queues a ticket: behind all others, or before them if what it was given turned out unusable."""
@@ -238,13 +236,13 @@ class State:
 
     def openings_due(self, *, more: int = 0) -> int:
         """How many openings are to be started: for the waiters, `more` callers and `min_connections`."""
-        if self.closed:
-            return 0
         opening = len(self.opening)
+        room = self.max_connections - self.size - opening
+        if room <= 0 or self.closed:
+            return 0
         wanted: float = len(self.waiters) + more
         if not self.filling_paused:
             wanted = max(wanted, self.min_connections - self.size)
-        room = self.max_connections - self.size - opening
         return int(max(0, min(wanted - opening, self.max_opening - opening, room)))
 
     def begin_opening(self, opener: Hashable) -> Entry:
@@ -277,6 +275,15 @@ class State:
         return None
 
     # Many at once
+
+    def close(self) -> None:
+        """Lets nothing be opened or kept any more."""
+        self.closed = True
+        self.generation += 1
+
+    def drain(self) -> None:
+        """Lets nothing be kept that is there now."""
+        self.generation += 1
 
     def take_idle_out(self) -> list[Entry]:
         """Removes every idle entry and returns them, the one idle for longest first."""

@@ -172,12 +172,9 @@ class Pool(Driver, Generic[C]):
         """
         return Block(self, timeout)
 
-    def _timeout_for(self, retries: int) -> float | None:
+    def _timeout_for(self, retries: int) -> float:
         timeout = retries * 0.1
-        limit = self._settings.acquire_timeout
-        if self.size < self._state.max_connections:
-            timeout = math.inf if limit is None else max(timeout, limit)
-        return timeout
+        return max(timeout, self._acquire_timeout) if self.size < self._state.max_connections else timeout
 
     # Giving back
 
@@ -232,7 +229,7 @@ class Pool(Driver, Generic[C]):
         Connections opened from now on are not concerned.
         """
         self._enter()
-        self._state.generation += 1
+        self._state.drain()
         self._retire_removed(self._state.take_idle_out(), "drain")
 
     def resize(self, max_connections: int) -> None:
@@ -274,8 +271,8 @@ class Pool(Driver, Generic[C]):
                     entry.connection,
                     where,
                 )
-            elif threshold is not None and not entry.is_reported and now - entry.since > threshold:
-                entry.is_reported = True
+            elif threshold is not None and entry.reported_use != entry.uses and now - entry.since > threshold:
+                entry.reported_use = entry.uses
                 logger.warning(
                     "%r of pool %r has been in use for %.1f s, longer than leak_threshold (%s s). It was acquired %s",
                     entry.connection,
@@ -332,10 +329,10 @@ class Pool(Driver, Generic[C]):
         check_seconds("timeout", timeout, zero=True)
         state = self._state
         if self._hub is None:
-            state.closed = True
+            state.close()
             return
         self._enter()
-        state.closed = True
+        state.close()
         if self._reaper is not None:
             self._reaper.kill(block=False)
         for ticket in state.take_waiters_out():

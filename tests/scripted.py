@@ -113,7 +113,7 @@ class Clock:
 
     def pool(self, *args: Any, **settings: Any) -> Pool[Any]:
         """A pool that goes by this clock."""
-        kind = type("Pool", (Pool,), {"_clock": staticmethod(self)})
+        kind = type("Pool", (Pool,), {"_clock": self})
         pool: Pool[Any] = kind(*args, **settings)
         return pool
 

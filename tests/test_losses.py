@@ -186,7 +186,7 @@ def test_thrown_while_closing(backend: Backend, error: BaseException, way: str) 
 
     def release(pool: Pool[Any]) -> None:
         connection = pool.acquire()
-        pool._state.generation += 1
+        pool._state.drain()
         pool.release(connection)
 
     def after_idle(act: Callable[[ScriptedConnection], None]) -> Callable[[Pool[Any]], None]:

@@ -298,7 +298,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(target=opening)
     def drain(self) -> object:
-        self.state.generation += 1
+        self.state.drain()
         self.state.take_idle_out()
         assert not self.state.idle
         return multiple(*self.settle())
@@ -327,7 +327,7 @@ class Machine(RuleBasedStateMachine):
     def close(self) -> None:
         if self.count < 40:
             return
-        self.state.closed = True
+        self.state.close()
         for ticket in self.state.take_waiters_out():
             ticket.error = OSError()
             self.wake(ticket)
