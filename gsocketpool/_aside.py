@@ -94,8 +94,7 @@ def close_all(connections: list[Any], timeout: float) -> None:
 
 
 def close_within(timeout: float, connection: Any) -> None:
-    """Closes `connection`. If that takes longer than `timeout` seconds, or raises, at least its descriptor is
-    closed."""
+    """Closes `connection`, or at least its descriptor if that takes longer than `timeout` seconds or raises."""
     limit = gevent.Timeout(timeout)
     try:
         with limit:

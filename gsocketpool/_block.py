@@ -14,8 +14,9 @@ C = TypeVar("C")
 
 
 class Block(Generic[C]):
-    """A context manager for one use of a connection. Written by hand, since a generator would cost as much as the
-    pool."""
+    """A context manager for one use of a connection."""
+
+    # Written by hand: a generator would cost as much as the pool.
 
     __slots__ = ("_entry", "_pool", "_timeout", "_uses")
 

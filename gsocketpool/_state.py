@@ -80,8 +80,8 @@ class Ticket:
 class State:
     """The state of one pool.
 
-    It holds these at all times: ``size + len(opening) <= max_connections`` (after :meth:`resize` to less, as soon as
-    enough connections came back), and nobody waits while a connection is idle.
+    What always holds: ``size + len(opening) <= max_connections`` (once enough connections have come back, where the
+    limit was lowered), and nobody waits while a connection is idle.
     """
 
     def __init__(

@@ -70,12 +70,12 @@ class Connection:
         return False
 
     def is_usable(self) -> bool:
-        """Returns whether the connection may be handed out, asked just before that. It may block, within the acquire's
-        time.
+        """Returns whether the connection may be handed out. It may block, within the time of the acquire.
 
         By default an open connection is usable if nothing can be read from its socket: what could be read is the end of
         the stream or bytes that nobody asked for. That costs one system call and no switch. Override it where that
-        isn't enough, to send a ping for instance; whatever it raises counts as False.
+        isn't enough, to send a ping for instance; whatever it raises counts as False. An acquire with ``timeout=0`` has
+        no time for that, and goes by the default.
         """
         return self.is_connected() and _descriptors.is_silent(raw_connection(self))
 
@@ -85,15 +85,13 @@ class Connection:
         By default it may if it is open and `error` is None.
 
         :param error: the exception that left the block ``with pool.connection()``; None if the block ended well or
-            :meth:`Pool.release() <gsocketpool.Pool.release>` was called. An exchange that an exception interrupted may
-                be
-            half done, so only a class that knows the exchange to be complete should answer True to an error.
+            :meth:`Pool.release() <gsocketpool.Pool.release>` was called. An exchange that was interrupted may be half
+            done, so only a class that knows the exchange to be complete should answer True to an error.
         """
         return error is None and self.is_connected()
 
     def after_fork(self) -> None:
-        """Lets go of the connection in a forked child: it is the parent's. It must not block and must not write
-        anything.
+        """Lets go of the connection in a forked child, since it is the parent's. It must not block, nor write anything.
 
         By default the socket's descriptor is closed, without a shutdown, which the parent can't notice.
         """
@@ -111,6 +109,8 @@ class Connection:
 
 def raw_connection(connection: Connection) -> Any:
     """What ``get()`` returns; None where a class has none to give."""
+    if type(connection).get is Connection.get:
+        return None
     try:
         return connection.get()
     except Exception:

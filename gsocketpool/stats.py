@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,7 @@ class PoolStats:
     use_time: float
     #: Seconds that opening took, failures included.
     open_time: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the numbers in a form that becomes JSON."""
+        return {key: dict(value) if isinstance(value, Mapping) else value for key, value in vars(self).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from typing import Any
 
@@ -25,6 +26,15 @@ def test_stats_are_a_frozen_snapshot(backend: Backend) -> None:
         stats.in_use = 5  # type: ignore[misc]
     with pytest.raises(TypeError):
         stats.retired["x"] = 1  # type: ignore[index]
+
+
+def test_stats_become_json(backend: Backend) -> None:
+    pool = Pool(backend.connect, name="cache")
+    pool.discard(pool.acquire())
+    numbers = json.loads(json.dumps(pool.stats().as_dict()))
+    assert numbers["name"] == "cache"
+    assert numbers["discarded"] == {"by hand": 1}
+    assert set(numbers) == {field.name for field in dataclasses.fields(PoolStats)}
 
 
 def test_what_is_counted(backend: Backend, clock: Clock) -> None:
