@@ -130,4 +130,4 @@ _alive: weakref.WeakSet[Pools] = weakref.WeakSet()
 def _close_all() -> None:
     """Closes every pool this thread has used. The requests are done by now, so those still out are not waited for."""
     pools = [pool for registered in list(_alive) for pool in registered._made().values()]
-    gevent.joinall([gevent.spawn(pool.close, timeout=0) for pool in pools if pool.size])
+    gevent.joinall([gevent.spawn(pool.close, timeout=0) for pool in pools])

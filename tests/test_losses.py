@@ -270,6 +270,17 @@ def test_killing_the_greenlet_that_closes(backend: Backend) -> None:
     check_whole(pool, backend)
 
 
+def test_killing_the_greenlet_that_closes_before_it_has_begun(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    loop = gevent.get_hub().loop
+    loop.run_callback(pool.discard, pool.acquire())
+    loop.run_callback(lambda: [greenlet.kill(block=False) for greenlet in list(pool._closer._at_work)])
+    settle()
+    assert backend.connections[0].closings == 0
+    assert not backend.open, "it has lost its descriptor at least"
+    check_whole(pool, backend)
+
+
 # Opening
 
 

@@ -284,8 +284,9 @@ def test_the_reaper_drops_expired_connections() -> None:
     gevent.sleep(0.02)
     assert pool.size == 1
     mock.is_expired.return_value = True
-    eventually(lambda: pool.size == 0)
+    eventually(lambda: mock.close.called)
     mock.close.assert_called_once_with()
+    assert pool.size == 0
 
 
 def test_deleting_a_pool_closes_what_is_idle() -> None:
