@@ -132,7 +132,9 @@ class StreamConnection(Connection):
     _sock: Any = None
     _connected = False
     _created: float | None = None
-    _unread = b""
+    #: What has been received and not returned yet.
+    _unread: bytes | bytearray = b""
+    #: Whether an exchange may be half done.
     _in_doubt = False
 
     def __init__(self, lifetime: float | None = 600, timeout: float | None = None) -> None:
@@ -170,7 +172,7 @@ class StreamConnection(Connection):
         """
         if self._connected:
             raise OSError(errno.EISCONN, f"{self!r} is open already")
-        self._unread = b""
+        self._unread = bytearray()
         self._in_doubt = False
         limit = gevent.Timeout(self._timeout)
         try:
@@ -184,12 +186,13 @@ class StreamConnection(Connection):
                 raise TimeoutError(f"connecting to {self._where()} took longer than {self._timeout} s") from None
             raise
         self._connected = True
-        self._created = time.time()
+        self._created = time.monotonic()
 
     def close(self) -> None:
         """Closes the socket. A greenlet that waits for it gets an `OSError`."""
         if self._connected:
             self._connected = False
+            self._unread = b""
             self._sock.close()
 
     def is_connected(self) -> bool:
@@ -200,7 +203,7 @@ class StreamConnection(Connection):
         """Returns whether the connection was opened longer than `lifetime` ago."""
         if self._lifetime is None or self._created is None:
             return False
-        return time.time() - self._created > self._lifetime
+        return time.monotonic() - self._created > self._lifetime
 
     def is_usable(self) -> bool:
         """Returns whether the connection is open and nothing can be read from its socket."""
@@ -209,6 +212,12 @@ class StreamConnection(Connection):
     def is_reusable(self, error: BaseException | None) -> bool:
         """Returns whether the connection is open, at the end of a message and free of doubt."""
         return error is None and self._connected and not self._unread and not self._in_doubt
+
+    def after_fork(self) -> None:
+        """Closes the socket's descriptor, without a shutdown, and counts as closed."""
+        super().after_fork()
+        self._connected = False
+        self._unread = b""
 
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Sends all of `data`.
@@ -221,10 +230,11 @@ class StreamConnection(Connection):
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"send() takes bytes, not {type(data).__name__}")
         self._require_open()
+        sock = self._sock
         try:
-            self._sock.sendall(data)
+            sock.sendall(data)
         except BaseException:
-            self._in_doubt = True
+            self._doubt(sock)
             raise
 
     def recv(self, size: int = 1024) -> bytes:
@@ -237,9 +247,11 @@ class StreamConnection(Connection):
         """
         check_count("size", size, least=1)
         if self._unread:
-            data, self._unread = self._unread[:size], self._unread[size:]
-            return data
-        return self._receive(size)
+            return self._take(size)
+        data = self._receive(size)
+        if not data:
+            self.close()
+        return data
 
     def recv_exactly(self, size: int) -> bytes:
         """Returns the next `size` bytes.
@@ -249,24 +261,16 @@ class StreamConnection(Connection):
         :raises OSError: as :meth:`recv` does.
         """
         check_count("size", size)
-        parts: list[bytes] = []
-        missing = size
-        while missing:
-            part = self.recv(missing)
-            if not part:
-                raise ConnectionClosedError(
-                    f"the stream from {self._where()} ended after {size - missing} of {size} bytes", b"".join(parts)
-                )
-            parts.append(part)
-            missing -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        while len(self._unread) < size:
+            self._receive_more(size - len(self._unread), f"{size} bytes had come")
+        return self._take(size)
 
     def recv_until(self, delimiter: bytes, limit: int = 65536) -> bytes:
         """Returns what comes up to the next `delimiter`, and the delimiter itself as the last part of it.
 
         Bytes that came behind the delimiter stay for the next call.
 
-        :param delimiter: the bytes that end a message, such as ``b"\\n"``.
+        :param delimiter: the bytes that end a message, such as ``b"\n"``.
         :param limit: the greatest number of bytes to return.
         :raises LimitExceededError: if there is no delimiter within `limit` bytes.
         :raises ConnectionClosedError: as :meth:`recv_exactly` does.
@@ -275,38 +279,43 @@ class StreamConnection(Connection):
         if not isinstance(delimiter, bytes) or not delimiter:
             raise InvalidArgumentError("delimiter", delimiter, "bytes, at least one")
         check_count("limit", limit, least=len(delimiter))
-        buffer = bytearray(self._unread)
         searched = 0
-        while (found := buffer.find(delimiter, searched, limit)) < 0:
-            if len(buffer) >= limit:
-                self._unread = bytes(buffer)
+        while (found := self._unread.find(delimiter, searched, limit)) < 0:
+            if len(self._unread) >= limit:
                 self._in_doubt = True
                 raise LimitExceededError(f"{delimiter!r} did not come within {limit} bytes", limit)
-            searched = max(0, len(buffer) - len(delimiter) + 1)
-            try:
-                part = self._receive(4096)
-            except BaseException:
-                self._unread = bytes(buffer)
-                raise
-            if not part:
-                raise ConnectionClosedError(
-                    f"the stream from {self._where()} ended before {delimiter!r}", bytes(buffer)
-                )
-            buffer += part
-        end = found + len(delimiter)
-        self._unread = bytes(buffer[end:])
-        return bytes(buffer[:end])
+            # The delimiter may have come in part.
+            searched = max(0, len(self._unread) - len(delimiter) + 1)
+            self._receive_more(4096, f"{delimiter!r} had come")
+        return self._take(found + len(delimiter))
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._unread[:size])
+        self._unread = self._unread[size:]
+        return data
+
+    def _receive_more(self, size: int, awaited: str) -> None:
+        data = self._receive(size)
+        if not data:
+            partial = bytes(self._unread)
+            self.close()
+            raise ConnectionClosedError(f"the stream from {self._where()} ended before {awaited}", partial)
+        self._unread += data
 
     def _receive(self, size: int) -> bytes:
         self._require_open()
+        sock = self._sock
         try:
-            data: bytes = self._sock.recv(size)
+            data: bytes = sock.recv(size)
         except BaseException:
-            self._in_doubt = True
+            self._doubt(sock)
             raise
-        if not data:
-            self.close()
         return data
+
+    def _doubt(self, sock: Any) -> None:
+        # Another greenlet may have closed that stream, which is what this one was told, and even opened another.
+        if self._connected and sock is self._sock:
+            self._in_doubt = True
 
     def _require_open(self) -> None:
         if not self._connected:
@@ -339,8 +348,8 @@ class TcpConnection(StreamConnection):
         return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
 
     def _connect(self) -> None:
-        addresses = gevent.socket.getaddrinfo(self._host, self._port, 0, gevent.socket.SOCK_STREAM)
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        addresses = gevent.socket.getaddrinfo(self._host, self._port, 0, gevent.socket.SOCK_STREAM)
         for tried, (family, kind, protocol, _, address) in enumerate(addresses, 1):
             try:
                 self._sock = gevent.socket.socket(family, kind, protocol)
@@ -354,6 +363,7 @@ class TcpConnection(StreamConnection):
                     self._sock.close()
                 if tried == len(addresses):
                     raise
+        self._sock.settimeout(self._timeout)
         self._sock.setsockopt(gevent.socket.IPPROTO_TCP, gevent.socket.TCP_NODELAY, 1)
         self._sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_KEEPALIVE, 1)
 
@@ -380,8 +390,10 @@ class TlsConnection(TcpConnection):
         super().__init__(host, port, lifetime, timeout)
         if ssl_context is not None and not isinstance(ssl_context, get_original("ssl", "SSLContext")):
             raise InvalidArgumentError("ssl_context", ssl_context, "an ssl.SSLContext or None")
-        if server_hostname is not None and not isinstance(server_hostname, str):
+        if server_hostname is not None and not _is_name(server_hostname):
             raise InvalidArgumentError("server_hostname", server_hostname, "a name or None")
+        if server_hostname is None and not _is_name(host):
+            raise InvalidArgumentError("host", host, "a name or an address")
         self._ssl_context = ssl_context
         self._server_hostname = server_hostname or host
 
@@ -397,6 +409,17 @@ class TlsConnection(TcpConnection):
             _context=context,
         )
         self._sock.do_handshake()
+
+
+def _is_name(name: object) -> bool:
+    """Whether a server can be asked for `name`. An SSLSocket that finds out that it can't loses its descriptor."""
+    if not isinstance(name, str):
+        return False
+    try:
+        encoded = name.encode("idna")
+    except UnicodeError:
+        return False
+    return bool(encoded) and not encoded.startswith(b".") and b"\0" not in encoded
 
 
 @functools.cache
@@ -419,9 +442,10 @@ class UnixConnection(StreamConnection):
         self, path: str | os.PathLike[str], lifetime: float | None = 600, timeout: float | None = None
     ) -> None:
         super().__init__(lifetime, timeout)
-        if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        name = os.fspath(path) if isinstance(path, os.PathLike) else path
+        if not isinstance(name, str) or not name:
             raise InvalidArgumentError("path", path, "a path")
-        self._path = os.fspath(path)
+        self._path = name
 
     def _where(self) -> str:
         return self._path.replace("\0", "@")

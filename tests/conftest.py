@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,5 +39,4 @@ def no_error_in_the_background(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setattr(Hub, "print_exception", note)
     yield
     gevent.sleep(0)
-    gc.collect()
     assert not errors

@@ -19,7 +19,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -114,6 +114,17 @@ def exchange(kind: str = "tcp", **options: Any) -> Iterator[tuple[Any, Any]]:
     with serving(kind, **options) as (connection, server):
         connection.open()
         yield connection, server.next_peer()
+
+
+@contextmanager
+def impatient(kind: str, timeout: float) -> Iterator[Any]:
+    """An open connection that has little time for anything, with nobody at its other end."""
+    with serving(kind, timeout=timeout) as (connection, _):
+        while not connection.is_connected():
+            # On a busy machine the time may be too little to connect.
+            with suppress(TimeoutError):
+                connection.open()
+        yield connection
 
 
 def check_echo(connection: StreamConnection, message: bytes = b"is anybody there?") -> None:
@@ -254,8 +265,8 @@ def test_an_address_that_hangs_leaves_time_for_the_next(monkeypatch: pytest.Monk
 
 def test_an_address_that_hangs_leaves_time_for_the_next_after_slow_resolving(monkeypatch: pytest.MonkeyPatch) -> None:
     with hanging_address() as hanging, Server(echo) as server:
-        resolve_to(monkeypatch, hanging, server.address, delay=0.55)
-        connection = TcpConnection("backend.test", server.port, timeout=1.0)
+        resolve_to(monkeypatch, hanging, server.address, delay=0.8)
+        connection = TcpConnection("backend.test", server.port, timeout=1.5)
         connection.open()
         check_echo(connection)
         connection.close()
@@ -265,7 +276,7 @@ def test_the_last_error_is_raised_when_no_address_accepts(monkeypatch: pytest.Mo
     before = open_sockets()
     with hanging_address() as first, refusing_address() as last:
         resolve_to(monkeypatch, first, last)
-        connection = TcpConnection("backend.test", 1, timeout=0.1)
+        connection = TcpConnection("backend.test", 1, timeout=1.0)
         with pytest.raises(ConnectionRefusedError):
             connection.open()
         assert not connection.is_connected()
@@ -332,7 +343,8 @@ def test_the_timeout_bounds_connecting_as_a_whole(factory: Callable[..., TcpConn
         assert time.monotonic() - began < PATIENCE
         assert not connection.is_connected()
         assert not connection.is_usable()
-        assert connection.socket.fileno() == -1
+        # On a busy machine the time may be over before there is a socket at all.
+        assert connection.socket is None or connection.socket.fileno() == -1
     assert open_sockets() <= before
 
 
@@ -536,10 +548,13 @@ def test_a_certificate_for_another_name_is_refused(server_hostname: str | None) 
     assert open_sockets() <= before
 
 
-@pytest.mark.parametrize("make_context", [ssl.create_default_context, gevent.ssl.create_default_context])
+@pytest.mark.parametrize("kind", [ssl.SSLContext, gevent.ssl.SSLContext])
 @pytest.mark.parametrize("timeout", [None, PATIENCE])
-def test_a_context_may_be_of_the_standard_library_or_of_gevent(make_context: Any, timeout: float | None) -> None:
-    context = make_context(cadata=authority_pem())
+def test_a_context_may_be_of_the_standard_library_or_of_gevent(
+    kind: type[ssl.SSLContext], timeout: float | None
+) -> None:
+    context = client_context(kind)
+    assert type(context) is kind
     with serving("tls", echo, ssl_context=context, timeout=timeout) as (connection, _):
         connection.open()
         check_echo(connection)
@@ -587,16 +602,12 @@ def test_an_address_is_verified_where_it_is_the_host() -> None:
         connection.close()
 
 
-def test_a_server_name_that_cannot_be_asked_for_leaves_no_socket() -> None:
-    with silent_listener() as (host, port):
-        before = open_sockets()
-        connection = TlsConnection(host, port, ssl_context=client_context(), server_hostname=".test")
-        with pytest.raises(ValueError, match="server_hostname") as caught:
-            connection.open()
-        assert not connection.is_connected()
-        # While the error, and so perhaps a frame that has the socket, is still there.
-        assert caught.value
-        assert open_sockets() <= before
+@pytest.mark.parametrize("name", [".test", "", "a\0b", "a" * 64 + ".test", 5])
+def test_a_name_that_no_server_can_be_asked_for_is_refused(name: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="^server_hostname must be a name or None"):
+        TlsConnection("localhost", 1, server_hostname=name)
+    with pytest.raises(InvalidArgumentError, match="^host must be a name or an address"):
+        TlsConnection(name, 1)
 
 
 def test_a_client_certificate_of_the_context_is_sent() -> None:
@@ -722,6 +733,35 @@ def test_a_missing_path_is_a_file_not_found_error(tmp_path: pathlib.Path) -> Non
     assert open_sockets() <= before
 
 
+def test_the_timeout_bounds_connecting_to_a_path() -> None:
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:
+        path = f"{directory}/socket"
+        listener.bind(path)
+        listener.listen(0)
+        # One fills the backlog.
+        first = UnixConnection(path)
+        first.open()
+        before = open_sockets()
+        second = UnixConnection(path, timeout=0.05)
+        with pytest.raises(TimeoutError):
+            second.open()
+        assert not second.is_connected()
+        assert open_sockets() <= before
+        first.close()
+
+
+class PathOfBytes:
+    def __fspath__(self) -> bytes:
+        return b"/a"
+
+
+@pytest.mark.parametrize("path", [b"/a", PathOfBytes()])
+def test_a_path_of_bytes_is_refused(path: Any) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        UnixConnection(path)
+    assert caught.value.argument == "path"
+
+
 # Sending
 
 
@@ -741,7 +781,7 @@ def test_send_sends_all_to_a_slow_reader(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_send_raises_when_the_reader_is_too_slow(kind: str) -> None:
-    with exchange(kind, timeout=0.05) as (connection, _):
+    with impatient(kind, 0.05) as connection:
         with pytest.raises(TimeoutError):
             connection.send(bytes(20_000_000))
         assert not connection.is_reusable(None)
@@ -939,6 +979,16 @@ def test_recv_until_raises_when_there_is_no_delimiter_within_the_limit() -> None
         assert connection.recv_until(b"\n", limit=9) == b"abcdefgh\n"
 
 
+def test_recv_until_does_not_wait_for_more_than_the_limit() -> None:
+    with exchange() as (connection, peer):
+        peer.sendall(b"abcdefgh")
+        with pytest.raises(LimitExceededError):
+            connection.recv_until(b"\n", limit=8)
+        assert connection.recv_exactly(8) == b"abcdefgh"
+        peer.sendall(b"1234567\n")
+        assert connection.recv_until(b"\n", limit=8) == b"1234567\n"
+
+
 def test_the_limit_is_there_without_being_asked_for() -> None:
     with exchange() as (connection, peer):
         sender = gevent.spawn(outcome, peer.sendall, b"x" * 65536 + b"\n")
@@ -971,7 +1021,7 @@ def send_in_pieces(pieces: list[bytes], peer: Any) -> None:
         gevent.idle()
 
 
-@settings(deadline=None, max_examples=120, database=None)
+@settings(deadline=None, max_examples=80, database=None)
 @given(
     pieces=st.lists(st.text("ab\r\n", min_size=1, max_size=9).map(str.encode), max_size=9),
     calls=st.lists(
@@ -1053,7 +1103,7 @@ def test_closing_throws_away_what_was_left_unread(name: str, arguments: tuple[An
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("name", "arguments"), [("recv", ()), ("recv_exactly", (5,)), ("recv_until", (b"\n",))])
 def test_receiving_raises_when_nothing_comes_in_time(kind: str, name: str, arguments: tuple[Any, ...]) -> None:
-    with exchange(kind, timeout=0.02) as (connection, _):
+    with impatient(kind, 0.05) as connection:
         with pytest.raises(TimeoutError):
             getattr(connection, name)(*arguments)
         assert connection.is_connected()
@@ -1226,8 +1276,7 @@ def test_asking_whether_a_connection_is_usable_lets_nobody_else_run(kind: str) -
         assert without_switching(connection.is_usable)
         assert without_switching(connection.is_usable)
         peer.sendall(b"x")
-        wait_readable(connection)
-        assert not without_switching(connection.is_usable)
+        eventually(lambda: not without_switching(connection.is_usable))
 
 
 def test_session_tickets_do_not_make_a_connection_unusable() -> None:
@@ -1255,8 +1304,7 @@ def test_a_message_after_session_tickets_were_seen_does_make_a_connection_unusab
         wait_readable(connection)
         assert connection.is_usable()
         peer.sendall(b"x")
-        wait_readable(connection)
-        assert not connection.is_usable()
+        eventually(lambda: not connection.is_usable())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -48,7 +48,7 @@ def echo_port() -> Iterator[int]:
 def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.CaptureFixture[str]) -> None:
     program = examples(document).replace("2000", str(echo_port))
     names: dict[str, Any] = {"__name__": "example"}
-    exec(compile(program, document.name, "exec"), names)  # noqa: S102
+    exec(compile(program, document.name, "exec"), names)
     if "app" in names:
         assert names["app"].test_client().get("/echo/hello").text == "hello\n"
         with names["app"].app_context():

@@ -74,7 +74,8 @@ def test_openings_are_given_up(backend: Backend) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect)
     caller = spawn_acquire(pool)
-    pool.close(timeout=PATIENCE)
+    with gevent.Timeout(PATIENCE / 2):
+        pool.close(timeout=PATIENCE)
     assert isinstance(caller.exception, PoolClosedError)
     assert numbers(pool) == (0, 0, 0, 0)
     backend.opens.set()
@@ -170,7 +171,7 @@ def test_a_bad_timeout_is_refused(backend: Backend, timeout: Any) -> None:
 def test_a_pool_that_nobody_refers_to_is_collected(backend: Backend) -> None:
     gc.disable()
     try:
-        pool = Pool(backend.connect, min_connections=2, reap_interval=0.005)
+        pool = Pool(backend.connect, min_connections=2)
         pool.wait_ready(PATIENCE)
         held = pool.acquire()
         idle = [connection for connection in backend.connections if connection is not held]
@@ -185,6 +186,22 @@ def test_a_pool_that_nobody_refers_to_is_collected(backend: Backend) -> None:
         assert held.is_open
     finally:
         gc.enable()
+
+
+def test_the_reaper_does_not_keep_its_pool_alive(backend: Backend) -> None:
+    swept: list[bool] = []
+
+    class Watched(Pool[Any]):
+        def drop_expired(self) -> None:
+            swept.append(True)
+
+    pool = Watched(backend.connect, reap_interval=0.002)
+    pool.release(pool.acquire())
+    eventually(lambda: swept)
+    settle()
+    reference = weakref.ref(pool)
+    del pool
+    assert reference() is None
 
 
 def test_a_pool_with_waiters_is_not_collected(backend: Backend) -> None:

@@ -14,7 +14,13 @@ ROOT = Path(__file__).parents[1]
 #: Who is on which floor. A module imports from floors below its own only.
 FLOORS = [
     {"gsocketpool.exceptions", "gsocketpool.stats", "gsocketpool._state", "gsocketpool._where", "gsocketpool._forking"},
-    {"gsocketpool.settings", "gsocketpool._report", "gsocketpool.reaper", "gsocketpool._descriptors", "gsocketpool._block"},
+    {
+        "gsocketpool.settings",
+        "gsocketpool.reaper",
+        "gsocketpool._report",
+        "gsocketpool._descriptors",
+        "gsocketpool._block",
+    },
     {"gsocketpool.connection"},
     {"gsocketpool._steps"},
     {"gsocketpool._aside"},

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import socketserver
 import threading
 from typing import Any
 
 import gevent
 import gevent.os
 import pytest
-from gevent.server import StreamServer
 
 from gsocketpool import Connection, Pool, PoolExhaustedError, TcpConnection, WrongThreadError
 from tests.scripted import PATIENCE, Backend, Clock, ScriptedConnection, eventually, numbers, settle, spawn_acquire
@@ -154,30 +156,40 @@ class Line(TcpConnection):
 
 
 class LineServer:
-    """Echoes lines, and can be restarted."""
+    """Echoes lines, and can be restarted. It is in threads, which a fork does not copy."""
 
     def __init__(self) -> None:
-        self.handlers: list[gevent.Greenlet] = []
         self.listen(0)
 
     def listen(self, port: int) -> None:
-        self.server = StreamServer(("127.0.0.1", port), self.handle)
-        self.server.start()
-        self.port: int = self.server.server_port
+        clients: list[socket.socket] = []
 
-    def handle(self, sock: Any, address: object) -> None:
-        self.handlers.append(gevent.getcurrent())
-        try:
-            with sock, sock.makefile("rb") as lines:
-                for line in lines:
-                    sock.sendall(line * (2 if line == b"twice\n" else 1))
-        except OSError:
-            pass
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                clients.append(self.connection)
+                for line in self.rfile:
+                    self.wfile.write(line * (2 if line == b"twice\n" else 1))
+
+        class Server(socketserver.ThreadingTCPServer):
+            allow_reuse_address = True
+            daemon_threads = True
+
+            def handle_error(self, request: object, address: object) -> None:
+                """The client has gone, or this server is being stopped."""
+
+        self.clients = clients
+        self.server = Server(("127.0.0.1", port), Handler)
+        self.port: int = self.server.server_address[1]
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.005,))
+        self.thread.start()
 
     def stop(self) -> None:
-        self.server.stop()
-        gevent.killall(self.handlers)
-        self.handlers.clear()
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+        for client in self.clients:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
 
     def restart(self) -> None:
         self.stop()
@@ -377,11 +389,7 @@ def in_child(act: Any) -> None:
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        # Reading it would block the server in this process, too.
-        gevent.os.make_nonblocking(pipe.fileno())
-        report = b""
-        while part := gevent.os.nb_read(pipe.fileno(), 4096):
-            report += part
+        report = pipe.read()
     os.waitpid(child, 0)
     assert report == b"ok", report.decode()
 
@@ -427,6 +435,36 @@ def test_a_child_forked_inside_a_block_leaves_it_in_peace(server: LineServer) ->
 
         in_child(child)
         assert connection.recv_until(b"\n") == b"one\n"
+
+
+def test_a_reply_that_is_there_at_the_fork_is_the_parents(server: LineServer) -> None:
+    """Both replies come in the same turn of the event loop, and whoever is woken first forks before the other has run."""
+    with line_pool(server) as pool:
+        replies: list[bytes] = []
+        stolen: list[bytes] = []
+
+        def child() -> None:
+            replies.clear()
+            settle()
+            stolen.extend(replies)
+            assert not stolen
+
+        def read(connection: Line) -> None:
+            try:
+                replies.append(connection.recv_until(b"\n"))
+            except OSError:
+                # In the child, where the test must not go on.
+                gevent.sleep(PATIENCE)
+            if len(replies) == 1:
+                in_child(child)
+
+        with pool.connection() as one, pool.connection() as two:
+            readers = [gevent.spawn(read, one), gevent.spawn(read, two)]
+            settle()
+            one.socket.sendall(b"x\n")
+            two.socket.sendall(b"y\n")
+            gevent.joinall(readers, timeout=PATIENCE, raise_error=True)
+        assert sorted(replies) == [b"x\n", b"y\n"]
 
 
 def test_what_was_under_way_at_a_fork_ends_in_the_child(backend: Backend) -> None:
