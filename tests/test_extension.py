@@ -327,3 +327,36 @@ def test_the_registry_is_a_mapping(backend: Backend) -> None:
     pools = app.extensions["gsocketpool"]
     assert isinstance(pools, Pools)
     assert dict(pools) == {"default": pools["default"]}
+
+
+# Without Flask
+
+BLOCKED_IMPORT = """\
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+import gsocketpool
+import flask_gsocketpool
+"""
+
+
+def error_of_importing_without(module: str) -> str:
+    """The last line of the traceback."""
+    code = BLOCKED_IMPORT.format(blocked=module)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=3 * PATIENCE)
+    assert done.returncode == 1, done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_importing_the_extension_without_flask_says_what_to_install() -> None:
+    error = error_of_importing_without("flask")
+    assert error == "ImportError: flask_gsocketpool needs Flask: pip install 'gsocketpool[flask]'"
+
+
+def test_importing_the_extension_with_a_broken_flask_says_what_is_broken() -> None:
+    assert error_of_importing_without("werkzeug").startswith("ModuleNotFoundError: No module named 'werkzeug")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -298,36 +297,3 @@ def test_with_preload_no_connection_is_shared_and_those_of_the_master_are_not_di
     assert all(len(seen.pids) <= 1 for seen in backend.seen), backend
     assert all(seen.has_ended_well for seen in backend.seen), backend
     assert backend.seen_of([gunicorn.pid]) == of_master
-
-
-# Without Flask
-
-BLOCKED_IMPORT = """\
-import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == {blocked!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Blocker())
-import gsocketpool
-import flask_gsocketpool
-"""
-
-
-def error_of_importing_without(module: str) -> str:
-    """The last line of the traceback."""
-    code = BLOCKED_IMPORT.format(blocked=module)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 1, done.stderr
-    return done.stderr.splitlines()[-1]
-
-
-def test_importing_the_extension_without_flask_says_what_to_install() -> None:
-    error = error_of_importing_without("flask")
-    assert error == "ImportError: flask_gsocketpool needs Flask: pip install 'gsocketpool[flask]'"
-
-
-def test_importing_the_extension_with_a_broken_flask_says_what_is_broken() -> None:
-    assert error_of_importing_without("werkzeug").startswith("ModuleNotFoundError: No module named 'werkzeug")

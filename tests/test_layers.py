@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
@@ -91,12 +90,6 @@ def test_the_core_needs_gevent_alone() -> None:
 
 def test_the_configuration_needs_no_flask() -> None:
     assert not any(name.startswith(("flask.", "werkzeug")) for name in imports(MODULES["flask_gsocketpool.config"]))
-
-
-def test_without_flask_it_is_said_what_to_install() -> None:
-    program = "import sys; sys.modules['flask'] = None; import flask_gsocketpool"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "ImportError: flask_gsocketpool needs Flask: pip install 'gsocketpool[flask]'" in done.stderr
 
 
 @pytest.mark.parametrize("package", ["gsocketpool", "flask_gsocketpool"])

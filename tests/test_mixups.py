@@ -438,7 +438,7 @@ def test_a_child_forked_inside_a_block_leaves_it_in_peace(server: LineServer) ->
 
 
 def test_a_reply_that_is_there_at_the_fork_is_the_parents(server: LineServer) -> None:
-    """Both replies come in the same turn of the event loop, and whoever is woken first forks before the other has run."""
+    """Both replies come in the same turn of the event loop. Who is woken first forks before the other has run."""
     with line_pool(server) as pool:
         replies: list[bytes] = []
         stolen: list[bytes] = []
