@@ -270,7 +270,7 @@ class StreamConnection(Connection):
 
         Bytes that came behind the delimiter stay for the next call.
 
-        :param delimiter: the bytes that end a message, such as ``b"\n"``.
+        :param delimiter: the bytes that end a message: a line feed, for instance.
         :param limit: the greatest number of bytes to return.
         :raises LimitExceededError: if there is no delimiter within `limit` bytes.
         :raises ConnectionClosedError: as :meth:`recv_exactly` does.
