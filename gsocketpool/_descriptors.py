@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -48,6 +49,15 @@ def _is_tls_silent(candidate: Any) -> bool:
     except OSError:
         return False
     return False
+
+
+def say_goodbye(candidate: gevent.ssl.SSLSocket) -> None:
+    """Tells the other side of a TLS connection that it ends, as far as that can be done without waiting."""
+    # What TLS has sent by itself is taken out first: closing a socket with bytes unread resets the connection, and the
+    # other side may lose what was sent to it.
+    for step in (lambda: candidate._sslobj.read(1), candidate._sslobj.shutdown):
+        with contextlib.suppress(OSError):
+            step()
 
 
 def let_go(candidate: Any) -> None:

@@ -410,6 +410,12 @@ class TlsConnection(TcpConnection):
         )
         self._sock.do_handshake()
 
+    def close(self) -> None:
+        """Says goodbye as TLS does, without waiting for an answer, and closes the socket."""
+        if self._connected:
+            _descriptors.say_goodbye(self._sock)
+        super().close()
+
 
 def _is_name(name: object) -> bool:
     """Whether a server can be asked for `name`. An SSLSocket that finds out that it can't loses its descriptor."""

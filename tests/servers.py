@@ -45,7 +45,6 @@ class Server:
         host: str = "127.0.0.1",
         path: str | None = None,
         tls: ssl.SSLContext | None = None,
-        backlog: int = 128,
     ) -> None:
         self._handler = handler
         self._tls = tls
@@ -54,13 +53,14 @@ class Server:
         self._errors: list[Exception] = []
         self._greenlets = gevent.pool.Group()
         self.accepted = 0
+        address: tuple[str, int] | str
         if path is None:
             family, address = socket.AF_INET6 if ":" in host else socket.AF_INET, (host, 0)
         else:
             family, address = socket.AF_UNIX, path
         self._listener = gevent.socket.socket(family, socket.SOCK_STREAM)
         self._listener.bind(address)
-        self._listener.listen(backlog)
+        self._listener.listen(128)
         self.address = self._listener.getsockname()
         self.host = host
         self.port: int = self.address[1] if path is None else 0
@@ -132,6 +132,13 @@ def client_context(kind: type[ssl.SSLContext] = gevent.ssl.SSLContext) -> ssl.SS
     context = kind(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=authority_pem())
     return context
+
+
+@contextmanager
+def silent_listener() -> Iterator[tuple[str, int]]:
+    """An address that accepts connections, and then does nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()
 
 
 @contextmanager
