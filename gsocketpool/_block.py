@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from gsocketpool._state import IN_USE
 
 if TYPE_CHECKING:
-    from gsocketpool.pool import Pool
+    from gsocketpool._driver import Driver
 
 C = TypeVar("C")
 
@@ -18,14 +18,14 @@ class Block(Generic[C]):
 
     # Written by hand: a generator would cost as much as the pool.
 
-    __slots__ = ("_entry", "_pool", "_timeout", "_uses")
+    __slots__ = ("_driver", "_entry", "_timeout", "_uses")
 
-    def __init__(self, pool: Pool[C], timeout: float | None) -> None:
-        self._pool = pool
+    def __init__(self, driver: Driver, timeout: float | None) -> None:
+        self._driver = driver
         self._timeout = timeout
 
     def __enter__(self) -> C:
-        self._entry = entry = self._pool._acquire(self._timeout)
+        self._entry = entry = self._driver._acquire(self._timeout)
         self._uses = entry.uses
         connection: C = entry.connection
         return connection
@@ -36,4 +36,4 @@ class Block(Generic[C]):
         entry = self._entry
         # It may have been discarded, detached or even released by hand meanwhile, or closed with the pool.
         if entry.uses == self._uses and entry.status is IN_USE:
-            self._pool._give_back(entry, error)
+            self._driver._give_back(entry, error)

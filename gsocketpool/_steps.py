@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from gsocketpool.connection import Connection, StreamConnection
+from gsocketpool._base import Connection
+from gsocketpool.connection import StreamConnection
 
 logger = logging.getLogger("gsocketpool")
 

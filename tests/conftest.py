@@ -6,6 +6,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent.hub import Hub
+from gevent.server import StreamServer
 
 from gsocketpool import PoolError
 from tests.scripted import Backend, Clock
@@ -40,3 +41,18 @@ def no_error_in_the_background(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     yield
     gevent.sleep(0)
     assert not errors
+
+
+@pytest.fixture
+def echo_port() -> Iterator[int]:
+    """The port of a server on this machine that sends everything back."""
+
+    def echo(sock: Any, address: object) -> None:
+        with sock:
+            while data := sock.recv(4096):
+                sock.sendall(data)
+
+    server = StreamServer(("127.0.0.1", 0), echo)
+    server.start()
+    yield server.server_port
+    server.stop()

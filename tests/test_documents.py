@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gevent.server import StreamServer
 
 from flask_gsocketpool.config import SETTINGS, TARGETS
 from gsocketpool import Pool
@@ -29,19 +27,6 @@ def examples(document: Path) -> str:
             indent = None
         lines.append(line[indent:] if indent is not None and not line.strip().startswith("..") else "")
     return "\n".join(lines)
-
-
-@pytest.fixture
-def echo_port() -> Iterator[int]:
-    def echo(sock: Any, address: object) -> None:
-        with sock:
-            while data := sock.recv(4096):
-                sock.sendall(data)
-
-    server = StreamServer(("127.0.0.1", 0), echo)
-    server.start()
-    yield server.server_port
-    server.stop()
 
 
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if examples(path).strip()], ids=lambda path: path.name)

@@ -20,6 +20,7 @@ FLOORS = [
         "gsocketpool._descriptors",
         "gsocketpool._block",
     },
+    {"gsocketpool._base"},
     {"gsocketpool.connection"},
     {"gsocketpool._steps"},
     {"gsocketpool._aside"},

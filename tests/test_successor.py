@@ -5,28 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import time
-from collections.abc import Iterator
 from typing import Any
 from unittest.mock import Mock
 
 import gevent
 import pytest
-from gevent.server import StreamServer
 
 from gsocketpool import Connection, ConnectionNotFoundError, Pool, PoolExhaustedError, TcpConnection
 from tests.scripted import PATIENCE, Backend, eventually, numbers, settle
-
-
-@pytest.fixture
-def echo_port() -> Iterator[int]:
-    def echo(sock: Any, address: object) -> None:
-        while data := sock.recv(4096):
-            sock.sendall(data)
-
-    server = StreamServer(("127.0.0.1", 0), echo)
-    server.start()
-    yield server.server_port
-    server.stop()
 
 
 def test_the_modules_have_their_names() -> None:
