@@ -218,27 +218,19 @@ def test_a_pool_with_waiters_is_not_collected(backend: Backend) -> None:
 
 
 def test_a_pool_collected_in_another_thread_closes_in_its_own(backend: Backend) -> None:
-    pool = Pool(backend.connect)
-    connection = pool.acquire()
-    pool.release(connection)
     closed_in: list[int] = []
-    kind = type(connection)
-    pool_holder = [pool]
-    del pool
-    original = kind.close
 
-    def close(self: ScriptedConnection) -> None:
-        closed_in.append(threading.get_ident())
-        original(self)
+    class Watched(ScriptedConnection):
+        def close(self) -> None:
+            closed_in.append(threading.get_ident())
+            super().close()
 
-    kind.close = close  # type: ignore[method-assign]
-    try:
-        thread = threading.Thread(target=pool_holder.clear)
-        thread.start()
-        thread.join(PATIENCE)
-        eventually(lambda: closed_in)
-    finally:
-        kind.close = original  # type: ignore[method-assign]
+    holder = [Pool(lambda: backend._made(Watched(backend, {})))]
+    holder[0].release(holder[0].acquire())
+    thread = threading.Thread(target=holder.clear)
+    thread.start()
+    thread.join(PATIENCE)
+    eventually(lambda: closed_in)
     assert closed_in == [threading.get_ident()]
 
 

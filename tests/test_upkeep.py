@@ -15,7 +15,7 @@ from gsocketpool import (
     PoolError,
     PoolNotReadyError,
 )
-from tests.scripted import PATIENCE, Backend, eventually, numbers, settle, spawn_acquire
+from tests.scripted import PATIENCE, Backend, ScriptedConnection, eventually, numbers, settle, spawn_acquire
 
 COUNTS = ["initial_connections", "max_connections", "min_connections", "max_waiting", "max_opening"]
 SECONDS = [
@@ -235,24 +235,18 @@ def test_a_bad_size_is_refused(backend: Backend, limit: Any) -> None:
 
 
 def test_an_expiry_question_that_switches_is_asked_about_idle_connections_only(backend: Backend) -> None:
-    pool = Pool(backend.connect)
+    class Slow(ScriptedConnection):
+        def is_expired(self) -> bool:
+            gevent.sleep(0)
+            return True
+
+    pool = Pool(lambda: backend._made(Slow(backend, {})))
     first, second = pool.acquire(), pool.acquire()
     pool.release(first)
     pool.release(second)
-
-    def is_expired() -> bool:
-        gevent.sleep(0)
-        return True
-
-    kind = type(first)
-    before = kind.is_expired
-    kind.is_expired = lambda self: is_expired()  # type: ignore[method-assign]
-    try:
-        dropping = gevent.spawn(pool.drop_expired)
-        gevent.sleep(0)
-        taken = [pool.acquire(), pool.acquire()]
-        dropping.get(timeout=PATIENCE)
-    finally:
-        kind.is_expired = before  # type: ignore[method-assign]
+    dropping = gevent.spawn(pool.drop_expired)
+    gevent.sleep(0)
+    taken = [pool.acquire(), pool.acquire()]
+    dropping.get(timeout=PATIENCE)
     assert all(connection.is_open for connection in taken)
     assert numbers(pool) == (2, 0, 0, 0)
