@@ -17,31 +17,38 @@ from gsocketpool import _steps
 logger = logging.getLogger("gsocketpool")
 
 
-def open_within(timeout: float | None, create: Callable[[], Any]) -> Any:
-    """Returns the connection that `create` makes, open. To be called in a greenlet made for it.
+def open_within(timeout: float | None, make: Callable[..., None], *arguments: Any) -> None:
+    """Calls `make`, which makes and opens a connection. To be called in a greenlet made for it.
 
     :raises TimeoutError: if that takes longer than `timeout` seconds.
     """
     limit = gevent.Timeout(timeout)
     try:
         with limit:
-            connection = create()
-            _steps.open_if_closed(connection)
+            make(*arguments)
     except gevent.Timeout as error:
         if error is not limit:
             raise
         raise TimeoutError(f"opening a connection took longer than open_timeout ({timeout} s)") from None
-    return connection
 
 
 def is_usable_within(timeout: float, connection: Any) -> bool:
     """Whether `connection` says, within `timeout` seconds, that it may be handed out."""
-    asking = gevent.spawn(_steps.is_usable, connection)
+    asking = gevent.spawn(_ask, connection)
     try:
         asking.join(None if timeout == math.inf else timeout)
     finally:
         asking.kill(block=False)
     return asking.value is True
+
+
+def _ask(connection: Any) -> bool:
+    try:
+        return _steps.is_usable(connection)
+    except gevent.Timeout:
+        # One of its own, since nobody else throws any at this greenlet.
+        logger.debug("%r failed its check", connection, exc_info=True)
+        return False
 
 
 class Closer:
@@ -64,26 +71,32 @@ class Closer:
         return greenlet
 
     def wait(self) -> None:
-        """Returns when everything is closed that was to be closed."""
-        gevent.joinall(list(self._at_work))
+        """Returns when everything is closed that is being closed now."""
+        greenlets = list(self._at_work)
+        gevent.joinall(greenlets, timeout=self._timeout + 1)
+        for greenlet in greenlets:
+            if not greenlet.ready():
+                # Its close() does not heed the limit. This makes _ended() let go of its connection.
+                greenlet.kill(block=False)
+                self._ended(greenlet)
 
     def forget(self) -> list[Any]:
-        """In a forked child: stops closing, and returns the connections, which are the parent's."""
+        """Stops closing, and returns the connections: in a forked child they are the parent's."""
         connections = list(self._at_work.values())
         for greenlet in self._at_work:
             greenlet.kill(block=False)
         self._at_work.clear()
         return connections
 
-    def _close(self, connection: Any) -> None:
+    def _close(self, connection: Any) -> bool:
         close_within(self._timeout, connection)
-        del self._at_work[gevent.getcurrent()]
+        return True
 
     def _ended(self, greenlet: gevent.Greenlet) -> None:
         connection = self._at_work.pop(greenlet, None)
-        if connection is not None:
+        if connection is not None and greenlet.value is not True:
             # Somebody who kills every greenlet there is has killed this one, perhaps before it began.
-            _steps.forget(connection)
+            _steps.let_go(connection)
 
 
 def close_all(connections: list[Any], timeout: float) -> None:
@@ -100,7 +113,7 @@ def close_within(timeout: float, connection: Any) -> None:
         with limit:
             _steps.close_if_open(connection)
     except BaseException as error:
-        _steps.forget(connection)
+        _steps.let_go(connection)
         if error is limit:
             logger.warning("closing %r took longer than %s s", connection, timeout)
         elif isinstance(error, Exception | gevent.Timeout):

@@ -76,10 +76,11 @@ class Connection:
         """
         return error is None and self.is_connected()
 
-    def after_fork(self) -> None:
-        """Lets go of the connection in a forked child, since it is the parent's. It must not block, nor write anything.
+    def let_go(self) -> None:
+        """Lets go of the connection without a word. It must not block, nor write anything.
 
-        By default the socket's descriptor is closed, without a shutdown, which the parent can't notice.
+        The pool calls it in a forked child, since the connection is the parent's there, and where :meth:`close` was not
+        enough. By default the socket's descriptor is closed, without a shutdown, which a parent can't notice.
         """
         _descriptors.let_go(raw_connection(self))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from gsocketpool._state import IN_USE
+from gsocketpool._state import IN_USE, Entry
 
 if TYPE_CHECKING:
     from gsocketpool._driver import Driver
@@ -23,8 +23,11 @@ class Block(Generic[C]):
     def __init__(self, driver: Driver, timeout: float | None) -> None:
         self._driver = driver
         self._timeout = timeout
+        self._entry: Entry | None = None
 
     def __enter__(self) -> C:
+        if self._entry is not None:
+            raise RuntimeError("a block is for one use: call connection() again for another")
         self._entry = entry = self._driver._acquire(self._timeout)
         self._uses = entry.uses
         connection: C = entry.connection
@@ -34,6 +37,8 @@ class Block(Generic[C]):
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         entry = self._entry
+        if entry is None:
+            return
         # It may have been discarded, detached or even released by hand meanwhile, or closed with the pool.
         if entry.uses == self._uses and entry.status is IN_USE:
             self._driver._give_back(entry, error)

@@ -71,9 +71,11 @@ def let_go(candidate: Any) -> None:
     descriptor = candidate.fileno()
     if descriptor < 0:
         return
-    null = os.open(os.devnull, os.O_RDWR)
-    try:
-        os.dup2(null, descriptor, inheritable=False)
-    finally:
-        os.close(null)
+    # Where there is no descriptor to spare for that, closing must do.
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_RDWR)
+        try:
+            os.dup2(null, descriptor, inheritable=False)
+        finally:
+            os.close(null)
     candidate.close()

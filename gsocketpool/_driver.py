@@ -19,16 +19,26 @@ import gevent
 from gevent import getcurrent
 from gevent.event import Event
 from gevent.hub import Waiter, get_hub
+from gevent.monkey import get_original
 
 from gsocketpool import _report, _steps, _where
 from gsocketpool._aside import Closer, close_all, is_usable_within, open_within
-from gsocketpool._forking import tell_after_fork
+from gsocketpool._forking import keep_alive, tell_after_fork
 from gsocketpool._state import GONE, IN_USE, Entry, State, Ticket
-from gsocketpool.exceptions import ConnectionNotFoundError, PoolClosedError, PoolExhaustedError, WrongThreadError
+from gsocketpool.exceptions import (
+    ConnectionNotFoundError,
+    PoolClosedError,
+    PoolError,
+    PoolExhaustedError,
+    WrongThreadError,
+)
 from gsocketpool.reaper import start_reaper
 from gsocketpool.settings import Settings, check_seconds
 
 logger = logging.getLogger("gsocketpool")
+
+# Patched, it would tell greenlets apart.
+get_ident = get_original("_thread", "get_ident")
 
 #: Seconds between attempts to fill up to ``min_connections`` after a failure: the first, and the most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
@@ -82,27 +92,29 @@ class Driver:
         if entry is not None and self._is_fit(entry, now, now + timeout):
             state.acquired_at_once += 1
         else:
-            entry = self._acquire_slowly(caller, now, timeout, is_first=entry is not None)
+            entry = self._acquire_slowly(caller, now, timeout, is_again=entry is not None)
         if self._settings.leak_threshold is not None:
             entry.where = _where.callers()
         return entry
 
-    def _acquire_slowly(self, caller: Any, began: float, timeout: float, is_first: bool) -> Entry:
-        """Waits in the queue until there is a connection that is fit; before all others if `is_first`."""
+    def _acquire_slowly(self, caller: Any, began: float, timeout: float, is_again: bool) -> Entry:
+        """Waits in the queue until there is a connection that is fit.
+
+        :param is_again: whether the caller was given a bad one already. It keeps its place among those who wait.
+        """
         state = self._state
         deadline = began + timeout
-        # Whoever is first has spent time on an idle one already.
-        now = self._clock() if is_first else began
+        now = self._clock() if is_again else began
         try:
             while True:
                 if state.closed:
                     raise self._closed()
-                if not is_first and state.must_refuse():
+                if not is_again and state.must_refuse():
                     state.refused += 1
                     raise self._exhausted(caller, now - began, timeout, "too many are waiting")
                 entry = state.take(now, caller) if now < deadline or not timeout else None
                 if entry is None and now < deadline:
-                    entry = self._wait(caller, deadline - now, is_first)
+                    entry = self._wait(caller, began, deadline - now, is_again)
                     now = self._clock()
                 if entry is None:
                     state.timed_out += 1
@@ -118,24 +130,27 @@ class Driver:
                     entry.is_new = False
                     state.acquired_after_wait += 1
                     return entry
-                # Whoever was given a bad one has been the longest waiter, and stays it.
-                is_first = True
+                is_again = True
                 now = self._clock()
         finally:
             state.wait_time += self._clock() - began
 
-    def _wait(self, caller: Any, seconds: float, is_first: bool) -> Entry | None:
+    def _wait(self, caller: Any, began: float, seconds: float, is_again: bool) -> Entry | None:
         """Queues, and returns what has been handed over; None if nothing was in time."""
         self._enter()
         state, loop = self._state, self._hub.loop
         waiter = Waiter(self._hub)
-        ticket = Ticket(caller, waiter.switch)
+        ticket = Ticket(caller, began, waiter.switch)
         timer = None if seconds == math.inf else loop.timer(seconds)
-        state.enqueue(ticket, first=is_first)
+        if is_again:
+            state.enqueue_again(ticket)
+        else:
+            state.enqueue(ticket)
         try:
             self._start_openings()
             if timer is not None:
-                timer.start(waiter.switch, None)
+                # The event loop's idea of the time is as old as its present turn, which may have been a long one.
+                timer.start(waiter.switch, None, update=True)
             waiter.get()
         except BaseException:
             # What was handed over while the exception was on its way belongs to the next one.
@@ -170,10 +185,16 @@ class Driver:
         except BaseException:
             self._discard(entry, "interrupted")
             raise
-        if usable and entry.status is IN_USE:
-            return True
-        self._discard(entry, "unusable")
-        return False
+        if not usable or entry.status is not IN_USE:
+            self._discard(entry, "unusable")
+            return False
+        if entry.is_asked_aside:
+            # Much may have happened meanwhile.
+            reason = self._state.reason_to_retire(entry, self._clock())
+            if reason is not None:
+                self._retire(entry, reason)
+                return False
+        return True
 
     # Giving back
 
@@ -238,7 +259,7 @@ class Driver:
     def _wait_for(self, closing: gevent.Greenlet | None) -> None:
         # The event loop's own greenlet, in whose callbacks a connection may be released, can't wait.
         if closing is not None and getcurrent() is not self._hub:
-            closing.join()
+            closing.join(self._settings.close_timeout)
 
     # Opening
 
@@ -261,22 +282,34 @@ class Driver:
         entry = self._state.opening[getcurrent()]
         began = self._clock()
         try:
-            connection = open_within(self._settings.open_timeout, self._create_connection)
+            open_within(self._settings.open_timeout, self._make, entry)
+        except gevent.GreenletExit:
+            return self._opening_failed(entry, self._killed(), began)
         except BaseException as error:
             return self._opening_failed(entry, error, began)
-        self._opening_succeeded(entry, connection, began)
+        self._opening_succeeded(entry, began)
         return None
+
+    def _make(self, entry: Entry) -> None:
+        # It is noted before it is open, so that it is not lost if opening it gets interrupted.
+        entry.connection = self._create_connection()
+        _steps.open_if_closed(entry.connection)
 
     def _opener_ended(self, opener: gevent.Greenlet) -> None:
         entry = self._state.opening.get(opener)
         if entry is not None:
             # Killed before it began.
-            self._opening_failed(entry, gevent.GreenletExit(), self._clock())
+            self._opening_failed(entry, self._killed(), self._clock())
 
-    def _opening_succeeded(self, entry: Entry, connection: Any, began: float) -> None:
+    def _killed(self) -> PoolError:
+        # Passed on as it is, a GreenletExit would end the greenlet of some caller, and nobody would hear of it.
+        return PoolError(f"pool {self.name!r} was opening a connection, and somebody has killed the greenlet that did")
+
+    def _opening_succeeded(self, entry: Entry, began: float) -> None:
+        connection = entry.connection
         if entry.status is GONE:
             # This greenlet was copied by a fork.
-            _steps.forget(connection)
+            _steps.let_go(connection)
             return
         now = self._clock()
         entry.is_asked_aside = _steps.may_block_when_asked(connection)
@@ -321,6 +354,9 @@ class Driver:
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     def _resume_filling(self) -> None:
+        if self._hub is None:
+            # The timer was copied by a fork, into a process that has not used the pool.
+            return
         self._state.filling_paused = False
         self._start_openings()
 
@@ -356,16 +392,25 @@ class Driver:
 
     def _after_fork(self) -> None:
         """In a forked child: the connections are the parent's, and so are the greenlets that this pool had at work."""
-        state = self._state
+        state, hub = self._state, self._hub
+        if hub is None:
+            return
         helpers: list[Any] = [*state.opening, self._reaper]
         for connection in [*state.forget(), *self._closer.forget()]:
-            _steps.forget(connection)
+            _steps.let_go(connection)
+            keep_alive(connection)
         for helper in helpers:
             if helper is not None:
                 helper.kill(block=False)
-        if state.waiters:
+        if hub.thread_ident != get_ident():
+            # Whoever waits does so in a thread that the child does not have.
+            state.waiters.clear()
+        elif state.waiters:
             # Their greenlets were copied by the fork, too, and go on waiting.
-            self._hub.loop.run_callback(_call_if_alive, weakref.WeakMethod(self._enter))
+            hub.loop.run_callback(_call_if_alive, weakref.WeakMethod(self._enter))
+        self._changed.set()
+        self._pause = FIRST_PAUSE
+        self._last_open_error = None
         self._hub = self._reaper = None
 
     # What to raise

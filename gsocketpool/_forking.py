@@ -5,27 +5,39 @@ An at-fork handler can't be taken back, so there is a single one, for every obje
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from typing import Protocol
+
+logger = logging.getLogger("gsocketpool")
 
 
 class Forgetful(Protocol):
     def _after_fork(self) -> None: ...
 
 
-_forgetful: weakref.WeakSet[Forgetful] = weakref.WeakSet()
+_listeners: weakref.WeakSet[Forgetful] = weakref.WeakSet()
+_kept: list[object] = []
 
 
 def tell_after_fork(listener: Forgetful) -> None:
     """Has ``listener._after_fork()`` called in every forked child, for as long as the listener is alive."""
-    _forgetful.add(listener)
+    _listeners.add(listener)
+
+
+def keep_alive(connection: object) -> None:
+    """Keeps in a child what belongs to the parent: a destructor might say goodbye on the parent's behalf."""
+    _kept.append(connection)
 
 
 def _tell_all() -> None:
-    for listener in list(_forgetful):
-        listener._after_fork()
+    for listener in list(_listeners):
+        try:
+            listener._after_fork()
+        except Exception:
+            # The others must hear of it all the same.
+            logger.exception("%r could not be told of a fork", listener)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_tell_all)
+os.register_at_fork(after_in_child=_tell_all)

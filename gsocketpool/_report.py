@@ -32,6 +32,7 @@ def snapshot(name: str, state: State) -> PoolStats:
         refused=state.refused,
         opened=state.opened,
         open_errors=state.open_errors,
+        detached=state.detached,
         discarded=MappingProxyType(dict(state.discarded)),
         retired=MappingProxyType(dict(state.retired)),
         wait_time=state.wait_time,

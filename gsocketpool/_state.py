@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from itertools import takewhile
 from typing import Any, Final
 
 # What can be said of an entry. Plain strings: looking up the members of an Enum would double the time that an acquire
@@ -68,10 +69,12 @@ class Entry:
 class Ticket:
     """A place in the queue. It gets an entry or an error, then `wake` is to be called by whoever gave it."""
 
-    __slots__ = ("entry", "error", "holder", "wake")
+    __slots__ = ("came_at", "entry", "error", "holder", "wake")
 
-    def __init__(self, holder: Hashable, wake: Callable[..., object]) -> None:
+    def __init__(self, holder: Hashable, came_at: float, wake: Callable[..., object]) -> None:
         self.holder = holder
+        #: When its holder began to acquire, which decides the order.
+        self.came_at = came_at
         self.wake = wake
         self.entry: Entry | None = None
         self.error: BaseException | None = None
@@ -115,12 +118,16 @@ class State:
         #: Set while opening has just failed with nobody waiting: `min_connections` is not insisted on meanwhile.
         self.filling_paused = False
 
+        self._begin_to_count()
+
+    def _begin_to_count(self) -> None:
         self.acquired_at_once = 0
         self.acquired_after_wait = 0
         self.timed_out = 0
         self.refused = 0
         self.opened = 0
         self.open_errors = 0
+        self.detached = 0
         self.discarded: Counter[str] = Counter()
         self.retired: Counter[str] = Counter()
         self.wait_time = 0.0
@@ -168,7 +175,7 @@ class State:
             return "closed" if self.closed else "drain"
         if now >= entry.expires_at:
             return "lifetime"
-        if self.size > self.max_connections:
+        if self.size + len(self.opening) > self.max_connections:
             return "surplus"
         return None
 
@@ -220,11 +227,16 @@ class State:
         room = self.max_connections - self.size
         return len(self.waiters) >= self.max_waiting + (room if room > 0 else 0)
 
-    def enqueue(self, ticket: Ticket, *, first: bool = False) -> None:
-        """Queues a ticket: behind all others, or before them if what it was given turned out unusable."""
+    def enqueue(self, ticket: Ticket) -> None:
+        """Queues the ticket of a newcomer, behind all others."""
         self.waiters[ticket] = None
-        if first:
-            self.waiters.move_to_end(ticket, last=False)
+
+    def enqueue_again(self, ticket: Ticket) -> None:
+        """Queues the ticket of somebody who was given a bad one: behind those only who came earlier."""
+        ahead = list(takewhile(lambda other: other.came_at < ticket.came_at, self.waiters))
+        self.waiters[ticket] = None
+        for one in (ticket, *reversed(ahead)):
+            self.waiters.move_to_end(one, last=False)
 
     def withdraw(self, ticket: Ticket) -> Entry | None:
         """Takes a ticket out of the queue, or returns the entry that it was given meanwhile."""
@@ -267,7 +279,8 @@ class State:
         """The opening failed. Returns the longest waiter, who got the error, unless other openings suffice for all."""
         del self.opening[entry.holder]
         entry.status = GONE
-        self.open_errors += 1
+        if not self.closed:
+            self.open_errors += 1
         if len(self.waiters) > len(self.opening):
             ticket, _ = self.waiters.popitem(last=False)
             ticket.error = error
@@ -324,4 +337,5 @@ class State:
         self.opening.clear()
         self.size = 0
         self.filling_paused = False
+        self._begin_to_count()
         return [entry.connection for entry in entries if entry.connection is not None]

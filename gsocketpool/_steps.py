@@ -32,9 +32,11 @@ def open_if_closed(connection: Any) -> None:
 
 
 def close_if_open(connection: Any) -> None:
-    # Some classes assert that they are open when they are closed.
+    # Some classes assert that they are open when they are closed. One that is not may still have a socket.
     if connection.is_connected():
         connection.close()
+    else:
+        let_go(connection)
 
 
 def is_usable(connection: Any) -> bool:
@@ -77,6 +79,8 @@ def is_reusable(connection: Any, error: BaseException | None) -> bool:
 
 def is_expired(connection: Any) -> bool:
     """Whether an idle connection says that it is too old."""
+    if not hasattr(connection, "is_expired"):
+        return False
     try:
         return bool(connection.is_expired())
     except Exception:
@@ -84,10 +88,10 @@ def is_expired(connection: Any) -> bool:
         return True
 
 
-def forget(connection: Any) -> None:
+def let_go(connection: Any) -> None:
     """Lets go of what belongs to the parent process, or of what would not close."""
     try:
         if isinstance(connection, Connection):
-            connection.after_fork()
+            connection.let_go()
     except Exception:
         logger.warning("%r could not be let go of", connection, exc_info=True)

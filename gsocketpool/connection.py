@@ -120,9 +120,9 @@ class StreamConnection(Connection):
         """Returns whether the connection is open, at the end of a message and free of doubt."""
         return error is None and self._connected and not self._unread and not self._in_doubt
 
-    def after_fork(self) -> None:
+    def let_go(self) -> None:
         """Closes the socket's descriptor, without a shutdown, and counts as closed."""
-        super().after_fork()
+        super().let_go()
         self._connected = False
         self._unread = b""
 

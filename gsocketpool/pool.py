@@ -115,8 +115,9 @@ class Pool(Driver, Generic[C]):
 
     def _open_initial(self, count: int) -> None:
         self._enter()
-        for _ in range(count):
-            opener = self._start_opening()
+        while self._state.size < count and not self._state.closed:
+            # Those for min_connections are under way already.
+            opener: Any = next(iter(self._state.opening), None) or self._start_opening()
             opener.join()
             if opener.value is not None:
                 self.close(timeout=0)
@@ -131,7 +132,7 @@ class Pool(Driver, Generic[C]):
             raise InvalidArgumentError("factory", self._factory, allowed)
         entry = self._state.opening.get(getcurrent())
         if entry is not None:
-            # Known from now on, so that it is not lost if opening it gets interrupted.
+            # As in _make(), and earlier: it is about to be opened here.
             entry.connection = connection
         _steps.open_what_was_made(connection)
         return connection
@@ -143,7 +144,8 @@ class Pool(Driver, Generic[C]):
 
         The connection used last is taken, after a check that it is still good. Without an idle one, another is opened;
         at the limit, the caller queues behind those who came before. Prefer :meth:`connection`, which can't forget to
-        give back.
+        give back. A connection whose greenlet ends without giving it back is taken back by the next sweep, and closed:
+        if another greenlet is to use it, let that one acquire it.
 
         :param timeout: seconds that all of this may take together; by default the pool's `acquire_timeout`; `math.inf`
             for no limit. With 0 the caller never waits: there is an idle connection or there is none, and then, if the
@@ -158,15 +160,18 @@ class Pool(Driver, Generic[C]):
         What opening a connection raises is raised as it is.
         """
         if retry is not None:
+            if timeout is not None:
+                raise InvalidArgumentError("timeout", timeout, "left out where retry is given")
             timeout = self._timeout_for(check_count("retry", retry))
         connection: C = self._acquire(timeout).connection
         return connection
 
     def connection(self, timeout: float | None = None) -> Block[C]:
-        """Returns a context manager that acquires a connection and gives it back at the end of the block.
+        """Returns a context manager, for one use, that acquires a connection and gives it back at the end of the block.
 
         If the block is left by an exception, the exchange may be half done and its reply still to come, so the
-        connection is discarded, unless its class :meth:`knows better <Connection.is_reusable>`.
+        connection is discarded, unless its class :meth:`knows better <Connection.is_reusable>`. Where a connection is
+        closed at the end of its block, the block waits for that, for `close_timeout` at most.
 
         :param timeout: as for :meth:`acquire`, whose errors it raises on entering.
         """
@@ -179,14 +184,16 @@ class Pool(Driver, Generic[C]):
     # Giving back
 
     def release(self, connection: C) -> None:
-        """Gives a connection back: to the longest waiter, or to lie idle. One that is not reusable is closed.
+        """Gives a connection back: to the longest waiter, or to lie idle.
+
+        One that is not reusable, or whose time is up, is closed; that is waited for, for `close_timeout` at most.
 
         :raises ConnectionNotFoundError: if it is not in use, or not this pool's; nothing happens then.
         """
         self._give_back(self._find(connection, IN_USE), None)
 
     def discard(self, connection: C) -> None:
-        """Gives back a connection that must not be used again: it is closed.
+        """Gives back a connection that must not be used again: it is closed, within `close_timeout`.
 
         :raises ConnectionNotFoundError: if it is not in use, or not this pool's; nothing happens then.
         """
@@ -200,6 +207,7 @@ class Pool(Driver, Generic[C]):
         """
         self._enter()
         self._state.remove(self._find(connection, IN_USE), self._clock())
+        self._state.detached += 1
         self._look_around()
         return connection
 
@@ -310,6 +318,8 @@ class Pool(Driver, Generic[C]):
     def _wait_until(self, condition: Callable[[], bool], timeout: float | None) -> None:
         deadline = math.inf if timeout is None else self._clock() + timeout
         while not condition():
+            # Again and again, for this greenlet may have been copied by a fork.
+            self._enter()
             remaining = deadline - self._clock()
             if remaining <= 0:
                 return
@@ -317,18 +327,19 @@ class Pool(Driver, Generic[C]):
             self._changed.wait(None if remaining == math.inf else remaining)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Closes the pool for good. To close it again does nothing.
+        """Closes the pool for good. To do so again waits for the same end.
 
         Those who wait for a connection, and whoever asks for one from now on, get a :exc:`PoolClosedError`. Idle
         connections are closed, and those in use as they come back. When this returns, all are closed: none takes longer
         than `close_timeout`.
 
-        :param timeout: seconds to wait for the connections in use; what is still out then is closed under its user.
+        :param timeout: seconds to wait for the connections in use, those of the caller's included; what is still out
+            then is closed under its user.
         :raises WrongThreadError: in another thread than the one that uses the pool.
         """
         check_seconds("timeout", timeout, zero=True)
         state = self._state
-        if self._hub is None:
+        if self._hub is None and not state.waiters:
             state.close()
             return
         self._enter()

@@ -25,7 +25,7 @@ def _reap(reference: weakref.WeakMethod[Callable[[], None]], interval: float) ->
             return
         try:
             sweep()
-        except Exception:
+        except (Exception, gevent.Timeout):
             logger.exception("a sweep failed")
         # The next sleep must not keep the object alive.
         del sweep

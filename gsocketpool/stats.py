@@ -26,11 +26,11 @@ class PoolStats:
     opening: int
     #: Callers in the queue.
     waiting: int
-    #: Acquires served with an idle connection, without waiting for anything.
+    #: Acquires served with the first idle connection that was looked at.
     acquired_at_once: int
-    #: Acquires served after waiting for a release or an open.
+    #: Acquires served later, by a release or an opening as a rule.
     acquired_after_wait: int
-    #: Acquires that ran out of time.
+    #: Acquires that ran out of time, or had none: with ``timeout=0`` and nothing idle.
     timed_out: int
     #: Acquires turned away at once because ``max_waiting`` were in the queue.
     refused: int
@@ -38,6 +38,8 @@ class PoolStats:
     opened: int
     #: Connections that could not be opened.
     open_errors: int
+    #: Connections that were detached.
+    detached: int
     #: Connections closed because they were unfit for another use, by reason.
     discarded: Mapping[str, int]
     #: Connections closed though they were fit, by reason.

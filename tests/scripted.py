@@ -87,7 +87,7 @@ class ScriptedConnection(Connection):
     def is_expired(self) -> bool:
         return self.says_expired
 
-    def after_fork(self) -> None:
+    def let_go(self) -> None:
         self.is_open = False
 
 

@@ -91,6 +91,25 @@ def test_a_waiter_whose_connection_turns_out_bad_keeps_its_place(backend: Backen
     second.kill()
 
 
+def test_waiters_whose_connections_turn_out_bad_keep_their_order(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=2, max_opening=1)
+    held = [pool.acquire(), pool.acquire()]
+    order: list[str] = []
+
+    def work(name: str) -> None:
+        pool.acquire()
+        order.append(name)
+
+    waiters = [gevent.spawn(work, name) for name in "abcd"]
+    settle()
+    for connection in held:
+        pool.release(connection)
+        connection.is_open = False
+    settle()
+    assert order == ["a", "b"]
+    gevent.killall(waiters)
+
+
 def test_nothing_polls(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire()
@@ -185,6 +204,19 @@ def test_the_timeout_bounds_waiting(backend: Backend) -> None:
     assert "1 in use, 0 idle, 0 opening" in str(error)
     assert "the greenlet that asks holds 1 of those in use itself" in str(error)
     waiter.kill()
+
+
+def test_the_timeout_is_not_cut_short_by_a_busy_caller(backend: Backend) -> None:
+    """Its turn of the event loop began long ago, and so did the loop's idea of the time."""
+    pool = Pool(backend.connect, max_connections=1)
+    pool.acquire()
+    gevent.sleep(0.001)
+    busy_until = time.monotonic() + 0.1
+    while time.monotonic() < busy_until:
+        pass
+    with pytest.raises(PoolExhaustedError) as caught:
+        pool.acquire(timeout=0.1)
+    assert caught.value.waited > 0.09
 
 
 def test_another_greenlets_connections_are_not_held_by_the_caller(backend: Backend) -> None:
@@ -323,6 +355,11 @@ def test_a_full_pool_tells_the_last_open_error(backend: Backend) -> None:
         pool.acquire(timeout=0.01)
     assert caught.value.last_open_error == "ConnectionRefusedError: [Errno 111] no"
     assert "ConnectionRefusedError: [Errno 111] no" in str(caught.value)
+
+
+def test_retries_and_a_timeout_do_not_go_together(backend: Backend) -> None:
+    with pytest.raises(InvalidArgumentError, match="timeout must be left out where retry is given, not 3"):
+        Pool(backend.connect).acquire(retry=1, timeout=3)
 
 
 @pytest.mark.parametrize("timeout", [-1, math.nan, "1", True, [1]])

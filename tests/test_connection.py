@@ -34,7 +34,7 @@ def test_a_step_that_a_class_lacks_is_named(step: str) -> None:
 def test_a_class_without_a_socket_is_usable_when_it_is_connected(raw: Any) -> None:
     connection = Classic(raw)
     assert connection.is_usable()
-    connection.after_fork()
+    connection.let_go()
     connection.close()
     assert not connection.is_usable()
 

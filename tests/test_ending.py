@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import subprocess
@@ -125,6 +126,25 @@ def test_every_close_is_bounded_and_what_it_raises_is_logged(
         *(f"closing <connection {number}> took longer than 0.01 s" for number in range(1, 5)),
     ]
     assert not backend.open, "they have lost their descriptors"
+
+
+def test_a_close_that_heeds_nothing_delays_the_end_by_a_second_at_most(backend: Backend) -> None:
+    class Deaf(ScriptedConnection):
+        let_go_of = False
+
+        def close(self) -> None:
+            with contextlib.suppress(BaseException):
+                gevent.sleep(PATIENCE)
+            gevent.sleep(PATIENCE)
+
+        def let_go(self) -> None:
+            self.let_go_of = True
+
+    pool = Pool(lambda: backend._made(Deaf(backend, {})), close_timeout=0.01)
+    pool.release(pool.acquire())
+    with gevent.Timeout(PATIENCE / 2):
+        pool.close()
+    assert backend.connections[0].let_go_of  # type: ignore[attr-defined]
 
 
 def test_a_slow_close_holds_no_place(backend: Backend) -> None:
@@ -317,12 +337,13 @@ def test_the_sockets_are_closed_too() -> None:
         server.stop()
 
 
+@pytest.mark.parametrize("error", [RuntimeError("broken"), gevent.Timeout(1)], ids=["error", "timeout"])
 def test_a_failing_sweep_does_not_end_the_reaper(
-    backend: Backend, clock: Clock, caplog: pytest.LogCaptureFixture
+    backend: Backend, clock: Clock, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     class Broken(Pool[Any]):
         def drop_expired(self) -> None:
-            raise RuntimeError("broken")
+            raise error
 
     pool = Broken(backend.connect, reap_interval=0.002)
     pool.release(pool.acquire())

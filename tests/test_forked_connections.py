@@ -66,7 +66,7 @@ def test_a_forked_child_lets_go_of_the_connection_and_the_parent_does_not_notice
 
         def look() -> list[bool]:
             had_it = raw in open_sockets()
-            connection.after_fork()
+            connection.let_go()
             return [had_it, raw in open_sockets(), connection.is_usable()]
 
         assert in_child(look) == [True, False, False]
@@ -85,7 +85,7 @@ def test_a_forked_child_lets_go_of_a_connection_that_a_greenlet_waits_for(kind: 
         def look() -> list[bool]:
             ran: list[bool] = []
             gevent.spawn(ran.append, True)
-            connection.after_fork()
+            connection.let_go()
             return [*ran, raw in open_sockets()]
 
         assert in_child(look) == [False]
@@ -110,7 +110,7 @@ def test_a_forked_child_lets_go_of_a_connection_that_is_being_opened(
         raw = identity(connection.socket.fileno())
 
         def look() -> bool:
-            connection.after_fork()
+            connection.let_go()
             return raw in open_sockets()
 
         assert in_child(look) is False
@@ -122,10 +122,10 @@ def test_a_forked_child_lets_go_of_a_connection_that_is_being_opened(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_forked_child_may_let_go_of_a_connection_that_is_not_open(kind: str) -> None:
     with serving(kind) as (connection, _):
-        assert in_child(connection.after_fork) is None
+        assert in_child(connection.let_go) is None
         connection.open()
         connection.close()
-        assert in_child(connection.after_fork) is None
+        assert in_child(connection.let_go) is None
 
 
 def test_a_forked_child_can_make_a_connection_of_its_own_of_it() -> None:
@@ -135,7 +135,7 @@ def test_a_forked_child_can_make_a_connection_of_its_own_of_it() -> None:
 
         def reconnect() -> bool:
             gevent.reinit()
-            connection.after_fork()
+            connection.let_go()
             connection.reconnect()
             connection.send(b"from the child")
             return connection.is_connected()
@@ -153,7 +153,7 @@ def test_a_class_with_a_socket_lets_go_of_it_after_a_fork(make_pair: Any) -> Non
         own = identity(raw.fileno())
 
         def look() -> bool:
-            connection.after_fork()
+            connection.let_go()
             return own in open_sockets()
 
         assert in_child(look) is False

@@ -10,7 +10,7 @@ from typing import Any
 import gevent
 import pytest
 
-from gsocketpool import ConnectionNotFoundError, InvalidArgumentError, Pool, PoolExhaustedError
+from gsocketpool import ConnectionNotFoundError, InvalidArgumentError, Pool, PoolError, PoolExhaustedError
 from tests.scripted import PATIENCE, Backend, ScriptedConnection, eventually, numbers, settle, spawn_acquire
 
 
@@ -242,7 +242,7 @@ def test_killing_the_greenlet_that_opens(backend: Backend) -> None:
     (opener,) = pool._state.opening
     throw(opener, gevent.GreenletExit())  # type: ignore[arg-type]
     settle()
-    assert isinstance(caller.ended_by, gevent.GreenletExit)
+    assert type(caller.ended_by) is PoolError, "a GreenletExit would end the caller's greenlet without a trace"
     backend.opens.set()
     check_whole(pool, backend)
 
@@ -396,6 +396,26 @@ def test_a_half_open_connection_is_closed(backend: Backend) -> None:
     settle()
     assert not backend.open
     assert backend.connections[0].closings == 1
+
+
+def test_what_an_overridden_method_made_is_closed_if_opening_it_fails(backend: Backend) -> None:
+    class Stalling(ScriptedConnection):
+        def open(self) -> None:
+            self.has_socket = True
+            gevent.sleep(PATIENCE)
+
+        def let_go(self) -> None:
+            self.has_socket = False
+
+    class Own(Pool[Any]):
+        def _create_connection(self) -> Any:
+            return self._factory()
+
+    pool = Own(lambda: backend._made(Stalling(backend, {})), open_timeout=0.01)
+    with pytest.raises(TimeoutError):
+        pool.acquire()
+    settle()
+    assert not backend.connections[0].has_socket  # type: ignore[attr-defined]
 
 
 def test_an_error_in_the_background_is_nobodys(backend: Backend) -> None:

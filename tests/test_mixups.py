@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import socketserver
@@ -13,7 +14,7 @@ import gevent
 import gevent.os
 import pytest
 
-from gsocketpool import Connection, Pool, PoolExhaustedError, TcpConnection, WrongThreadError
+from gsocketpool import Connection, Pool, PoolClosedError, PoolExhaustedError, TcpConnection, WrongThreadError
 from tests.scripted import PATIENCE, Backend, Clock, ScriptedConnection, eventually, numbers, settle, spawn_acquire
 
 # Blocks
@@ -85,6 +86,16 @@ def test_discarding_by_hand(backend: Backend) -> None:
     assert not connection.is_open
     assert other.is_open, "the end of the block concerns its own connection alone"
     assert numbers(pool) == (1, 0, 0, 0)
+
+
+def test_a_block_is_for_one_use(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    block = pool.connection()
+    with block, pytest.raises(RuntimeError, match="call connection\\(\\) again for another"):
+        block.__enter__()
+    with pytest.raises(RuntimeError):
+        block.__enter__()
+    assert numbers(pool) == (0, 1, 0, 0)
 
 
 def test_a_block_does_not_give_back_what_is_anothers_by_now(backend: Backend) -> None:
@@ -329,6 +340,17 @@ def test_draining(backend: Backend) -> None:
     assert pool.acquire() is fresh, "those opened afterwards are not concerned"
 
 
+def test_what_was_being_checked_at_a_drain_is_not_handed_out(backend: Backend) -> None:
+    pool = Pool(backend.connect_checked)
+    pool.release(pool.acquire())
+    backend.checks.clear()
+    caller = spawn_acquire(pool)
+    pool.drain()
+    backend.checks.set()
+    assert caller.get(timeout=PATIENCE).number == 1
+    assert pool.stats().retired == {"drain": 1}
+
+
 def test_what_was_being_opened_at_a_drain_is_not_kept(backend: Backend) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect)
@@ -531,6 +553,153 @@ def test_a_hand_over_that_the_fork_caught_under_way(backend: Backend) -> None:
 
     in_child(child)
     assert waiter.get(timeout=PATIENCE) is held
+
+
+def test_a_child_that_forks_again_at_once(backend: Backend) -> None:
+    pools = [Pool(backend.connect, max_connections=1) for _ in range(5)]
+    held = [pool.acquire() for pool in pools]
+    waiters = [spawn_acquire(pool) for pool in pools]
+
+    def child() -> None:
+        def grandchild() -> None:
+            assert not any(connection.is_open for connection in held)
+            assert all(pool.acquire(timeout=PATIENCE).is_open for pool in pools)
+
+        # The grandchild has a copy of the waiters, too, and they come first.
+        for waiter in waiters:
+            waiter.kill(block=False)
+        in_child(grandchild)
+
+    in_child(child)
+    gevent.killall(waiters)
+
+
+def test_closing_in_the_child_wakes_copied_waiters(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    pool.acquire()
+    waiter = spawn_acquire(pool)
+
+    def child() -> None:
+        pool.close()
+        waiter.join(PATIENCE)
+        assert isinstance(waiter.exception, PoolClosedError)
+
+    in_child(child)
+    waiter.kill()
+
+
+def test_waiting_until_ready_goes_on_in_the_child(backend: Backend) -> None:
+    backend.opens.clear()
+    pool = Pool(backend.connect, min_connections=2)
+    waiting = gevent.spawn(pool.wait_ready)
+    settle()
+
+    def child() -> None:
+        backend.opens.set()
+        waiting.get(timeout=PATIENCE)
+        assert numbers(pool) == (0, 2, 0, 0)
+
+    in_child(child)
+    waiting.kill()
+
+
+def test_a_child_that_does_not_use_the_pool_opens_nothing(backend: Backend) -> None:
+    backend.failures.extend([OSError("down")] * 2)
+    pool = Pool(backend.connect, min_connections=1)
+    eventually(lambda: pool.stats().open_errors)
+    made = len(backend.connections)
+
+    def child() -> None:
+        gevent.sleep(0.15)
+        assert len(backend.connections) == made
+
+    in_child(child)
+    pool.close()
+
+
+def test_the_child_counts_from_0(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    pool.discard(pool.acquire())
+
+    def child() -> None:
+        assert pool.stats() == Pool(backend.connect).stats()
+
+    in_child(child)
+    assert pool.stats().opened == 1
+
+
+def test_the_waiters_of_another_thread_are_not_copied(backend: Backend) -> None:
+    class Plain(Connection):
+        is_open = False
+
+        def open(self) -> None:
+            self.is_open = True
+
+        def close(self) -> None:
+            self.is_open = False
+
+        def is_connected(self) -> bool:
+            return self.is_open
+
+    pool = Pool(Plain, max_connections=1)
+    ready, done = threading.Event(), threading.Event()
+
+    def use() -> None:
+        pool.acquire()
+        waiter = spawn_acquire(pool)
+        ready.set()
+        done.wait()
+        waiter.kill()
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    ready.wait()
+
+    def child() -> None:
+        pool.release(pool.acquire(timeout=PATIENCE))
+        assert numbers(pool) == (0, 1, 0, 0)
+
+    try:
+        in_child(child)
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_destructor_says_no_goodbye_in_the_child() -> None:
+    """A wrapped client that brings its own socket may say goodbye when it is collected."""
+    reader, writer = os.pipe()
+
+    class Client(Connection):
+        is_open = False
+
+        def open(self) -> None:
+            self.is_open = True
+
+        def close(self) -> None:
+            self.is_open = False
+
+        def is_connected(self) -> bool:
+            return self.is_open
+
+        def __del__(self) -> None:
+            os.write(writer, b"QUIT %d" % os.getpid())
+
+    pool = Pool(Client)
+    pool.release(pool.acquire())
+
+    def child() -> None:
+        settle()
+        gc.collect()
+
+    in_child(child)
+    pool.close()
+    del pool
+    settle()
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        assert pipe.read() == b"QUIT %d" % os.getpid()
 
 
 def test_a_closed_pool_is_closed_in_the_child(backend: Backend) -> None:

@@ -74,6 +74,20 @@ def test_what_is_counted(backend: Backend, clock: Clock) -> None:
     assert stats.open_time == 0
 
 
+def test_every_connection_that_was_opened_is_accounted_for(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    pool.detach(pool.acquire())
+    pool.discard(pool.acquire())
+    connection = pool.acquire()
+    pool.release(connection)
+    pool.drop(connection)
+    pool.acquire()
+    stats = pool.stats()
+    ended = stats.detached + sum(stats.discarded.values()) + sum(stats.retired.values())
+    assert (stats.detached, ended) == (1, 3)
+    assert stats.opened == stats.idle + stats.in_use + ended
+
+
 def test_the_time_that_opening_takes(backend: Backend, clock: Clock) -> None:
     pool = clock.pool(backend.connect)
     backend.opens.clear()

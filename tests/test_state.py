@@ -86,7 +86,7 @@ def test_twins_leave_in_any_order(closing_order: tuple[int, ...]) -> None:
 
 def test_a_failed_opening_goes_to_the_longest_waiter_unless_others_suffice() -> None:
     state = State(max_connections=2)
-    tickets = [Ticket(name, print) for name in "ab"]
+    tickets = [Ticket(name, 0, print) for name in "ab"]
     for ticket in tickets:
         state.enqueue(ticket)
     openings = [state.begin_opening(opener) for opener in range(state.openings_due())]
@@ -98,13 +98,24 @@ def test_a_failed_opening_goes_to_the_longest_waiter_unless_others_suffice() -> 
     assert tickets[1].error is error
 
 
-def test_a_ticket_first_in_the_queue_is_served_first() -> None:
+@pytest.mark.parametrize("again", [("a", "b", "c"), ("c", "b", "a"), ("b", "c", "a")])
+def test_those_who_queue_again_do_so_in_the_order_of_their_coming(again: tuple[str, ...]) -> None:
+    state = State(max_connections=1)
+    tickets = {name: Ticket(name, number, print) for number, name in enumerate("abcde")}
+    for name in "de":
+        state.enqueue(tickets[name])
+    for name in again:
+        state.enqueue_again(tickets[name])
+    assert [ticket.holder for ticket in state.waiters] == list("abcde")
+
+
+def test_who_queues_again_is_served_before_newcomers() -> None:
     state = idle_state(1)
     entry = state.take(0, "holder")
     assert entry is not None
-    ahead, behind = Ticket("ahead", print), Ticket("behind", print)
+    ahead, behind = Ticket("ahead", 1, print), Ticket("behind", 2, print)
     state.enqueue(behind)
-    state.enqueue(ahead, first=True)
+    state.enqueue_again(ahead)
     assert state.put_back(entry, 0) is ahead
 
 
@@ -112,7 +123,7 @@ def test_callers_for_whom_there_is_room_are_not_refused() -> None:
     state = State(max_connections=2, max_waiting=1)
     for name in "abc":
         assert not state.must_refuse()
-        state.enqueue(Ticket(name, print))
+        state.enqueue(Ticket(name, 0, print))
     assert state.must_refuse()
 
 
@@ -181,7 +192,8 @@ class Machine(RuleBasedStateMachine):
     def queue_up(self) -> object:
         if self.state.closed or self.state.idle or self.state.must_refuse():
             return multiple()
-        ticket = Ticket(self.name(), print)
+        name = self.name()
+        ticket = Ticket(name, name, print)
         self.state.enqueue(ticket)
         self.queue.append(ticket)
         return multiple(*self.settle())
@@ -213,9 +225,9 @@ class Machine(RuleBasedStateMachine):
         self.state.remove(ticket.entry, self.now)
         started = self.settle()
         if not self.state.closed and not self.state.idle:
-            again = Ticket(ticket.holder, print)
-            self.state.enqueue(again, first=True)
-            self.queue.insert(0, again)
+            again = Ticket(ticket.holder, ticket.came_at, print)
+            self.state.enqueue_again(again)
+            self.queue = sorted([again, *self.queue], key=lambda one: one.came_at)
         return multiple(*started, *self.settle())
 
     @rule(which=st.integers(0, 20))

@@ -240,6 +240,13 @@ def test_a_mock_does_not_know_better() -> None:
     assert pool.size == 0
 
 
+def test_an_object_that_can_not_say_whether_it_is_expired() -> None:
+    pool = Pool(Mock(return_value=Mock(spec=["open", "close", "is_connected"])))
+    pool.release(pool.acquire())
+    pool.drop_expired()
+    assert pool.size == 1
+
+
 def test_dropping_mocks() -> None:
     pool = Pool(Mock())
     connection = pool.acquire()

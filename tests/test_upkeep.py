@@ -110,6 +110,13 @@ def test_initial_connections_are_open_when_the_pool_is_made(backend: Backend) ->
     assert pool.stats().opened == 3
 
 
+def test_initial_and_kept_connections_share_the_limit(backend: Backend) -> None:
+    pool = Pool(backend.connect, initial_connections=5, min_connections=5, max_connections=5)
+    settle()
+    assert backend.most_open == 5
+    assert pool.stats().opened == 5
+
+
 def test_an_initial_connection_that_fails(backend: Backend) -> None:
     backend.failures.append(OSError("down"))
     opened_before = backend.connect
@@ -224,6 +231,22 @@ def test_shrinking_retires_idle_connections_then_others_on_their_return(backend:
     pool.release(connections[3])
     assert connections[3].is_open
     assert pool.stats().retired == {"surplus": 3}
+
+
+def test_shrinking_counts_what_is_being_opened(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=4, max_opening=None)
+    held = [pool.acquire(), pool.acquire()]
+    backend.opens.clear()
+    callers = [spawn_acquire(pool, timeout=0.001) for _ in range(2)]
+    gevent.joinall(callers)
+    assert numbers(pool) == (2, 0, 2, 0)
+    pool.resize(2)
+    for connection in held:
+        pool.release(connection)
+    assert pool.size == 2
+    backend.opens.set()
+    settle()
+    assert numbers(pool) == (0, 2, 0, 0)
 
 
 @pytest.mark.parametrize("limit", [0, 1, -1, None, 2.0, "3"])
