@@ -70,15 +70,22 @@ def read_config(config: Mapping[str, Any]) -> dict[str, PoolConfig]:
         pools[DEFAULT] = _read_pool(plain, DEFAULT, _plain_key)
     if named is not None:
         if not isinstance(named, Mapping):
-            raise ConfigurationError(f"{PREFIX}POOLS", f"must map names to settings, and is {named!r}")
+            raise ConfigurationError(f"{PREFIX}POOLS", f"must map names to settings, and is a {_kind(named)}")
         for name, settings in named.items():
             key = f"{PREFIX}POOLS[{name!r}]"
+            if not isinstance(name, str):
+                raise ConfigurationError(key, f"must have a str for a name, not a {_kind(name)}")
             if not isinstance(settings, Mapping):
-                raise ConfigurationError(key, f"must map settings to values, and is {settings!r}")
+                raise ConfigurationError(key, f"must map settings to values, and is a {_kind(settings)}")
             if name in pools:
                 raise ConfigurationError(key, f"is what the plain {PREFIX} keys describe already")
             pools[name] = _read_pool(settings, name, partial(_named_key, name))
     return pools
+
+
+def _kind(value: object) -> str:
+    """What is said of a value that may have a secret in it."""
+    return type(value).__name__
 
 
 def _plain_key(setting: str) -> str:
@@ -156,7 +163,7 @@ def _read_target(
             raise ConfigurationError(key_of("options"), f"can't be a callable beside {key_of('url')}")
         return factory, options
     if not isinstance(options, Mapping):
-        raise ConfigurationError(key_of("options"), f"must map names to values, and is a {type(options).__name__}")
+        raise ConfigurationError(key_of("options"), f"must map names to values, and is a {_kind(options)}")
     merged = {**from_url, **options}
     _check_options(factory, merged, key_of("url" if from_url and not options else "options"))
     return factory, merged
@@ -172,7 +179,8 @@ def _read_factory(given: Any, key: str) -> Callable[..., Any]:
             factory = importlib.import_module(module)
             for part in name.split("."):
                 factory = getattr(factory, part)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:
+            # Whatever the module raises while it is imported, too.
             raise ConfigurationError(key, f"can't be imported from {given!r}: {error}") from error
     if not callable(factory):
         raise ConfigurationError(key, f"must be a class, a callable or the name of one, and is {given!r}")
@@ -182,18 +190,18 @@ def _read_factory(given: Any, key: str) -> Callable[..., Any]:
 
 def _read_url(given: Any, key: str) -> tuple[type[StreamConnection], dict[str, Any]]:
     if not isinstance(given, str):
-        raise ConfigurationError(key, f"must be a str, and is {given!r}")
+        raise ConfigurationError(key, f"must be a str, and is a {_kind(given)}")
+    # Before anything else is said, since what is said may show a part of it.
+    if "@" in given.partition("?")[0]:
+        raise ConfigurationError(key, "must not hold credentials: the place for them is the options")
+    scheme, colon, _ = given.partition("://")
+    if scheme not in FACTORIES or not colon:
+        raise ConfigurationError(key, "must start with tcp://, tls:// or unix://")
     try:
         url = urlsplit(given)
         port = url.port
     except ValueError as error:
         raise ConfigurationError(key, f"is no URL: {error}") from None
-    if url.scheme not in FACTORIES:
-        raise ConfigurationError(
-            key, f"must start with tcp://, tls:// or unix://, not with {url.scheme or given[:12]!r}"
-        )
-    if url.username is not None or url.password is not None:
-        raise ConfigurationError(key, "must not hold credentials: the place for them is the options")
     if url.fragment:
         raise ConfigurationError(key, "must not have a fragment (#...)")
     options: dict[str, Any]

@@ -11,6 +11,7 @@ from typing import Any
 import gevent
 from flask import Flask, current_app
 from flask.typing import ResponseReturnValue
+from gevent.lock import RLock
 from gevent.monkey import get_original
 from werkzeug.exceptions import ServiceUnavailable
 
@@ -46,9 +47,10 @@ class GSocketPool:
         """
         if EXTENSION in app.extensions:
             raise RuntimeError(f"GSocketPool is registered on app {app.name!r} already")
-        app.extensions[EXTENSION] = Pools(read_config(app.config))
+        pools = Pools(read_config(app.config))
         if _handler_of(app, PoolExhaustedError) is None:
             app.register_error_handler(PoolExhaustedError, _answer_exhaustion)
+        app.extensions[EXTENSION] = pools
 
 
 class UnknownPoolError(PoolError, KeyError):
@@ -73,13 +75,16 @@ class Pools(Mapping[str, Pool[Any]]):
         _alive.add(self)
 
     def __getitem__(self, name: str) -> Pool[Any]:
-        pools = self._made()
-        if name not in pools:
+        made = self._of_this_thread()
+        if name not in made:
             if name not in self._configs:
                 raise UnknownPoolError(self._complaint_about(name))
             config = self._configs[name]
-            pools[name] = Pool(config.factory, config.options, **config.settings)
-        return pools[name]
+            with made.making:
+                # Making one may take time, and another request may have made it meanwhile.
+                if name not in made:
+                    made[name] = Pool(config.factory, config.options, **config.settings)
+        return made[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._configs
@@ -93,10 +98,9 @@ class Pools(Mapping[str, Pool[Any]]):
     def __hash__(self) -> int:
         return id(self)
 
-    def _made(self) -> dict[str, Pool[Any]]:
-        """The pools that this thread has used."""
-        pools: dict[str, Pool[Any]] = self._of_thread.__dict__.setdefault("pools", {})
-        return pools
+    def _of_this_thread(self) -> PoolsOfThread:
+        made: PoolsOfThread = self._of_thread.__dict__.setdefault("pools", PoolsOfThread())
+        return made
 
     def _complaint_about(self, name: str) -> str:
         if name == DEFAULT:
@@ -104,6 +108,17 @@ class Pools(Mapping[str, Pool[Any]]):
         else:
             complaint = f"there is no pool {name!r}: add it to {PREFIX}POOLS"
         return f"{complaint} (there are {', '.join(self._configs) or 'none'})"
+
+
+class PoolsOfThread(dict[str, Pool[Any]]):
+    """The pools that one thread has used."""
+
+    def __init__(self) -> None:
+        self.making = RLock()
+
+    def __del__(self) -> None:
+        for pool in self.values():
+            pool._abandon()
 
 
 def _answer_exhaustion(error: PoolExhaustedError) -> ResponseReturnValue:
@@ -129,5 +144,5 @@ _alive: weakref.WeakSet[Pools] = weakref.WeakSet()
 @atexit.register
 def _close_all() -> None:
     """Closes every pool this thread has used. The requests are done by now, so those still out are not waited for."""
-    pools = [pool for registered in list(_alive) for pool in registered._made().values()]
+    pools = [pool for registered in list(_alive) for pool in registered._of_this_thread().values()]
     gevent.joinall([gevent.spawn(pool.close, timeout=0) for pool in pools])

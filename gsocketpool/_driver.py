@@ -390,6 +390,12 @@ class Driver:
         if idle or self._reaper is not None:
             loop.run_callback_threadsafe(_bury, self._reaper, idle, self._settings.close_timeout)
 
+    def _abandon(self) -> None:
+        """Lets go of the idle connections of a thread that ends. Its event loop will not run to close them."""
+        if self._hub is not None and (self._hub.loop is None or not self._hub.loop.default):
+            for entry in self._state.take_idle_out():
+                _steps.let_go(entry.connection)
+
     def _after_fork(self) -> None:
         """In a forked child: the connections are the parent's, and so are the greenlets that this pool had at work."""
         state, hub = self._state, self._hub

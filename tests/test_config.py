@@ -227,6 +227,8 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"POOLS": {"a": {}}}, "_POOLS['a']['url'] is not enough: SOCKETPOOL_POOLS['a']['url'] must say where"),
         # Wrong factories.
         ({"FACTORY": "no.such:Thing"}, "_FACTORY can't be imported from 'no.such:Thing': No module named 'no'"),
+        ({"FACTORY": ".mod:Name"}, "_FACTORY can't be imported from '.mod:Name': "),
+        ({"FACTORY": "tests.raising:Name"}, "_FACTORY can't be imported from 'tests.raising:Name': not today"),
         ({"FACTORY": "tests.test_config:No"}, "_FACTORY can't be imported from 'tests.test_config:No': module"),
         ({"FACTORY": "tests.test_config"}, "_FACTORY must look like 'package.module:Name', and is 'tests.test_config'"),
         ({"FACTORY": "tests.test_config:URL"}, "_FACTORY must be a class, a callable or the name of one, and is"),
@@ -246,10 +248,10 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"URL": URL, "OPTIONS": dict}, "_OPTIONS can't be a callable beside SOCKETPOOL_URL"),
         ({"FACTORY": Options, "URL": "unix:///x"}, "_URL does not fit Options: "),
         # Wrong URLs.
-        ({"URL": 5}, "_URL must be a str, and is 5"),
-        ({"URL": "redis://localhost:1"}, "_URL must start with tcp://, tls:// or unix://, not with 'redis'"),
-        ({"URL": "localhost:2000"}, "_URL must start with tcp://, tls:// or unix://, not with 'localhost'"),
-        ({"URL": "//localhost"}, "_URL must start with tcp://, tls:// or unix://, not with '//localhost'"),
+        ({"URL": 5}, "_URL must be a str, and is a int"),
+        ({"URL": "redis://localhost:1"}, "_URL must start with tcp://, tls:// or unix://"),
+        ({"URL": "localhost:2000"}, "_URL must start with tcp://, tls:// or unix://"),
+        ({"URL": "//localhost"}, "_URL must start with tcp://, tls:// or unix://"),
         ({"URL": "tcp://localhost"}, "_URL must look like tcp://host:port, and is 'tcp://localhost'"),
         ({"URL": "tcp://:2000"}, "_URL must look like tcp://host:port, and is 'tcp://:2000'"),
         ({"URL": "tcp://h:1/path"}, "_URL must look like tcp://host:port, and is 'tcp://h:1/path'"),
@@ -273,8 +275,9 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
             "_URL does not fit: timeout must be a number of seconds of at least 0, not 'soon'",
         ),
         # Wrong pools.
-        ({"POOLS": ["a"]}, "_POOLS must map names to settings, and is ['a']"),
-        ({"POOLS": {"a": URL}}, "_POOLS['a'] must map settings to values, and is 'tcp://localhost:2000'"),
+        ({"POOLS": {5: {"url": URL}}}, "_POOLS[5] must have a str for a name, not a int"),
+        ({"POOLS": ["a"]}, "_POOLS must map names to settings, and is a list"),
+        ({"POOLS": {"a": URL}}, "_POOLS['a'] must map settings to values, and is a str"),
         (
             {"URL": URL, "POOLS": {"default": {"url": URL}}},
             "_POOLS['default'] is what the plain SOCKETPOOL_ keys describe already",
@@ -297,6 +300,14 @@ def test_no_complaint_tells_a_secret() -> None:
         {"URL": "tcp://h?password=hunter2"},
         {"URL": URL, "OPTIONS": {"password": "hunter2"}},
         {"OPTIONS": ["hunter2"]},
+        {"POOLS": '{"cache":{"options":{"password":"hunter2"}},}'},
+        {"POOLS": {"cache": '{"options":{"password":"hunter2"},}'}},
+        {"URL": {"password": "hunter2"}},
+        {"URL": "tcp://user:hunter2/x@host:1"},
+        {"URL": "tcp://user:hunter2#x@host:1"},
+        {"URL": "tcp://user:12/hunter2@host:1"},
+        {"URL": "tcp:user:hunter2@host"},
+        {"URL": "hunter2@host:1000"},
     ):
         with pytest.raises(ConfigurationError) as caught:
             read_config({f"SOCKETPOOL_{key}": value for key, value in config.items()})

@@ -86,6 +86,30 @@ def test_nothing_is_made_before_the_first_use(backend: Backend) -> None:
         current_pool.close()
 
 
+def test_requests_that_come_at_once_make_one_pool(backend: Backend) -> None:
+    app = make_app(backend, SOCKETPOOL_INITIAL_CONNECTIONS=1, SOCKETPOOL_MAX_CONNECTIONS=1)
+    backend.opens.clear()
+
+    def request() -> object:
+        with app.app_context():
+            return current_pools["default"]
+
+    requests = [gevent.spawn(request) for _ in range(5)]
+    settle()
+    backend.opens.set()
+    gevent.joinall(requests, timeout=PATIENCE, raise_error=True)
+    assert len({id(one.value) for one in requests}) == 1
+    assert len(backend.connections) == 1
+
+
+def test_registering_too_late_registers_nothing(backend: Backend) -> None:
+    app = Flask("app")
+    app.test_client().get("/")
+    with pytest.raises(AssertionError, match=r"after the first request|already handled its first request"):
+        GSocketPool(app)
+    assert not app.extensions
+
+
 def test_registering_twice_is_an_error(backend: Backend) -> None:
     app = make_app(backend)
     with pytest.raises(RuntimeError, match="GSocketPool is registered on app 'app' already"):
@@ -286,13 +310,24 @@ def test_a_process_that_never_used_its_pools_ends_without_gevent() -> None:
 # Threads
 
 
+def run_in_thread(act: Any) -> None:
+    thread = threading.Thread(target=act)
+    thread.start()
+    thread.join(PATIENCE)
+
+
 class Plain(Connection):
     """One that has nothing to do with an event loop."""
 
     is_open, number = False, 0
+    opened: list[Plain] = []  # noqa: RUF012
 
     def open(self) -> None:
         self.is_open = True
+        self.opened.append(self)
+
+    def let_go(self) -> None:
+        self.is_open = False
 
     def close(self) -> None:
         self.is_open = False
@@ -313,13 +348,25 @@ def test_every_thread_has_pools_of_its_own(backend: Backend) -> None:
             current_pool.close()
         gevent.get_hub().destroy(destroy_loop=True)
 
-    threads = [threading.Thread(target=request) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-        thread.join(PATIENCE)
+    for _ in range(2):
+        run_in_thread(request)
     request_here = app.test_client().get("/").status_code
     assert [seen[0], seen[2], request_here] == [200, 200, 200]
     assert seen[1] is not seen[3]
+
+
+def test_a_thread_that_ends_leaves_no_connection_open(backend: Backend) -> None:
+    """As under Flask's own server, where every request has a thread of its own."""
+    app = make_app(backend, SOCKETPOOL_FACTORY=Plain)
+    Plain.opened.clear()
+
+    def request() -> None:
+        assert app.test_client().get("/").status_code == 200
+
+    for _ in range(3):
+        run_in_thread(request)
+    gc.collect()
+    assert [connection.is_open for connection in Plain.opened] == [False] * 3
 
 
 def test_the_registry_is_a_mapping(backend: Backend) -> None:
