@@ -1,6 +1,6 @@
 """What the pool itself costs, against the least that a pool can be: a semaphore and a deque.
 
-    python -m benchmarks.core
+    python -m benchmarks.core [rounds]
 
 The contenders take turns, round after round, so that a machine that gets slower or faster does so for all of them. What
 is printed are medians, and the ratios of the medians.
@@ -24,7 +24,6 @@ from gevent.lock import BoundedSemaphore
 
 from gsocketpool import Connection, Pool
 
-ROUNDS = 7
 CALLS = 20_000
 GREENLETS, EXCHANGES = 500, 40
 
@@ -158,14 +157,14 @@ MEASURES: dict[str, Measure] = {
 }
 
 
-def run() -> dict[str, dict[str, float]]:
+def run(rounds: int) -> dict[str, dict[str, float]]:
     """The median of every measure for every contender, in nanoseconds."""
     results: dict[str, dict[str, list[float]]] = {name: {rival: [] for rival in CONTENDERS} for name in MEASURES}
-    for number in range(ROUNDS):
+    for number in range(rounds):
         for name, measure in MEASURES.items():
             for rival, make in CONTENDERS.items():
                 results[name][rival].append(measure(make) * 1e9)
-        print(f"\rround {number + 1} of {ROUNDS}", end="", file=sys.stderr, flush=True)
+        print(f"\rround {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return {
         name: {rival: statistics.median(times) for rival, times in by_rival.items()}
@@ -174,10 +173,11 @@ def run() -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    medians = run()
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    medians = run(rounds)
     print(
         f"{platform.python_implementation()} {platform.python_version()}, gevent {version('gevent')},"
-        f" {platform.machine()}; nanoseconds, medians of {ROUNDS} rounds"
+        f" {platform.machine()}; nanoseconds, medians of {rounds} rounds"
     )
     print(f"{'':32}" + "".join(f"{rival:>20}" for rival in CONTENDERS) + f"{'ours / semaphore':>20}")
     for name, by_rival in medians.items():
