@@ -84,6 +84,19 @@ def test_openings_are_given_up(backend: Backend) -> None:
     assert not backend.open
 
 
+def test_what_is_half_open_is_closed_when_closing_returns(backend: Backend) -> None:
+    class Handshaking(ScriptedConnection):
+        def open(self) -> None:
+            super().open()
+            gevent.sleep(PATIENCE)
+
+    pool = Pool(lambda: backend._made(Handshaking(backend, {})))
+    spawn_acquire(pool)
+    assert backend.open
+    pool.close(timeout=0)
+    assert not backend.open
+
+
 def test_a_close_that_was_interrupted_has_closed_the_pool(backend: Backend) -> None:
     pool = Pool(backend.connect)
     held = pool.acquire()
