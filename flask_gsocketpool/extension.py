@@ -11,7 +11,6 @@ from typing import Any
 import gevent
 from flask import Flask, current_app
 from flask.typing import ResponseReturnValue
-from gevent.lock import RLock
 from gevent.monkey import get_original
 from werkzeug.exceptions import ServiceUnavailable
 
@@ -79,12 +78,23 @@ class Pools(Mapping[str, Pool[Any]]):
         if name not in made:
             if name not in self._configs:
                 raise UnknownPoolError(self._complaint_about(name))
-            config = self._configs[name]
-            with made.making:
-                # Making one may take time, and another request may have made it meanwhile.
-                if name not in made:
-                    made[name] = Pool(config.factory, config.options, **config.settings)
+            # Making one may take time. Those who ask for it meanwhile wait for the same one, or for the same error.
+            making = made.making.get(name)
+            if making is None or making.ready():
+                making = made.making[name] = gevent.spawn(self._make, made, name)
+            error = making.get()
+            if error is not None:
+                raise error
         return made[name]
+
+    def _make(self, made: PoolsOfThread, name: str) -> Exception | None:
+        config = self._configs[name]
+        try:
+            made[name] = Pool(config.factory, config.options, **config.settings)
+        except Exception as error:
+            # For whoever asked for it. Raised here, it would be printed as well.
+            return error
+        return None
 
     def __contains__(self, name: object) -> bool:
         return name in self._configs
@@ -95,11 +105,15 @@ class Pools(Mapping[str, Pool[Any]]):
     def __len__(self) -> int:
         return len(self._configs)
 
-    def __hash__(self) -> int:
-        return id(self)
+    # Not a mapping's, which would make every pool to compare them.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def _of_this_thread(self) -> PoolsOfThread:
-        made: PoolsOfThread = self._of_thread.__dict__.setdefault("pools", PoolsOfThread())
+        try:
+            made: PoolsOfThread = self._of_thread.pools
+        except AttributeError:
+            made = self._of_thread.pools = PoolsOfThread()
         return made
 
     def _complaint_about(self, name: str) -> str:
@@ -114,7 +128,8 @@ class PoolsOfThread(dict[str, Pool[Any]]):
     """The pools that one thread has used."""
 
     def __init__(self) -> None:
-        self.making = RLock()
+        #: Who makes a pool, or has made it, by its name.
+        self.making: dict[str, gevent.Greenlet] = {}
 
     def __del__(self) -> None:
         for pool in self.values():

@@ -18,16 +18,18 @@ class Block(Generic[C]):
 
     # Written by hand: a generator would cost as much as the pool.
 
-    __slots__ = ("_driver", "_entry", "_timeout", "_uses")
+    __slots__ = ("_driver", "_entry", "_is_used", "_timeout", "_uses")
 
     def __init__(self, driver: Driver, timeout: float | None) -> None:
         self._driver = driver
         self._timeout = timeout
-        self._entry: Entry | None = None
+        self._entry: Entry
+        self._is_used = False
 
     def __enter__(self) -> C:
-        if self._entry is not None:
+        if self._is_used:
             raise RuntimeError("a block is for one use: call connection() again for another")
+        self._is_used = True
         self._entry = entry = self._driver._acquire(self._timeout)
         self._uses = entry.uses
         connection: C = entry.connection
@@ -37,8 +39,6 @@ class Block(Generic[C]):
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         entry = self._entry
-        if entry is None:
-            return
         # It may have been discarded, detached or even released by hand meanwhile, or closed with the pool.
         if entry.uses == self._uses and entry.status is IN_USE:
             self._driver._give_back(entry, error)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 import traceback
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import uniform
 from typing import Any
 
@@ -108,10 +109,10 @@ class Driver:
         try:
             while True:
                 if state.closed:
-                    raise self._closed()
+                    raise self._closed_error()
                 if not is_again and state.must_refuse():
                     state.refused += 1
-                    raise self._exhausted(caller, now - began, timeout, "too many are waiting")
+                    raise self._exhausted_error(caller, now - began, timeout, "too many are waiting")
                 entry = state.take(now, caller) if now < deadline or not timeout else None
                 if entry is None and now < deadline:
                     entry = self._wait(caller, began, deadline - now, is_again)
@@ -121,7 +122,7 @@ class Driver:
                     if not timeout:
                         # The next one who can't wait shall be luckier.
                         self._start_openings(more=1)
-                    raise self._exhausted(
+                    raise self._exhausted_error(
                         caller, now - began, timeout, "none came in time" if timeout else "none is idle"
                     )
                 # A new one need not be checked: it may even have something to read, a greeting for instance.
@@ -181,7 +182,7 @@ class Driver:
             elif now < deadline:
                 usable = is_usable_within(deadline - now, connection)
             else:
-                usable = _steps.is_usable_at_a_glance(connection)
+                usable = _steps.is_usable(connection, at_a_glance=True)
         except BaseException:
             self._discard(entry, "interrupted")
             raise
@@ -211,7 +212,8 @@ class Driver:
         try:
             reusable = _steps.is_reusable(entry.connection, error)
         except BaseException:
-            self._discard(entry, "interrupted")
+            if entry.uses == uses:
+                self._discard(entry, "interrupted")
             raise
         if entry.status is not IN_USE or entry.uses != uses:
             # A step that switched, though it should not, has let somebody else give it back.
@@ -221,7 +223,7 @@ class Driver:
         else:
             closing = self._discard(entry, "not reusable" if error is None else "error")
         if closing is not None:
-            self._wait_for(closing)
+            self._wait_for([closing])
 
     def _put_back(self, entry: Entry) -> gevent.Greenlet | None:
         now = self._clock()
@@ -256,10 +258,11 @@ class Driver:
         self._start_openings()
         self._changed.set()
 
-    def _wait_for(self, closing: gevent.Greenlet | None) -> None:
+    def _wait_for(self, closings: Sequence[gevent.Greenlet | None]) -> None:
         # The event loop's own greenlet, in whose callbacks a connection may be released, can't wait.
-        if closing is not None and getcurrent() is not self._hub:
-            closing.join(self._settings.close_timeout)
+        if getcurrent() is not self._hub:
+            under_way = [closing for closing in closings if closing is not None]
+            gevent.joinall(under_way, timeout=self._settings.close_timeout)
 
     # Opening
 
@@ -284,7 +287,7 @@ class Driver:
         try:
             open_within(self._settings.open_timeout, self._make, entry)
         except gevent.GreenletExit:
-            return self._opening_failed(entry, self._killed(), began)
+            return self._opening_failed(entry, self._killed_error(), began)
         except BaseException as error:
             return self._opening_failed(entry, error, began)
         self._opening_succeeded(entry, began)
@@ -299,9 +302,9 @@ class Driver:
         entry = self._state.opening.get(opener)
         if entry is not None:
             # Killed before it began.
-            self._opening_failed(entry, self._killed(), self._clock())
+            self._opening_failed(entry, self._killed_error(), self._clock())
 
-    def _killed(self) -> PoolError:
+    def _killed_error(self) -> PoolError:
         # Passed on as it is, a GreenletExit would end the greenlet of some caller, and nobody would hear of it.
         return PoolError(f"pool {self.name!r} was opening a connection, and somebody has killed the greenlet that did")
 
@@ -391,8 +394,12 @@ class Driver:
             loop.run_callback_threadsafe(_bury, self._reaper, idle, self._settings.close_timeout)
 
     def _abandon(self) -> None:
-        """Lets go of the idle connections of a thread that ends. Its event loop will not run to close them."""
-        if self._hub is not None and (self._hub.loop is None or not self._hub.loop.default):
+        """Lets go of the idle connections of a thread that ends, or has ended: its event loop will not close them."""
+        hub = self._hub
+        if hub is None or (hub.loop is not None and hub.loop.default):
+            # That of the main thread is there until the end.
+            return
+        if hub.thread_ident == get_ident() or hub.thread_ident not in sys._current_frames():
             for entry in self._state.take_idle_out():
                 _steps.let_go(entry.connection)
 
@@ -414,17 +421,19 @@ class Driver:
         elif state.waiters:
             # Their greenlets were copied by the fork, too, and go on waiting.
             hub.loop.run_callback(_call_if_alive, weakref.WeakMethod(self._enter))
+        # An event belongs to the event loop where it was first waited for.
         self._changed.set()
+        self._changed = Event()
         self._pause = FIRST_PAUSE
         self._last_open_error = None
         self._hub = self._reaper = None
 
     # What to raise
 
-    def _closed(self) -> PoolClosedError:
+    def _closed_error(self) -> PoolClosedError:
         return PoolClosedError(f"pool {self.name!r} is closed")
 
-    def _exhausted(self, caller: Any, waited: float, timeout: float, why: str) -> PoolExhaustedError:
+    def _exhausted_error(self, caller: Any, waited: float, timeout: float, why: str) -> PoolExhaustedError:
         return _report.exhausted(
             self.name,
             self._state,

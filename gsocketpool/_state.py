@@ -280,6 +280,7 @@ class State:
         del self.opening[entry.holder]
         entry.status = GONE
         if not self.closed:
+            # Closing the pool kills those who open, which is no error.
             self.open_errors += 1
         if len(self.waiters) > len(self.opening):
             ticket, _ = self.waiters.popitem(last=False)

@@ -39,21 +39,12 @@ def close_if_open(connection: Any) -> None:
         let_go(connection)
 
 
-def is_usable(connection: Any) -> bool:
-    """Whether an idle connection may be handed out, as it says itself."""
+def is_usable(connection: Any, *, at_a_glance: bool = False) -> bool:
+    """Whether an idle connection may be handed out, as it says itself, or by the check that no class can make block."""
     try:
-        return bool(connection.is_usable() if isinstance(connection, Connection) else connection.is_connected())
-    except Exception:
-        logger.debug("%r failed its check", connection, exc_info=True)
-        return False
-
-
-def is_usable_at_a_glance(connection: Any) -> bool:
-    """The same by the check that every connection has, which never blocks."""
-    try:
-        return bool(
-            Connection.is_usable(connection) if isinstance(connection, Connection) else connection.is_connected()
-        )
+        if not isinstance(connection, Connection):
+            return bool(connection.is_connected())
+        return bool(Connection.is_usable(connection) if at_a_glance else connection.is_usable())
     except Exception:
         logger.debug("%r failed its check", connection, exc_info=True)
         return False

@@ -114,14 +114,18 @@ class Pool(Driver, Generic[C]):
             self._enter()
 
     def _open_initial(self, count: int) -> None:
-        self._enter()
         while self._state.size < count and not self._state.closed:
+            # Again and again, for this greenlet may have been copied by a fork.
+            self._enter()
             # Those for min_connections are under way already.
-            opener: Any = next(iter(self._state.opening), None) or self._start_opening()
+            opener: Any = next(iter(self._state.opening), None)
+            if opener is None:
+                opener = self._start_opening()
             opener.join()
-            if opener.value is not None:
+            error = self._killed_error() if isinstance(opener.value, gevent.GreenletExit) else opener.value
+            if error is not None:
                 self.close(timeout=0)
-                raise opener.value
+                raise error
 
     def _create_connection(self) -> C:
         """Makes a connection and opens it. A subclass may override it; what it returns need not be open."""
@@ -198,7 +202,7 @@ class Pool(Driver, Generic[C]):
         :raises ConnectionNotFoundError: if it is not in use, or not this pool's; nothing happens then.
         """
         self._enter()
-        self._wait_for(self._discard(self._find(connection, IN_USE), "by hand"))
+        self._wait_for([self._discard(self._find(connection, IN_USE), "by hand")])
 
     def detach(self, connection: C) -> C:
         """Takes a connection in use out of the pool, open as it is. It is the caller's from now on.
@@ -219,7 +223,7 @@ class Pool(Driver, Generic[C]):
         :raises ConnectionNotFoundError: if it is not idle, or not this pool's; nothing happens then.
         """
         self._enter()
-        self._wait_for(self._retire(self._find(connection, IDLE), "dropped"))
+        self._wait_for([self._retire(self._find(connection, IDLE), "dropped")])
 
     def drop_expired(self) -> None:
         """Closes every idle connection whose ``is_expired()`` answers True."""
@@ -228,8 +232,7 @@ class Pool(Driver, Generic[C]):
         for entry in self._state.idle[:]:
             if entry.status is IDLE and _steps.is_expired(entry.connection) and entry.status is IDLE:
                 closing.append(self._retire(entry, "expired"))
-        for greenlet in closing:
-            self._wait_for(greenlet)
+        self._wait_for(closing)
 
     def drain(self) -> None:
         """Retires every connection there is now: the idle ones at once, those in use or being opened on their return.
@@ -252,8 +255,7 @@ class Pool(Driver, Generic[C]):
         self._start_openings()
 
     def _retire_removed(self, entries: list[Entry], reason: str) -> None:
-        for closing in [self._close_removed(entry, self._state.retired, reason) for entry in entries]:
-            self._wait_for(closing)
+        self._wait_for([self._close_removed(entry, self._state.retired, reason) for entry in entries])
 
     def _sweep(self) -> None:
         """What the reaper does every time."""
@@ -305,7 +307,7 @@ class Pool(Driver, Generic[C]):
         state = self._state
         self._wait_until(lambda: state.closed or state.size >= state.min_connections, timeout)
         if state.closed:
-            raise self._closed()
+            raise self._closed_error()
         if state.size < state.min_connections:
             raise PoolNotReadyError(
                 f"pool {self.name!r} has {state.size} of {state.min_connections} connections open after {timeout} s"
@@ -347,7 +349,7 @@ class Pool(Driver, Generic[C]):
         if self._reaper is not None:
             self._reaper.kill(block=False)
         for ticket in state.take_waiters_out():
-            ticket.error = self._closed()
+            ticket.error = self._closed_error()
             self._hub.loop.run_callback(ticket.wake, None)
         openers: list[Any] = list(state.opening)
         for opener in openers:
@@ -359,6 +361,9 @@ class Pool(Driver, Generic[C]):
             self._retire(entry, "closed")
         # An opening that does not heed being killed must not keep this from ending.
         gevent.joinall(openers, timeout=self._settings.close_timeout)
+        for entry in state.opening.values():
+            if entry.connection is not None:
+                self._closer.close(entry.connection)
         self._closer.wait()
 
     def __enter__(self) -> Pool[C]:

@@ -160,6 +160,31 @@ def test_a_close_that_heeds_nothing_delays_the_end_by_a_second_at_most(backend: 
     assert backend.connections[0].let_go_of  # type: ignore[attr-defined]
 
 
+def test_an_opening_that_heeds_nothing_is_let_go_of(backend: Backend) -> None:
+    class Deaf(ScriptedConnection):
+        def open(self) -> None:
+            super().open()
+            while len(backend.open):
+                with contextlib.suppress(BaseException):
+                    gevent.sleep(PATIENCE)
+
+    pool = Pool(lambda: backend._made(Deaf(backend, {})), close_timeout=0.01)
+    spawn_acquire(pool)
+    with gevent.Timeout(PATIENCE / 2):
+        pool.close(timeout=0)
+    assert not backend.open
+
+
+def test_stubborn_closings_are_waited_for_together(backend: Backend) -> None:
+    pool = Pool(backend.connect, close_timeout=0.2, max_opening=None)
+    for connection in [pool.acquire() for _ in range(100)]:
+        pool.release(connection)
+    backend.closes.clear()
+    with gevent.Timeout(PATIENCE / 2):
+        pool.drain()
+    assert numbers(pool) == (0, 0, 0, 0)
+
+
 def test_a_slow_close_holds_no_place(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     backend.closes.clear()

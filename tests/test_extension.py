@@ -102,6 +102,51 @@ def test_requests_that_come_at_once_make_one_pool(backend: Backend) -> None:
     assert len(backend.connections) == 1
 
 
+def test_a_pool_may_need_another_one_to_be_made(backend: Backend) -> None:
+    """For a password that is kept behind the other one."""
+
+    def options() -> dict[str, str]:
+        with current_app_pools(app)["vault"].connection() as vault:
+            return {"password": str(vault.number)}
+
+    def current_app_pools(app: Flask) -> Pools:
+        pools: Pools = app.extensions["gsocketpool"]
+        return pools
+
+    vault = {"factory": backend.connect, "initial_connections": 1}
+    app = make_app(
+        backend,
+        SOCKETPOOL_OPTIONS=options,
+        SOCKETPOOL_INITIAL_CONNECTIONS=1,
+        SOCKETPOOL_POOLS={"vault": vault},
+    )
+    with app.app_context(), gevent.Timeout(PATIENCE / 2), current_pool.connection() as connection:
+        assert connection.options == {"password": "0"}
+
+
+def test_requests_that_come_at_once_get_the_same_error_and_the_next_tries_again(backend: Backend) -> None:
+    app = make_app(backend, SOCKETPOOL_INITIAL_CONNECTIONS=1)
+    backend.failures.append(OSError("down"))
+
+    def request() -> object:
+        try:
+            return app.extensions["gsocketpool"]["default"]
+        except OSError as error:
+            return error
+
+    requests = [gevent.spawn(request) for _ in range(5)]
+    gevent.joinall(requests, timeout=PATIENCE)
+    assert {str(one.value) for one in requests} == {"down"}
+    assert len(backend.connections) == 1
+    assert isinstance(request(), Pool)
+
+
+def test_comparing_makes_no_pool(backend: Backend) -> None:
+    app = make_app(backend, SOCKETPOOL_INITIAL_CONNECTIONS=1)
+    assert app.extensions["gsocketpool"] != {}
+    assert not backend.connections
+
+
 def test_registering_too_late_registers_nothing(backend: Backend) -> None:
     app = Flask("app")
     app.test_client().get("/")

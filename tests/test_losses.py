@@ -486,6 +486,28 @@ def test_steps_that_raise_do_no_harm(
         logging.raiseExceptions = before
 
 
+def test_a_step_that_switches_and_then_fails_harms_nobody_else(backend: Backend) -> None:
+    class Switching(ScriptedConnection):
+        fails = True
+
+        def is_reusable(self, error: BaseException | None) -> bool:
+            if self.fails:
+                Switching.fails = False
+                gevent.sleep(0.001)
+                raise gevent.Timeout(1)
+            return True
+
+    pool = Pool(lambda: backend._made(Switching(backend, {})), max_connections=1)
+    connection = pool.acquire()
+    first = Caller(pool, lambda pool: pool.release(connection))
+    pool.release(connection)
+    assert pool.acquire() is connection
+    first.greenlet.join()
+    assert isinstance(first.ended_by, gevent.Timeout)
+    assert connection.is_open
+    assert numbers(pool) == (1, 0, 0, 0)
+
+
 def test_a_step_that_lets_another_greenlet_release_too(backend: Backend) -> None:
     class Switching(ScriptedConnection):
         def is_reusable(self, error: BaseException | None) -> bool:

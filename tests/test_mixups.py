@@ -8,6 +8,7 @@ import os
 import socket
 import socketserver
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -628,43 +629,71 @@ def test_the_child_counts_from_0(backend: Backend) -> None:
     assert pool.stats().opened == 1
 
 
-def test_the_waiters_of_another_thread_are_not_copied(backend: Backend) -> None:
-    class Plain(Connection):
-        is_open = False
+class Plain(Connection):
+    """One that has nothing to do with an event loop."""
 
-        def open(self) -> None:
-            self.is_open = True
+    is_open = False
 
-        def close(self) -> None:
-            self.is_open = False
+    def open(self) -> None:
+        self.is_open = True
 
-        def is_connected(self) -> bool:
-            return self.is_open
+    def close(self) -> None:
+        self.is_open = False
 
-    pool = Pool(Plain, max_connections=1)
+    def is_connected(self) -> bool:
+        return self.is_open
+
+
+@contextlib.contextmanager
+def another_thread(act: Callable[[], object]) -> Iterator[None]:
+    """A thread that has done `act`, and is there until the end of the block."""
     ready, done = threading.Event(), threading.Event()
+
+    def run() -> None:
+        act()
+        ready.set()
+        done.wait()
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    ready.wait()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_the_waiters_of_another_thread_are_not_copied() -> None:
+    pool = Pool(Plain, max_connections=1)
 
     def use() -> None:
         pool.acquire()
-        waiter = spawn_acquire(pool)
-        ready.set()
-        done.wait()
-        waiter.kill()
-        gevent.get_hub().destroy(destroy_loop=True)
-
-    thread = threading.Thread(target=use)
-    thread.start()
-    ready.wait()
+        spawn_acquire(pool)
 
     def child() -> None:
         pool.release(pool.acquire(timeout=PATIENCE))
         assert numbers(pool) == (0, 1, 0, 0)
 
-    try:
+    with another_thread(use):
         in_child(child)
-    finally:
-        done.set()
-        thread.join()
+
+
+def test_what_another_thread_has_waited_for_can_be_waited_for_in_the_child() -> None:
+    pools: list[Pool[Plain]] = []
+
+    def use() -> None:
+        pools.append(Pool(Plain, min_connections=1))
+        pools[0].wait_ready(PATIENCE)
+
+    def child() -> None:
+        pools[0].wait_ready(PATIENCE)
+        pools[0].acquire()
+        pools[0].close(timeout=0.001)
+
+    with another_thread(use):
+        in_child(child)
 
 
 def test_a_destructor_says_no_goodbye_in_the_child() -> None:
