@@ -70,13 +70,13 @@ def read_config(config: Mapping[str, Any]) -> dict[str, PoolConfig]:
         pools[DEFAULT] = _read_pool(plain, DEFAULT, _plain_key)
     if named is not None:
         if not isinstance(named, Mapping):
-            raise ConfigurationError(f"{PREFIX}POOLS", f"must map names to settings, and is a {_kind(named)}")
+            raise ConfigurationError(f"{PREFIX}POOLS", f"must map names to settings, and is of type {_kind(named)}")
         for name, settings in named.items():
             key = f"{PREFIX}POOLS[{name!r}]"
             if not isinstance(name, str):
-                raise ConfigurationError(key, f"must have a str for a name, not a {_kind(name)}")
+                raise ConfigurationError(key, f"must have a str for a name, not of type {_kind(name)}")
             if not isinstance(settings, Mapping):
-                raise ConfigurationError(key, f"must map settings to values, and is a {_kind(settings)}")
+                raise ConfigurationError(key, f"must map settings to values, and is of type {_kind(settings)}")
             if name in pools:
                 raise ConfigurationError(key, f"is what the plain {PREFIX} keys describe already")
             pools[name] = _read_pool(settings, name, partial(_named_key, name))
@@ -103,7 +103,7 @@ def _read_pool(given: Mapping[str, Any], name: str, key_of: Callable[[str], str]
             raise ConfigurationError(key_of(setting), f"is not a known key{_nearest(setting, known, key_of)}")
     if not any(given.get(target) for target in TARGETS):
         raise ConfigurationError(
-            key_of(next(iter(given), "url")), f"is not enough: {key_of('url')} must say where to connect to"
+            key_of(next(iter(given), "url")), f"says nothing about where to connect to: set {key_of('url')}"
         )
     settings = _read_settings(given, key_of)
     settings.setdefault("name", name)
@@ -160,10 +160,13 @@ def _read_target(
     options = given.get("options") or {}
     if callable(options):
         if from_url:
-            raise ConfigurationError(key_of("options"), f"can't be a callable beside {key_of('url')}")
+            raise ConfigurationError(
+                key_of("options"),
+                f"can't be a callable beside {key_of('url')}: let it return the host and the port, too",
+            )
         return factory, options
     if not isinstance(options, Mapping):
-        raise ConfigurationError(key_of("options"), f"must map names to values, and is a {_kind(options)}")
+        raise ConfigurationError(key_of("options"), f"must map names to values, and is of type {_kind(options)}")
     merged = {**from_url, **options}
     _check_options(factory, merged, key_of("url" if from_url and not options else "options"))
     return factory, merged
@@ -190,7 +193,7 @@ def _read_factory(given: Any, key: str) -> Callable[..., Any]:
 
 def _read_url(given: Any, key: str) -> tuple[type[StreamConnection], dict[str, Any]]:
     if not isinstance(given, str):
-        raise ConfigurationError(key, f"must be a str, and is a {_kind(given)}")
+        raise ConfigurationError(key, f"must be a str, and is of type {_kind(given)}")
     # Before anything else is said, since what is said may show a part of it.
     if "@" in given.partition("?")[0]:
         raise ConfigurationError(key, "must not hold credentials: the place for them is the options")
@@ -201,7 +204,7 @@ def _read_url(given: Any, key: str) -> tuple[type[StreamConnection], dict[str, A
         url = urlsplit(given)
         port = url.port
     except ValueError as error:
-        raise ConfigurationError(key, f"is no URL: {error}") from None
+        raise ConfigurationError(key, f"can't be used: {error}") from None
     if url.fragment:
         raise ConfigurationError(key, "must not have a fragment (#...)")
     options: dict[str, Any]
@@ -248,4 +251,4 @@ def _check_options(factory: Callable[..., Any], options: Mapping[str, Any], key:
         try:
             factory(**options)
         except InvalidArgumentError as error:
-            raise ConfigurationError(key, f"does not fit: {error}") from None
+            raise ConfigurationError(key, f"can't be used: {error}") from None

@@ -121,7 +121,7 @@ class Pools(Mapping[str, Pool[Any]]):
             complaint = f"there is no default pool: set {PREFIX}URL, or {PREFIX}FACTORY and {PREFIX}OPTIONS"
         else:
             complaint = f"there is no pool {name!r}: add it to {PREFIX}POOLS"
-        return f"{complaint} (there are {', '.join(self._configs) or 'none'})"
+        return f"{complaint} (pools: {', '.join(self._configs) or 'none'})"
 
 
 class PoolsOfThread(dict[str, Pool[Any]]):

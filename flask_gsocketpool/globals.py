@@ -17,7 +17,8 @@ def _pools() -> Pools:
     if not current_app:
         raise RuntimeError(
             "There is no application context here, and so no app whose pools these could be."
-            " In a view there is one; elsewhere use `with app.app_context():` around this."
+            " In a view there is one; in a generator that streams use stream_with_context(), and elsewhere"
+            " `with app.app_context():`."
         )
     if EXTENSION not in current_app.extensions:
         raise RuntimeError(

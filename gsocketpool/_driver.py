@@ -32,6 +32,7 @@ from gsocketpool.exceptions import (
     PoolError,
     PoolExhaustedError,
     WrongThreadError,
+    add_note,
 )
 from gsocketpool.reaper import start_reaper
 from gsocketpool.settings import Settings, check_seconds
@@ -112,7 +113,7 @@ class Driver:
                     raise self._closed_error()
                 if not is_again and state.must_refuse():
                     state.refused += 1
-                    raise self._exhausted_error(caller, now - began, timeout, "too many are waiting")
+                    raise self._exhausted_error(caller, now - began, timeout, is_refused=True)
                 entry = state.take(now, caller) if now < deadline or not timeout else None
                 if entry is None and now < deadline:
                     entry = self._wait(caller, began, deadline - now, is_again)
@@ -122,9 +123,7 @@ class Driver:
                     if not timeout:
                         # The next one who can't wait shall be luckier.
                         self._start_openings(more=1)
-                    raise self._exhausted_error(
-                        caller, now - began, timeout, "none came in time" if timeout else "none is idle"
-                    )
+                    raise self._exhausted_error(caller, now - began, timeout)
                 # A new one need not be checked: it may even have something to read, a greeting for instance.
                 is_fit = entry.is_new or self._is_fit(entry, now, deadline)
                 if is_fit and entry.status is IN_USE:
@@ -333,7 +332,8 @@ class Driver:
         ticket = self._state.fail_opening(entry, error)
         if entry.connection is not None:
             self._closer.close(entry.connection)
-        self._last_open_error = "".join(traceback.format_exception_only(error)).strip()
+        self._last_open_error = "; ".join(line.strip() for line in traceback.format_exception_only(error))
+        add_note(error, f"while opening a connection for pool {self.name!r}")
         if ticket is None:
             self._pause_filling()
         else:
@@ -347,7 +347,7 @@ class Driver:
             state.filling_paused = True
             gevent.spawn_later(self._pause, _call_if_alive, weakref.WeakMethod(self._resume_filling))
             logger.warning(
-                "pool %r has %s of %s connections that are to be open, and tries again in %s s: %s",
+                "pool %r has %s of min_connections (%s) open, and tries again in %s s: %s",
                 self.name,
                 state.size,
                 state.min_connections,
@@ -433,11 +433,13 @@ class Driver:
     def _closed_error(self) -> PoolClosedError:
         return PoolClosedError(f"pool {self.name!r} is closed")
 
-    def _exhausted_error(self, caller: Any, waited: float, timeout: float, why: str) -> PoolExhaustedError:
+    def _exhausted_error(
+        self, caller: Any, waited: float, timeout: float, is_refused: bool = False
+    ) -> PoolExhaustedError:
         return _report.exhausted(
             self.name,
             self._state,
-            why=why,
+            is_refused=is_refused,
             timeout=timeout,
             waited=waited,
             caller=caller,

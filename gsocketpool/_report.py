@@ -42,15 +42,26 @@ def snapshot(name: str, state: State) -> PoolStats:
 
 
 def exhausted(
-    name: str, state: State, *, why: str, timeout: float, waited: float, caller: Any, last_open_error: str | None
+    name: str,
+    state: State,
+    *,
+    is_refused: bool,
+    timeout: float,
+    waited: float,
+    caller: Any,
+    last_open_error: str | None,
 ) -> PoolExhaustedError:
-    """The error for `caller`, who gives up."""
+    """The error for `caller`, who gives up or is turned away."""
+    if is_refused:
+        what = f"max_waiting ({state.max_waiting}) callers wait for pool {name!r} already"
+    elif timeout:
+        what = f"no connection from pool {name!r} within {timeout:g} s (waited {waited:.3f} s)"
+    else:
+        what = f"no idle connection in pool {name!r}"
     held = sum(entry.holder is caller for entry in state.entries_in_use())
-    message = f"no connection from pool {name!r} within {timeout:g} s, {why} (waited {waited:.3f} s): {census(state)}"
-    if held:
-        message += f"; the greenlet that asks holds {held} of those in use itself"
+    itself = f"; this greenlet holds {held} of them already" if held else ""
     return PoolExhaustedError(
-        message + open_error_note(last_open_error),
+        f"{what}: {census(state)}{itself}{open_error_note(last_open_error)}",
         in_use=state.in_use,
         idle=len(state.idle),
         opening=len(state.opening),

@@ -15,7 +15,7 @@ from gevent.monkey import get_original
 
 from gsocketpool import _descriptors
 from gsocketpool._base import Connection
-from gsocketpool.exceptions import ConnectionClosedError, InvalidArgumentError, LimitExceededError
+from gsocketpool.exceptions import ConnectionClosedError, InvalidArgumentError, LimitExceededError, add_note
 from gsocketpool.settings import check_count, check_seconds
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class StreamConnection(Connection):
                 self._sock.close()
             if error is limit:
                 raise TimeoutError(f"connecting to {self._where()} took longer than {self._timeout} s") from None
+            add_note(error, f"while connecting to {self._where()}")
             raise
         self._connected = True
         self._created = time.monotonic()

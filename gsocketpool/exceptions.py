@@ -117,3 +117,9 @@ class LimitExceededError(PoolError):
         super().__init__(message)
         #: The greatest number of bytes that was allowed, the delimiter included.
         self.limit = limit
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Has the traceback of somebody else's error say more. Python 3.10 knows no notes, and says no more."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)

@@ -130,10 +130,12 @@ class Pool(Driver, Generic[C]):
     def _create_connection(self) -> C:
         """Makes a connection and opens it. A subclass may override it; what it returns need not be open."""
         options = self._options() if callable(self._options) else self._options
+        if not isinstance(options, Mapping):
+            raise InvalidArgumentError("options", options, "a callable that returns a mapping of keyword arguments")
         connection = self._factory(**options)
         if not all(callable(getattr(connection, step, None)) for step in ("open", "close", "is_connected")):
-            allowed = "a callable that returns objects with open(), close() and is_connected()"
-            raise InvalidArgumentError("factory", self._factory, allowed)
+            allowed = "a callable that returns an object with open(), close() and is_connected()"
+            raise InvalidArgumentError("factory", connection, allowed)
         entry = self._state.opening.get(getcurrent())
         if entry is not None:
             # As in _make(), and earlier: it is about to be opened here.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from gsocketpool.exceptions import InvalidArgumentError
 
+NO_LIMIT = ", or None for no limit"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -37,20 +39,20 @@ class Settings:
             if count > self.max_connections:
                 raise InvalidArgumentError(name, count, f"at most max_connections ({self.max_connections})")
         if self.max_waiting is not None:
-            check_count("max_waiting", self.max_waiting)
+            check_count("max_waiting", self.max_waiting, otherwise=NO_LIMIT)
         if self.max_opening is not None:
-            check_count("max_opening", self.max_opening, least=1)
+            check_count("max_opening", self.max_opening, least=1, otherwise=NO_LIMIT)
         if not isinstance(self.reap_expired_connections, bool):
             raise InvalidArgumentError("reap_expired_connections", self.reap_expired_connections, "True or False")
         if self.name is not None and not isinstance(self.name, str):
             raise InvalidArgumentError("name", self.name, "a str or None")
         if self.acquire_timeout is not None:
-            check_seconds("acquire_timeout", self.acquire_timeout, zero=True)
+            check_seconds("acquire_timeout", self.acquire_timeout, zero=True, otherwise=NO_LIMIT)
         check_seconds("reap_interval", self.reap_interval)
         check_seconds("close_timeout", self.close_timeout)
         for name in ("open_timeout", "max_lifetime", "idle_timeout", "leak_threshold"):
             if getattr(self, name) is not None:
-                check_seconds(name, getattr(self, name))
+                check_seconds(name, getattr(self, name), otherwise=NO_LIMIT)
 
     @property
     def sweep_interval(self) -> float:
@@ -59,18 +61,22 @@ class Settings:
         return min([self.reap_interval, *(seconds for seconds in others if seconds is not None)])
 
 
-def check_count(argument: str, value: object, *, least: int = 0) -> int:
-    """Returns `value` if it is a whole number of at least `least`.
+def check_count(argument: str, value: object, *, least: int = 0, otherwise: str = "") -> int:
+    """Returns `value` if it is a whole number of at least `least`; the complaint says what it may be `otherwise`.
 
     :raises InvalidArgumentError: naming `argument`, if it is not.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= least:
         return value
-    raise InvalidArgumentError(argument, value, f"a whole number of at least {least}")
+    raise InvalidArgumentError(argument, value, f"a whole number of at least {least}{otherwise}")
 
 
-def check_seconds(argument: str, value: object, *, zero: bool = False, endless: bool = False) -> float:
+def check_seconds(
+    argument: str, value: object, *, zero: bool = False, endless: bool = False, otherwise: str = ""
+) -> float:
     """Returns `value` if it is a number of seconds: positive, 0 with `zero`, infinite with `endless`.
+
+    The complaint says what it may be `otherwise`.
 
     :raises InvalidArgumentError: naming `argument`, if it is not.
     """
@@ -78,4 +84,5 @@ def check_seconds(argument: str, value: object, *, zero: bool = False, endless: 
         is_positive = value > 0 or (zero and value == 0)
         if is_positive and (endless or value < math.inf):
             return value
-    raise InvalidArgumentError(argument, value, f"a number of seconds {'of at least' if zero else 'above'} 0")
+    above = "of at least" if zero else "above"
+    raise InvalidArgumentError(argument, value, f"a number of seconds {above} 0{otherwise}")

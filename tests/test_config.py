@@ -204,10 +204,13 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"URL": URL, "MAX_CONNECTIONS": "many"}, "_MAX_CONNECTIONS must be a whole number of at least 1, not 'many'"),
         ({"URL": URL, "MAX_CONNECTIONS": "none"}, "_MAX_CONNECTIONS must be a whole number of at least 1, not 'none'"),
         ({"URL": URL, "MAX_CONNECTIONS": "1.5"}, "_MAX_CONNECTIONS must be a whole number of at least 1, not '1.5'"),
-        ({"URL": URL, "ACQUIRE_TIMEOUT": "-1"}, "_ACQUIRE_TIMEOUT must be a number of seconds of at least 0, not '-1'"),
+        (
+            {"URL": URL, "ACQUIRE_TIMEOUT": "-1"},
+            "_ACQUIRE_TIMEOUT must be a number of seconds of at least 0, or None for no limit, not '-1'",
+        ),
         (
             {"URL": URL, "ACQUIRE_TIMEOUT": "nan"},
-            "_ACQUIRE_TIMEOUT must be a number of seconds of at least 0, not 'nan'",
+            "_ACQUIRE_TIMEOUT must be a number of seconds of at least 0, or None for no limit, not 'nan'",
         ),
         (
             {"URL": URL, "REAP_EXPIRED_CONNECTIONS": "maybe"},
@@ -220,11 +223,14 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ),
         (
             {"POOLS": {"a": {"url": URL, "idle_timeout": 0}}},
-            "_POOLS['a']['idle_timeout'] must be a number of seconds above 0, not 0",
+            "_POOLS['a']['idle_timeout'] must be a number of seconds above 0, or None for no limit, not 0",
         ),
         # Nothing to connect to.
-        ({"MAX_CONNECTIONS": 5}, "_MAX_CONNECTIONS is not enough: SOCKETPOOL_URL must say where to connect to"),
-        ({"POOLS": {"a": {}}}, "_POOLS['a']['url'] is not enough: SOCKETPOOL_POOLS['a']['url'] must say where"),
+        ({"MAX_CONNECTIONS": 5}, "_MAX_CONNECTIONS says nothing about where to connect to: set SOCKETPOOL_URL"),
+        (
+            {"POOLS": {"a": {}}},
+            "_POOLS['a']['url'] says nothing about where to connect to: set SOCKETPOOL_POOLS['a']['url']",
+        ),
         # Wrong factories.
         ({"FACTORY": "no.such:Thing"}, "_FACTORY can't be imported from 'no.such:Thing': No module named 'no'"),
         ({"FACTORY": ".mod:Name"}, "_FACTORY can't be imported from '.mod:Name': "),
@@ -234,21 +240,21 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"FACTORY": "tests.test_config:URL"}, "_FACTORY must be a class, a callable or the name of one, and is"),
         ({"FACTORY": 5}, "_FACTORY must be a class, a callable or the name of one, and is 5"),
         # Wrong options.
-        ({"OPTIONS": [1]}, "_OPTIONS must map names to values, and is a list"),
+        ({"OPTIONS": [1]}, "_OPTIONS must map names to values, and is of type list"),
         ({"OPTIONS": {1: 2}}, "_OPTIONS must have str for names"),
         ({"OPTIONS": {"host": "h"}}, "_OPTIONS does not fit TcpConnection: missing a required argument: 'port'"),
         (
             {"OPTIONS": {"host": "h", "port": 0}},
-            "_OPTIONS does not fit: port must be a whole number of at least 1, not 0",
+            "_OPTIONS can't be used: port must be a whole number of at least 1, not 0",
         ),
         (
             {"OPTIONS": {"host": "h", "port": 99999}},
-            "_OPTIONS does not fit: port must be a whole number from 1 to 65535",
+            "_OPTIONS can't be used: port must be a whole number from 1 to 65535",
         ),
         ({"URL": URL, "OPTIONS": dict}, "_OPTIONS can't be a callable beside SOCKETPOOL_URL"),
         ({"FACTORY": Options, "URL": "unix:///x"}, "_URL does not fit Options: "),
         # Wrong URLs.
-        ({"URL": 5}, "_URL must be a str, and is a int"),
+        ({"URL": 5}, "_URL must be a str, and is of type int"),
         ({"URL": "redis://localhost:1"}, "_URL must start with tcp://, tls:// or unix://"),
         ({"URL": "localhost:2000"}, "_URL must start with tcp://, tls:// or unix://"),
         ({"URL": "//localhost"}, "_URL must start with tcp://, tls:// or unix://"),
@@ -256,10 +262,10 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"URL": "tcp://:2000"}, "_URL must look like tcp://host:port, and is 'tcp://:2000'"),
         ({"URL": "tcp://h:1/path"}, "_URL must look like tcp://host:port, and is 'tcp://h:1/path'"),
         ({"URL": "tls://h?password=x"}, "_URL must look like tls://host:port, and is 'tls://h'"),
-        ({"URL": "tcp://h:port"}, "_URL is no URL: Port could not be cast to integer value as 'port'"),
-        ({"URL": "tcp://h:70000"}, "_URL is no URL: Port out of range 0-65535"),
-        ({"URL": "tcp://h:0"}, "_URL does not fit: port must be a whole number of at least 1, not 0"),
-        ({"URL": "tcp://[::1:1"}, "_URL is no URL: "),
+        ({"URL": "tcp://h:port"}, "_URL can't be used: Port could not be cast to integer value as 'port'"),
+        ({"URL": "tcp://h:70000"}, "_URL can't be used: Port out of range 0-65535"),
+        ({"URL": "tcp://h:0"}, "_URL can't be used: port must be a whole number of at least 1, not 0"),
+        ({"URL": "tcp://[::1:1"}, "_URL can't be used: "),
         ({"URL": "unix://host/path"}, "_URL must look like unix:///path/of/the/socket, and is 'unix://host/path'"),
         ({"URL": "unix://"}, "_URL must look like unix:///path/of/the/socket, and is 'unix:"),
         ({"URL": "tcp://user:pass@h:1"}, "_URL must not hold credentials: the place for them is the options"),
@@ -272,12 +278,12 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ),
         (
             {"URL": "tcp://h:1?timeout=soon"},
-            "_URL does not fit: timeout must be a number of seconds of at least 0, not 'soon'",
+            "_URL can't be used: timeout must be a number of seconds of at least 0, not 'soon'",
         ),
         # Wrong pools.
-        ({"POOLS": {5: {"url": URL}}}, "_POOLS[5] must have a str for a name, not a int"),
-        ({"POOLS": ["a"]}, "_POOLS must map names to settings, and is a list"),
-        ({"POOLS": {"a": URL}}, "_POOLS['a'] must map settings to values, and is a str"),
+        ({"POOLS": {5: {"url": URL}}}, "_POOLS[5] must have a str for a name, not of type int"),
+        ({"POOLS": ["a"]}, "_POOLS must map names to settings, and is of type list"),
+        ({"POOLS": {"a": URL}}, "_POOLS['a'] must map settings to values, and is of type str"),
         (
             {"URL": URL, "POOLS": {"default": {"url": URL}}},
             "_POOLS['default'] is what the plain SOCKETPOOL_ keys describe already",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -249,3 +250,10 @@ def test_nodelay_and_keepalive_are_on(kind: str, timeout: float | None) -> None:
     with exchange(kind, timeout=timeout) as (connection, _):
         assert connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+def test_an_error_says_where_it_was_connecting_to() -> None:
+    with refusing_address() as (host, port), pytest.raises(ConnectionRefusedError) as caught:
+        TcpConnection(host, port).open()
+    if sys.version_info >= (3, 11):
+        assert caught.value.__notes__ == [f"while connecting to {host}:{port}"]

@@ -35,15 +35,13 @@ def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.Capture
     names: dict[str, Any] = {"__name__": "example"}
     exec(compile(program, document.name, "exec"), names)
     if "app" in names:
-        assert names["app"].test_client().get("/echo/hello").text == "hello\n"
-        with names["app"].app_context():
-            names["current_pool"].close()
-    if "create_app" in names:
-        app = names["create_app"]()
-        assert app.test_client().get("/").text == "one\ntwo\n"
-        with app.app_context():
-            for name in names["current_pools"]:
-                names["current_pools"][name].close()
+        client = names["app"].test_client()
+        if document.name == "README.rst":
+            assert client.get("/echo/hello%0Aagain").text == "hello again\n"
+        else:
+            assert client.get("/").text == "one\ntwo\n"
+        for pool in names["app"].extensions["gsocketpool"].values():
+            pool.close()
     if isinstance(names.get("pool"), Pool):
         names["pool"].close()
     if document.name == "README.rst":

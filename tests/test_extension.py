@@ -171,7 +171,9 @@ def test_a_configuration_that_can_not_be_used_is_refused_at_once() -> None:
 
 def test_outside_an_app_context() -> None:
     for use in (lambda: current_pool.size, lambda: current_pools["default"], lambda: list(current_pools)):
-        with pytest.raises(RuntimeError, match=r"no application context here.*`with app.app_context\(\):`"):
+        with pytest.raises(
+            RuntimeError, match=r"no application context here.*stream_with_context.*`with app.app_context\(\):`"
+        ):
             use()
 
 
@@ -186,16 +188,14 @@ def test_an_app_without_a_key() -> None:
     GSocketPool(app)
     with app.app_context():
         assert not list(current_pools)
-        with pytest.raises(UnknownPoolError, match=r"no default pool: set SOCKETPOOL_URL, or .* \(there are none\)"):
+        with pytest.raises(UnknownPoolError, match=r"no default pool: set SOCKETPOOL_URL, or .* \(pools: none\)"):
             current_pool.acquire()
 
 
 def test_an_unknown_pool(backend: Backend) -> None:
     app = make_app(backend, SOCKETPOOL_POOLS={"cache": {"factory": backend.connect}})
     with app.app_context():
-        with pytest.raises(
-            LookupError, match=r"no pool 'cash': add it to SOCKETPOOL_POOLS \(there are default, cache\)"
-        ):
+        with pytest.raises(LookupError, match=r"no pool 'cash': add it to SOCKETPOOL_POOLS \(pools: default, cache\)"):
             current_pools["cash"]
         assert "cash" not in current_pools
         with pytest.raises(PoolError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -291,6 +292,8 @@ def test_an_open_error_reaches_the_caller_as_it_is(backend: Backend) -> None:
     with pytest.raises(ConnectionRefusedError) as caught:
         pool.acquire()
     assert caught.value is error
+    if sys.version_info >= (3, 11):
+        assert error.__notes__ == ["while opening a connection for pool 'connect'"]
     assert numbers(pool) == (0, 0, 0, 0)
     check_whole(pool, backend)
 
@@ -443,7 +446,7 @@ def test_a_factory_that_raises(backend: Backend) -> None:
 @pytest.mark.parametrize("made", [None, 3, object()])
 def test_a_factory_that_makes_something_else(made: object) -> None:
     pool = Pool(lambda: made)
-    with pytest.raises(InvalidArgumentError, match=r"factory must be a callable that returns objects with open\(\)"):
+    with pytest.raises(InvalidArgumentError, match=r"factory must be a callable that returns an object with open\(\)"):
         pool.acquire()
     assert pool.size == 0
 

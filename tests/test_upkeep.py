@@ -58,7 +58,7 @@ def test_every_number_is_checked_and_every_complaint_names_its_argument(argument
     [
         ({"max_connections": 0}, "max_connections must be a whole number of at least 1, not 0"),
         ({"max_connections": 1.5}, "max_connections must be a whole number of at least 1, not 1.5"),
-        ({"max_opening": 0}, "max_opening must be a whole number of at least 1, not 0"),
+        ({"max_opening": 0}, "max_opening must be a whole number of at least 1, or None for no limit, not 0"),
         (
             {"initial_connections": 3, "max_connections": 2},
             r"initial_connections must be at most max_connections \(2\), not 3",
@@ -91,6 +91,12 @@ def test_options_may_be_made_anew_for_every_open(backend: Backend) -> None:
     passwords = iter(["first", "second"])
     pool = Pool(backend.connect, lambda: {"password": next(passwords)})
     assert [pool.acquire().options["password"] for _ in range(2)] == ["first", "second"]
+
+
+@pytest.mark.parametrize("options", [None, 5, ["x"]])
+def test_options_that_are_none_are_refused(backend: Backend, options: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="options must be a callable that returns a mapping"):
+        Pool(backend.connect, lambda: options).acquire()
 
 
 def test_options_that_can_not_be_made_are_an_open_error(backend: Backend) -> None:
