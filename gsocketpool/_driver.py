@@ -211,7 +211,7 @@ class Driver:
         try:
             reusable = _steps.is_reusable(entry.connection, error)
         except BaseException:
-            if entry.uses == uses:
+            if entry.status is IN_USE and entry.uses == uses:
                 self._discard(entry, "interrupted")
             raise
         if entry.status is not IN_USE or entry.uses != uses:
