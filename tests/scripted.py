@@ -99,6 +99,24 @@ class CheckedConnection(ScriptedConnection):
         return bool(self.backend.answer)
 
 
+class Plain(Connection):
+    """A connection to nowhere, which has nothing to do with an event loop, so that any thread may use it."""
+
+    is_open, number = False, 0
+
+    def open(self) -> None:
+        self.is_open = True
+
+    def close(self) -> None:
+        self.is_open = False
+
+    def let_go(self) -> None:
+        self.is_open = False
+
+    def is_connected(self) -> bool:
+        return self.is_open
+
+
 class Clock:
     """A clock that stands still until it is told how late it is."""
 

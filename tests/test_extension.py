@@ -16,8 +16,8 @@ from flask import Blueprint, Flask
 
 from flask_gsocketpool import ConfigurationError, GSocketPool, current_pool, current_pools
 from flask_gsocketpool.extension import Pools, UnknownPoolError
-from gsocketpool import Connection, Pool, PoolError, PoolExhaustedError
-from tests.scripted import PATIENCE, Backend, numbers, settle
+from gsocketpool import Pool, PoolError, PoolExhaustedError
+from tests.scripted import PATIENCE, Backend, Plain, numbers, settle
 
 
 def make_app(backend: Backend, **config: Any) -> Flask:
@@ -361,26 +361,6 @@ def run_in_thread(act: Any) -> None:
     thread.join(PATIENCE)
 
 
-class Plain(Connection):
-    """One that has nothing to do with an event loop."""
-
-    is_open, number = False, 0
-    opened: list[Plain] = []  # noqa: RUF012
-
-    def open(self) -> None:
-        self.is_open = True
-        self.opened.append(self)
-
-    def let_go(self) -> None:
-        self.is_open = False
-
-    def close(self) -> None:
-        self.is_open = False
-
-    def is_connected(self) -> bool:
-        return self.is_open
-
-
 def test_every_thread_has_pools_of_its_own(backend: Backend) -> None:
     """As under Flask's own server."""
     app = make_app(backend, SOCKETPOOL_FACTORY=Plain)
@@ -402,8 +382,13 @@ def test_every_thread_has_pools_of_its_own(backend: Backend) -> None:
 
 def test_a_thread_that_ends_leaves_no_connection_open(backend: Backend) -> None:
     """As under Flask's own server, where every request has a thread of its own."""
-    app = make_app(backend, SOCKETPOOL_FACTORY=Plain)
-    Plain.opened.clear()
+    opened: list[Plain] = []
+
+    def connect() -> Plain:
+        opened.append(Plain())
+        return opened[-1]
+
+    app = make_app(backend, SOCKETPOOL_FACTORY=connect)
 
     def request() -> None:
         assert app.test_client().get("/").status_code == 200
@@ -411,7 +396,7 @@ def test_a_thread_that_ends_leaves_no_connection_open(backend: Backend) -> None:
     for _ in range(3):
         run_in_thread(request)
     gc.collect()
-    assert [connection.is_open for connection in Plain.opened] == [False] * 3
+    assert [connection.is_open for connection in opened] == [False] * 3
 
 
 def test_the_registry_is_a_mapping(backend: Backend) -> None:

@@ -16,7 +16,17 @@ import gevent.os
 import pytest
 
 from gsocketpool import Connection, Pool, PoolClosedError, PoolExhaustedError, TcpConnection, WrongThreadError
-from tests.scripted import PATIENCE, Backend, Clock, ScriptedConnection, eventually, numbers, settle, spawn_acquire
+from tests.scripted import (
+    PATIENCE,
+    Backend,
+    Clock,
+    Plain,
+    ScriptedConnection,
+    eventually,
+    numbers,
+    settle,
+    spawn_acquire,
+)
 
 # Blocks
 
@@ -607,11 +617,12 @@ def test_waiting_until_ready_goes_on_in_the_child(backend: Backend) -> None:
 def test_a_child_that_does_not_use_the_pool_opens_nothing(backend: Backend) -> None:
     backend.failures.extend([OSError("down")] * 2)
     pool = Pool(backend.connect, min_connections=1)
+    pool._pause = 0.01
     eventually(lambda: pool.stats().open_errors)
     made = len(backend.connections)
 
     def child() -> None:
-        gevent.sleep(0.15)
+        gevent.sleep(0.03)
         assert len(backend.connections) == made
 
     in_child(child)
@@ -627,21 +638,6 @@ def test_the_child_counts_from_0(backend: Backend) -> None:
 
     in_child(child)
     assert pool.stats().opened == 1
-
-
-class Plain(Connection):
-    """One that has nothing to do with an event loop."""
-
-    is_open = False
-
-    def open(self) -> None:
-        self.is_open = True
-
-    def close(self) -> None:
-        self.is_open = False
-
-    def is_connected(self) -> bool:
-        return self.is_open
 
 
 @contextlib.contextmanager
@@ -700,18 +696,7 @@ def test_a_destructor_says_no_goodbye_in_the_child() -> None:
     """A wrapped client that brings its own socket may say goodbye when it is collected."""
     reader, writer = os.pipe()
 
-    class Client(Connection):
-        is_open = False
-
-        def open(self) -> None:
-            self.is_open = True
-
-        def close(self) -> None:
-            self.is_open = False
-
-        def is_connected(self) -> bool:
-            return self.is_open
-
+    class Client(Plain):
         def __del__(self) -> None:
             os.write(writer, b"QUIT %d" % os.getpid())
 
