@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gevent
@@ -52,6 +52,17 @@ class GSocketPool:
         app.extensions[EXTENSION] = pools
 
 
+def pools_of(app: Flask) -> Pools:
+    """The pools of `app`.
+
+    :raises RuntimeError: if it was not registered.
+    """
+    if EXTENSION not in app.extensions:
+        raise RuntimeError(f"App {app.name!r} has no pools. Call GSocketPool(app) or GSocketPool().init_app(app).")
+    pools: Pools = app.extensions[EXTENSION]
+    return pools
+
+
 class UnknownPoolError(PoolError, KeyError):
     """The app has no pool of that name."""
 
@@ -69,11 +80,15 @@ class Pools(Mapping[str, Pool[Any]]):
 
     def __init__(self, configs: Mapping[str, PoolConfig]) -> None:
         self._configs = configs
+        self._overrides: dict[str, Any] = {}
         # Patched, it would be local to a greenlet.
         self._of_thread = get_original("threading", "local")()
         _alive.add(self)
 
     def __getitem__(self, name: str) -> Pool[Any]:
+        if name in self._overrides:
+            override: Pool[Any] = self._overrides[name]
+            return override
         made = self._of_this_thread()
         if name not in made:
             if name not in self._configs:
@@ -108,6 +123,27 @@ class Pools(Mapping[str, Pool[Any]]):
     # Not a mapping's, which would make every pool to compare them.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+
+    def override(self, name: str, pool: Any) -> Callable[[], None]:
+        """Has `pool` take the place of the one called `name`. Returns what undoes that."""
+        if name not in self._configs:
+            raise UnknownPoolError(self._complaint_about(name))
+        before = {key: value for key, value in self._overrides.items() if key == name}
+        self._overrides[name] = pool
+
+        def undo() -> None:
+            self._overrides.pop(name, None)
+            self._overrides.update(before)
+
+        return undo
+
+    def afresh(self) -> Pools:
+        """The same pools, none of them made yet."""
+        return Pools(self._configs)
+
+    def close(self) -> None:
+        """Closes the pools that this thread has used, at the same time. Those who still use them are not waited for."""
+        gevent.joinall([gevent.spawn(pool.close, timeout=0) for pool in self._of_this_thread().values()])
 
     def _of_this_thread(self) -> PoolsOfThread:
         try:
@@ -159,5 +195,4 @@ _alive: weakref.WeakSet[Pools] = weakref.WeakSet()
 @atexit.register
 def _close_all() -> None:
     """Closes every pool this thread has used. The requests are done by now, so those still out are not waited for."""
-    pools = [pool for registered in list(_alive) for pool in registered._of_this_thread().values()]
-    gevent.joinall([gevent.spawn(pool.close, timeout=0) for pool in pools])
+    gevent.joinall([gevent.spawn(pools.close) for pools in list(_alive)])

@@ -9,7 +9,7 @@ from flask import current_app
 from werkzeug.local import LocalProxy
 
 from flask_gsocketpool.config import DEFAULT
-from flask_gsocketpool.extension import EXTENSION, Pools
+from flask_gsocketpool.extension import Pools, pools_of
 from gsocketpool import Pool
 
 
@@ -20,12 +20,7 @@ def _pools() -> Pools:
             " In a view there is one; in a generator that streams use stream_with_context(), and elsewhere"
             " `with app.app_context():`."
         )
-    if EXTENSION not in current_app.extensions:
-        raise RuntimeError(
-            f"App {current_app.name!r} has no pools. Call GSocketPool(app) or GSocketPool().init_app(app)."
-        )
-    pools: Pools = current_app.extensions[EXTENSION]
-    return pools
+    return pools_of(current_app)
 
 
 def _default_pool() -> Pool[Any]:

@@ -366,6 +366,13 @@ class UnixConnection(StreamConnection):
 
     def _connect(self) -> None:
         self._sock = gevent.socket.socket(gevent.socket.AF_UNIX, gevent.socket.SOCK_STREAM)
-        if self._timeout is not None:
-            self._sock.settimeout(self._timeout)
-        self._sock.connect(self._path)
+        pause = 0.005
+        while True:
+            try:
+                # Not gevent's connect(): when the server's backlog is full, it would ask without a pause.
+                self._sock._sock.connect(self._path)
+                return
+            except BlockingIOError:
+                # Nothing tells when there is room again.
+                gevent.sleep(pause)
+                pause = min(2 * pause, 0.1)

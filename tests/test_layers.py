@@ -27,16 +27,21 @@ FLOORS = [
     {"gsocketpool._driver"},
     {"gsocketpool.pool"},
     {"gsocketpool"},
+    {"gsocketpool.testing._peers", "gsocketpool.testing._leaks"},
+    {"gsocketpool.testing.server"},
+    {"gsocketpool.testing.torture"},
+    {"gsocketpool.testing"},
     {"flask_gsocketpool.config"},
     {"flask_gsocketpool.extension"},
     {"flask_gsocketpool.globals"},
     {"flask_gsocketpool"},
+    {"flask_gsocketpool.testing"},
 ]
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for package in ("gsocketpool", "flask_gsocketpool")
-    for path in (ROOT / package).glob("*.py")
+    for path in (ROOT / package).rglob("*.py")
 }
 
 

@@ -1,0 +1,16 @@
+"""What it takes to test connection classes, and pools, against everything that goes wrong."""
+
+from gsocketpool.testing._leaks import no_leaks
+from gsocketpool.testing.server import FAULTS, FlakyServer, ServedConnection
+from gsocketpool.testing.torture import TortureError, TortureReport, exchange_line, torture
+
+__all__ = [
+    "FAULTS",
+    "FlakyServer",
+    "ServedConnection",
+    "TortureError",
+    "TortureReport",
+    "exchange_line",
+    "no_leaks",
+    "torture",
+]
