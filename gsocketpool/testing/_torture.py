@@ -23,12 +23,12 @@ from gevent.monkey import get_original
 from gsocketpool import Pool, PoolExhaustedError
 from gsocketpool.settings import check_count
 from gsocketpool.testing._leaks import open_sockets
-from gsocketpool.testing.server import FAULTS, FlakyServer
+from gsocketpool.testing._server import FAULTS, FlakyServer
 
 C = TypeVar("C")
 
-#: Seconds that one round may take before a Timeout ends it, and without any progress before that counts as a hang.
-_ROUND, _HANG = 0.5, 20.0
+#: Seconds after which a Timeout ends a round: most rounds, and some. And after which a greenlet counts as hanging.
+_ROUND, _SHORT_ROUND, _HANG = 0.5, 0.002, 20.0
 #: What happens a round, on average: exceptions thrown, faults of the server, and what is done to the pool.
 _THROWN, _FAULTS, _KEPT_UP = 0.5, 0.02, 0.03
 #: The turns of the event loop that a fault lasts, at most.
@@ -119,11 +119,15 @@ def torture(
         greenlet hung or, where the pool is closed here, a socket was left open.
     :raises InvalidArgumentError: if an argument can't be used.
     """
-    for name, count, least in (("rounds", rounds, 1), ("greenlets", greenlets, 1), ("forks", forks, 0)):
+    for name, count, least in (
+        ("rounds", rounds, 1),
+        ("greenlets", greenlets, 1),
+        ("forks", forks, 0),
+        ("seed", seed or 0, 0),
+    ):
         check_count(name, count, least=least)
     if seed is None:
         seed = SystemRandom().randrange(2**32)
-    check_count("seed", seed)
     if isinstance(pool, Pool):
         ordeal = _Ordeal(pool, seed, rounds, exchange, server, forks)
         ordeal.run(greenlets)
@@ -166,6 +170,9 @@ class _Ordeal(Generic[C]):
         self.holders: dict[int, object] = {}
         #: What may come out of an acquire as the error of an opening.
         self.thrown_at_pool: dict[int, BaseException] = {}
+        #: How many connections were acquired by greenlets that ended without giving them back.
+        self.taken_away = 0
+        self._taken_back_before = self._taken_back()
         self._forks = forks
         self._random = Random(seed)
         self._limit = pool.stats().max_connections
@@ -181,10 +188,11 @@ class _Ordeal(Generic[C]):
             heal_in -= 1
             if heal_in == 0 and self.server is not None:
                 self.server.heal()
+            for _ in self._victims:
+                if self._is_time_for(_THROWN, self.report.thrown):
+                    self._strike()
             if self._is_time_for(self._forks / self._rounds, self.report.forks):
                 self._fork()
-            elif self._is_time_for(_THROWN, self.report.thrown):
-                self._strike()
             elif self._is_time_for(_KEPT_UP, self.report.upkeep.total()):
                 self._keep_up()
             elif heal_in <= 0 and self.server is not None and self._is_time_for(_FAULTS, self.report.faults.total()):
@@ -199,7 +207,7 @@ class _Ordeal(Generic[C]):
 
     def _is_time_for(self, often: float, done: int) -> bool:
         """Whether it is to happen in this turn, so that it happens so often a round."""
-        return done < often * self.report.rounds and self._random.random() < 0.1
+        return done < often * self.report.rounds and self._random.random() < 0.05
 
     def _strike(self) -> None:
         """Throws something at somebody."""
@@ -304,24 +312,30 @@ class _Ordeal(Generic[C]):
 
     def _is_anybody_alive(self) -> bool:
         stuck = [victim for victim in self._victims if victim.is_stuck()]
-        self.failures += [f"a greenlet has hung for {_HANG} s:\n{victim.stack()}" for victim in stuck]
+        self.failures += [f"a greenlet has hung for {_HANG} s:\n{_stack(victim.greenlet)}" for victim in stuck]
         return any(not victim.greenlet.ready() for victim in self._victims)
 
     def _recover(self) -> None:
         """Lets all come to rest, and looks at whether everything is there again."""
         if self.server is not None:
             self.server.heal()
-        gevent.joinall([victim.greenlet for victim in self._victims], timeout=_HANG)
+        if self.failures:
+            return
         self._background.join(timeout=_HANG)
         self.pool.resize(self._limit)
-        self.pool._sweep()
-        self._look_for_lost_capacity()
         self._look_for_shared_connections()
+        looking = gevent.spawn(self._look_for_lost_capacity)
+        looking.join(timeout=_HANG)
+        if not looking.ready():
+            self.failures.append(f"the connections can't be used afterwards: {self.pool!r}\n{_stack(looking)}")
 
     def _look_for_lost_capacity(self) -> None:
         stats = self.pool.stats()
-        if stats.in_use or stats.waiting:
-            self.failures.append(f"nobody uses a connection, but: {self.pool!r}")
+        # A sweep takes back what greenlets have lost that have ended. Only those that were made for it may do so.
+        lost = stats.in_use + self._taken_back() - self._taken_back_before - self.taken_away
+        if lost or stats.waiting:
+            self.failures.append(f"{lost} connections were lost: {self.pool!r}")
+        self.pool._sweep()
         taken: list[C] = []
         try:
             for _ in range(self._limit):
@@ -334,6 +348,9 @@ class _Ordeal(Generic[C]):
             self.failures.append(f"only {len(taken)} of {self._limit} connections could be used afterwards: {error!r}")
         for connection in taken:
             self.pool.release(connection)
+
+    def _taken_back(self) -> int:
+        return self.pool.stats().discarded.get("holder is dead", 0)
 
     def _look_for_shared_connections(self) -> None:
         for served in () if self.server is None else self.server.connections:
@@ -359,8 +376,11 @@ class _Ordeal(Generic[C]):
         return self._background.spawn(function, *arguments)
 
     def check_exchange(self, connection: C, by: object) -> None:
-        message = f"torture-{os.getpid()}-{by}-{self.report.exchanges}".encode()
+        process = os.getpid()
+        message = f"torture-{process}-{by}-{self.report.exchanges}".encode()
         reply = self.exchange(connection, message)
+        if process != os.getpid():
+            self.failures.append(f"a forked process read what its parent had asked for: {reply!r}")
         if reply != message:
             self.failures.append(f"a reply reached the wrong caller: {message!r} was answered {reply!r}")
         self.report.exchanges += 1
@@ -405,9 +425,6 @@ class _Victim:
     def is_stuck(self) -> bool:
         return self._is_in_round and time.monotonic() - self._began > _HANG
 
-    def stack(self) -> str:
-        return "".join(traceback.format_stack(self.greenlet.gr_frame))
-
     def _live(self) -> None:
         ordeal = self._ordeal
         while ordeal.rounds_left > 0 and not ordeal.failures:
@@ -429,21 +446,21 @@ class _Victim:
     def _judge(self, came_out: BaseException | None) -> None:
         """What was thrown must have come out, or what somebody has made of it."""
         report = self._ordeal.report
-        if self._thrown and not _has(came_out, self._thrown[-1]):
-            self._ordeal.failures.append(f"{self._thrown[-1]!r} was thrown, and {came_out!r} came out")
-        elif came_out is None or self._thrown:
-            pass
-        elif came_out is self._limit:
+        if came_out is not None and came_out is self._limit:
+            # Perhaps while something else was on its way out.
             report.timeouts += 1
+        elif self._thrown:
+            if not _has(came_out, self._thrown[-1]):
+                self._ordeal.failures.append(f"{self._thrown[-1]!r} was thrown, and {came_out!r} came out")
         elif isinstance(came_out, Exception) or id(came_out) in self._ordeal.thrown_at_pool:
             report.errors[type(came_out).__name__] += 1
-        else:
+        elif came_out is not None:
             self._ordeal.failures.append(f"{came_out!r} came out, which nobody has thrown")
 
     def _round(self) -> None:
         self._loiter()
         use = self._random.choices((_Victim._in_a_block, *_RARE), (40, *(3 for _ in _RARE)))[0]
-        self._limit = gevent.Timeout.start_new(0.002 if self._random.random() < 0.1 else _ROUND)
+        self._limit = gevent.Timeout.start_new(_SHORT_ROUND if self._random.random() < 0.1 else _ROUND)
         try:
             use(self)
         finally:
@@ -468,7 +485,7 @@ class _Victim:
     def _in_a_block_in_a_block(self) -> None:
         with self._pool.connection() as connection:
             self._exchange(connection)
-            with self._pool.connection(timeout=0.001) as another:
+            with self._pool.connection(timeout=_SHORT_ROUND) as another:
                 self._exchange(another)
 
     def _in_a_block_that_fails(self) -> None:
@@ -497,11 +514,18 @@ class _Victim:
             self._ordeal.in_background(connection.close)
 
     def _without_giving_back(self) -> None:
-        self._ordeal.in_background(self._take_one_away).join()
+        taker = self._ordeal.in_background(self._take_one_away)
+        self._ordeal.in_background(self._take_it_back, taker)
+        taker.join()
 
     def _take_one_away(self) -> None:
         with suppress(Exception, gevent.Timeout):
             self._pool.acquire()
+            self._ordeal.taken_away += 1
+
+    def _take_it_back(self, taker: gevent.Greenlet) -> None:
+        taker.join()
+        self._pool._sweep()
 
 
 _RARE = (
@@ -512,6 +536,10 @@ _RARE = (
     _Victim._for_itself,
     _Victim._without_giving_back,
 )
+
+
+def _stack(greenlet: gevent.Greenlet) -> str:
+    return "".join(traceback.format_stack(greenlet.gr_frame))
 
 
 def _has(came_out: BaseException | None, thrown: BaseException) -> bool:

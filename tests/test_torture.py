@@ -1,0 +1,264 @@
+"""Everything goes wrong, at random moments. And: what is broken is found."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import gevent
+import pytest
+
+from gsocketpool import (
+    Connection,
+    ConnectionNotFoundError,
+    InvalidArgumentError,
+    Pool,
+    StreamConnection,
+    TcpConnection,
+    TlsConnection,
+    UnixConnection,
+)
+from gsocketpool.testing import FlakyServer, TortureError, exchange_line, torture
+from tests.servers import client_context, server_context
+
+KINDS = ["tcp", "unix", "tls"]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """What the pool logs of all this would be many megabytes."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+class Echo(Connection):
+    """Switches in every step, and is at a loss after an exchange that was not completed."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.unread: list[bytes] = []
+
+    def open(self) -> None:
+        gevent.sleep(0)
+        self.is_open = True
+        gevent.sleep(0)
+
+    def close(self) -> None:
+        gevent.sleep(0)
+        self.is_open = False
+
+    def is_connected(self) -> bool:
+        return self.is_open
+
+    def is_usable(self) -> bool:
+        gevent.sleep(0)
+        return self.is_open
+
+    def let_go(self) -> None:
+        self.is_open = False
+
+    def echo(self, message: bytes) -> bytes:
+        if not self.is_open:
+            raise ConnectionError("it is closed")
+        self.unread.append(message)
+        gevent.sleep(0)
+        return self.unread.pop(0)
+
+
+def torture_echo(limit: int, rounds: int) -> None:
+    with Pool(Echo, max_connections=limit, max_opening=None, reap_interval=3600) as pool:
+        report = torture(pool, seed=limit, rounds=rounds, exchange=Echo.echo, greenlets=2 * limit + 6, forks=3)
+    assert report.rounds == rounds
+    assert report.thrown >= rounds / 2
+    assert report.exchanges > rounds / 5
+    assert report.forks == 3
+
+
+@pytest.mark.parametrize("limit", [1, 8, 64])
+def test_of_a_hundred_thousand_kills_none_loses_or_mixes_up_anything(limit: int) -> None:
+    torture_echo(limit, rounds=66_700)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("limit", [1, 8, 64])
+def test_of_three_million_kills_none_loses_or_mixes_up_anything(limit: int) -> None:
+    torture_echo(limit, rounds=2_000_000)
+
+
+@contextmanager
+def serving(kind: str) -> Iterator[tuple[FlakyServer, Callable[[], StreamConnection]]]:
+    """A server, and what makes connections to it."""
+    with tempfile.TemporaryDirectory() as directory:
+        tls = server_context("localhost") if kind == "tls" else None
+        with FlakyServer(path=f"{directory}/socket" if kind == "unix" else None, tls=tls) as server:
+
+            def connect() -> StreamConnection:
+                if kind == "unix":
+                    return UnixConnection(server.address, timeout=0.1)
+                if kind == "tls":
+                    security = {"ssl_context": context, "server_hostname": "localhost"}
+                    return TlsConnection(server.host, server.port, timeout=0.1, **security)
+                return TcpConnection(server.host, server.port, timeout=0.1)
+
+            context = client_context()
+            yield server, connect
+
+
+def torture_sockets(kind: str, limit: int, rounds: int, seed: int) -> None:
+    with serving(kind) as (server, connect):
+        report = torture(connect, seed=seed, rounds=rounds, server=server, max_connections=limit)
+        assert report.exchanges > rounds / 10
+        assert report.faults.total() > rounds / 100
+        # Whatever the pool has opened it has closed: nothing is left to the end of the process.
+        server.wait_until(lambda: not server.open_connections)
+
+
+@pytest.mark.parametrize("limit", [1, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_real_connections_survive_all_of_it_at_once(kind: str, limit: int) -> None:
+    torture_sockets(kind, limit, rounds=600, seed=limit)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("limit", [1, 4, 30])
+@pytest.mark.parametrize("kind", KINDS)
+def test_real_connections_survive_all_of_it_for_long(kind: str, limit: int, seed: int) -> None:
+    torture_sockets(kind, limit, rounds=5_000, seed=seed)
+
+
+def test_the_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without this, the time that things take decides, too.
+    monkeypatch.setattr("gsocketpool.testing._torture._SHORT_ROUND", 0.1)
+
+    def decided(seed: int) -> Any:
+        report = torture(Echo, seed=seed, rounds=200, exchange=Echo.echo, greenlets=1, forks=0)
+        return str(report)
+
+    assert decided(1) == decided(1) != decided(2)
+
+
+def test_without_a_seed_each_time_is_another() -> None:
+    first, second = (torture(Echo, rounds=1, exchange=Echo.echo, forks=0).seed for _ in range(2))
+    assert first != second
+
+
+@pytest.mark.parametrize("name", ["seed", "rounds", "greenlets", "forks", "max_connections"])
+def test_a_wrong_argument_is_refused(name: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        torture(Echo, exchange=Echo.echo, **{name: -1})
+    assert caught.value.argument == name
+
+
+# What is broken is found
+
+
+def failures(pool: Any, **arguments: Any) -> str:
+    with pytest.raises(TortureError) as caught:
+        torture(pool, seed=1, **{"rounds": 300, "exchange": Echo.echo, "forks": 0, **arguments})
+    assert "seed=1" in str(caught.value)
+    assert caught.value.report.rounds
+    return "\n".join(caught.value.failures)
+
+
+def test_a_reply_that_reaches_the_wrong_caller_is_found() -> None:
+    class Careless(Echo):
+        def is_reusable(self, error: BaseException | None) -> bool:
+            return True
+
+    assert "wrong caller" in failures(Careless)
+
+
+def test_an_exception_that_is_swallowed_is_found() -> None:
+    def exchange(connection: Echo, message: bytes) -> bytes:
+        for _ in range(10):
+            with suppress(BaseException):
+                gevent.sleep(0)
+        return message
+
+    assert "was thrown, and" in failures(Echo, exchange=exchange)
+
+
+def test_lost_capacity_is_found() -> None:
+    class Forgetful(Pool[Echo]):
+        def discard(self, connection: Echo) -> None:
+            connection.is_open = False
+
+    with Forgetful(Echo, max_connections=2, acquire_timeout=0.1) as pool:
+        assert "connections were lost" in failures(pool, rounds=2000)
+
+
+def test_a_connection_above_the_limit_is_found() -> None:
+    class Generous(Pool[Echo]):
+        def acquire(self, *arguments: Any, **keywords: Any) -> Echo:
+            if not self._state.idle:
+                self._start_opening().join()
+            return super().acquire(*arguments, **keywords)
+
+    with Generous(Echo, max_connections=2) as pool:
+        assert "more than 2 connections" in failures(pool)
+
+
+def test_a_connection_used_by_two_is_found() -> None:
+    class Sharing(Pool[Echo]):
+        def acquire(self, *arguments: Any, **keywords: Any) -> Echo:
+            in_use = self._state.entries_in_use()
+            return in_use[0].connection if in_use else super().acquire(*arguments, **keywords)
+
+        def release(self, connection: Echo) -> None:
+            with suppress(ConnectionNotFoundError):
+                super().release(connection)
+
+        discard = release
+
+    with Sharing(Echo, max_connections=2) as pool:
+        assert "is used by" in failures(pool)
+
+
+def test_a_socket_left_open_is_found(flaky_server: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[Any] = []
+
+    class Hoarding(TcpConnection):
+        def close(self) -> None:
+            left.append(self._sock)
+            self._connected = False
+
+    monkeypatch.setattr("gsocketpool.testing._torture._HANG", 1.0)
+    try:
+        connect = partial(Hoarding, flaky_server.host, flaky_server.port)
+        assert "a socket is still open" in failures(connect, server=flaky_server, exchange=exchange_line)
+    finally:
+        for sock in left:
+            sock.close()
+
+
+def test_a_socket_that_two_processes_use_is_found(flaky_server: FlakyServer) -> None:
+    class Sticky(TcpConnection):
+        def let_go(self) -> None:
+            pass
+
+    connect = partial(Sticky, flaky_server.host, flaky_server.port, timeout=1.0)
+    found = failures(connect, server=flaky_server, exchange=exchange_line, forks=10, rounds=1000)
+    assert "processes used" in found or "read what its parent had asked for" in found
+
+
+def test_a_greenlet_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exchange(connection: Echo, message: bytes) -> bytes:
+        while not is_over:
+            with suppress(BaseException):
+                gevent.sleep(0.01)
+        return connection.echo(message)
+
+    is_over: list[bool] = []
+    monkeypatch.setattr("gsocketpool.testing._torture._HANG", 0.5)
+    pool = Pool(Echo)
+    try:
+        assert "has hung" in failures(pool, exchange=exchange, greenlets=1)
+    finally:
+        is_over.append(True)
+        pool.close(timeout=0)
