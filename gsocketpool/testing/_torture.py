@@ -172,6 +172,8 @@ class _Ordeal(Generic[C]):
         self.thrown_at_pool: dict[int, BaseException] = {}
         #: How many connections were acquired by greenlets that ended without giving them back.
         self.taken_away = 0
+        #: How many connections are used that the pool does not know any more, and can't let go of in a fork.
+        self.detached = 0
         self._taken_back_before = self._taken_back()
         self._forks = forks
         self._random = Random(seed)
@@ -191,7 +193,7 @@ class _Ordeal(Generic[C]):
             for _ in self._victims:
                 if self._is_time_for(_THROWN, self.report.thrown):
                     self._strike()
-            if self._is_time_for(self._forks / self._rounds, self.report.forks):
+            if self._is_time_for(self._forks / self._rounds, self.report.forks) and not self.detached:
                 self._fork()
             elif self._is_time_for(_KEPT_UP, self.report.upkeep.total()):
                 self._keep_up()
@@ -508,9 +510,11 @@ class _Victim:
 
     def _for_itself(self) -> None:
         connection = self._pool.detach(self._pool.acquire())
+        self._ordeal.detached += 1
         try:
             self._exchange(connection)
         finally:
+            self._ordeal.detached -= 1
             self._ordeal.in_background(connection.close)
 
     def _without_giving_back(self) -> None:
