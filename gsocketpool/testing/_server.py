@@ -14,6 +14,7 @@ import gevent.pool
 import gevent.socket
 import gevent.ssl
 from gevent.event import Event
+from gevent.monkey import get_original
 
 from gsocketpool import InvalidArgumentError, _descriptors
 from gsocketpool._forking import tell_after_fork
@@ -38,6 +39,8 @@ FAULTS = {
 }
 _OF_CONNECTING = ("refuse", "hang")
 
+# gevent's own would switch.
+_select = get_original("select", "select")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -281,6 +284,9 @@ class FlakyServer:
 
     def _stop_listening(self) -> None:
         if self._accepting is not None:
+            # The clients take those for connected that have not been accepted yet.
+            while _select([self._listener], [], [], 0)[0]:
+                self._begin(self._listener.accept()[0])
             self._accepting.kill()
             self._accepting = None
         for sock in (self._listener, *self._fillers):
@@ -308,10 +314,13 @@ class FlakyServer:
             except OSError:
                 # It was closed.
                 return
-            served = ServedConnection(sock, len(self.connections))
-            self.connections.append(served)
-            self.most_open = max(self.most_open, len(self.open_connections))
-            self._greenlets.spawn(self._serve, served)
+            self._begin(sock)
+
+    def _begin(self, sock: Any) -> None:
+        served = ServedConnection(sock, len(self.connections))
+        self.connections.append(served)
+        self.most_open = max(self.most_open, len(self.open_connections))
+        self._greenlets.spawn(self._serve, served)
 
     def _serve(self, served: ServedConnection) -> None:
         try:
