@@ -27,7 +27,7 @@ FLOORS = [
     {"gsocketpool._driver"},
     {"gsocketpool.pool"},
     {"gsocketpool"},
-    {"flask_gsocketpool.config"},
+    {"flask_gsocketpool.config", "flask_gsocketpool.drain"},
     {"flask_gsocketpool.extension"},
     {"flask_gsocketpool.globals"},
     {"flask_gsocketpool"},
