@@ -99,24 +99,25 @@ class Pools(Mapping[str, Pool[Any]]):
 
     def _make(self, made: PoolsOfThread, name: str) -> Exception | None:
         config = self._configs[name]
-        if made.closed:
-            return PoolClosedError(f"pool {name!r} is closed, as all of the app's are")
+        settings = dict(config.settings)
+        initial_connections = settings.pop("initial_connections", 0)
         try:
-            pool: Pool[Any] = Pool(config.factory, config.options, **config.settings)
+            if not made.closed:
+                # It is noted before it opens them, so that it can be closed meanwhile.
+                made.unfinished[name] = Pool(config.factory, config.options, **settings)
+                made.unfinished[name]._open_initial(initial_connections)
+                made[name] = made.unfinished[name]
         except Exception as error:
             # For whoever asked for it. Raised here, it would be printed as well.
-            return error
-        if made.closed:
-            # Meanwhile.
-            pool.close(timeout=0)
-        made[name] = pool
-        return None
+            if not made.closed:
+                return error
+        finally:
+            made.unfinished.pop(name, None)
+        return PoolClosedError(f"pool {name!r} is closed, as all of the app's are") if made.closed else None
 
     def close(self) -> None:
         """Closes those of this thread for good, and what is out under its user. No others can be had from now on."""
-        made = self._of_this_thread()
-        made.closed = True
-        pools = list(made.values())
+        pools = self._of_this_thread().shut()
         for pool in pools:
             if pool.stats().in_use:
                 logger.warning("closing what is in use, %s s after SIGTERM: %r", self._drain_timeout, pool)
@@ -156,11 +157,18 @@ class PoolsOfThread(dict[str, Pool[Any]]):
     def __init__(self) -> None:
         #: Who makes a pool, or has made it, by its name.
         self.making: dict[str, gevent.Greenlet] = {}
-        #: Whether they have been closed, all together.
+        #: Those that still open their initial connections.
+        self.unfinished: dict[str, Pool[Any]] = {}
+        #: Whether they are closed, all together.
         self.closed = False
 
+    def shut(self) -> list[Pool[Any]]:
+        """Ends the making of pools, and returns those there are, for the caller to close."""
+        self.closed = True
+        return [*self.values(), *self.unfinished.values()]
+
     def __del__(self) -> None:
-        for pool in self.values():
+        for pool in [*self.values(), *self.unfinished.values()]:
             pool._abandon()
 
 
@@ -187,7 +195,7 @@ _alive: weakref.WeakSet[Pools] = weakref.WeakSet()
 @atexit.register
 def _close_all() -> None:
     """Closes every pool this thread has used. The requests are done by now, so those still out are not waited for."""
-    _close(pool for registered in list(_alive) for pool in registered._of_this_thread().values())
+    _close(pool for registered in list(_alive) for pool in registered._of_this_thread().shut())
 
 
 def _close(pools: Iterable[Pool[Any]]) -> None:

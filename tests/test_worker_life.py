@@ -105,8 +105,11 @@ def test_a_quick_shutdown_abandons_the_requests_in_flight_and_closes_every_conne
     assert "SIGKILL" not in gunicorn.log
 
 
-def test_after_a_quick_shutdown_a_connection_that_was_being_opened_is_closed(backend: Backend, start: Start) -> None:
-    gunicorn = start("--workers", "1")
+@pytest.mark.parametrize("initial_connections", [0, 1])
+def test_after_a_quick_shutdown_a_connection_that_was_being_opened_is_closed(
+    backend: Backend, start: Start, initial_connections: int
+) -> None:
+    gunicorn = start("--workers", "1", SOCKETPOOL_INITIAL_CONNECTIONS=initial_connections)
     with backend.holding("hello"):
         asking = gunicorn.begin_to_ask("quick")
         backend.wait_until_held(1)
