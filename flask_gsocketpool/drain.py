@@ -26,7 +26,7 @@ _timeouts: weakref.WeakKeyDictionary[Closable, float] = weakref.WeakKeyDictionar
 
 
 def close_after_term(pools: Closable, seconds: float) -> None:
-    """Has ``pools.close()`` called `seconds` after a SIGTERM that :func:`listen` has been called before."""
+    """Has ``pools.close()`` called `seconds` after SIGTERM, if :func:`listen` has been called by then."""
     _timeouts[pools] = seconds
 
 
