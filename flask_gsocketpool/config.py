@@ -20,7 +20,7 @@ from gsocketpool import (
     TlsConnection,
     UnixConnection,
 )
-from gsocketpool.settings import Settings
+from gsocketpool.settings import Settings, check_seconds
 
 PREFIX = "SOCKETPOOL_"
 DEFAULT = "default"
@@ -30,6 +30,8 @@ FACTORIES: dict[str, type[StreamConnection]] = {"tcp": TcpConnection, "tls": Tls
 TARGETS = ("factory", "options", "url")
 #: How many connections and how long: the settings, with their types in words.
 SETTINGS = {field.name: str(field.type) for field in fields(Settings)}
+#: What is said of the app as a whole.
+APP_WIDE = ("pools", "drain_timeout")
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -64,7 +66,9 @@ def read_config(config: Mapping[str, Any]) -> dict[str, PoolConfig]:
     :raises ConfigurationError: for an unknown key, a wrong value or a factory that can't be imported.
     """
     plain = {key.removeprefix(PREFIX).lower(): value for key, value in config.items() if key.startswith(PREFIX)}
-    named = plain.pop("pools", None)
+    named = plain.get("pools")
+    for setting in APP_WIDE:
+        plain.pop(setting, None)
     pools = {}
     if plain:
         pools[DEFAULT] = _read_pool(plain, DEFAULT, _plain_key)
@@ -83,6 +87,22 @@ def read_config(config: Mapping[str, Any]) -> dict[str, PoolConfig]:
     return pools
 
 
+def read_drain_timeout(config: Mapping[str, Any]) -> float | None:
+    """Returns how many seconds after SIGTERM all pools of the app that `config` describes are closed; None for never.
+
+    :raises ConfigurationError: if that is not a number of seconds.
+    """
+    key = _plain_key("drain_timeout")
+    given = config.get(key)
+    value = _read_setting(given, "float | None")
+    if value is None:
+        return None
+    try:
+        return check_seconds("drain_timeout", value, otherwise=", or None for never")
+    except InvalidArgumentError as error:
+        raise ConfigurationError(key, f"must be {error.allowed}, not {given!r}") from None
+
+
 def _kind(value: object) -> str:
     """What is said of a value that may have a secret in it."""
     return type(value).__name__
@@ -99,7 +119,9 @@ def _named_key(pool: str, setting: str) -> str:
 def _read_pool(given: Mapping[str, Any], name: str, key_of: Callable[[str], str]) -> PoolConfig:
     for setting in given:
         if setting not in SETTINGS and setting not in TARGETS:
-            known = [*TARGETS, *SETTINGS, *(["pools"] if key_of is _plain_key else [])]
+            if setting in APP_WIDE:
+                raise ConfigurationError(key_of(setting), f"is for the app as a whole: set {_plain_key(setting)}")
+            known = [*TARGETS, *SETTINGS, *(APP_WIDE if key_of is _plain_key else [])]
             raise ConfigurationError(key_of(setting), f"is not a known key{_nearest(setting, known, key_of)}")
     if not any(given.get(target) for target in TARGETS):
         raise ConfigurationError(

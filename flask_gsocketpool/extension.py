@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import gevent
@@ -14,8 +14,9 @@ from flask.typing import ResponseReturnValue
 from gevent.monkey import get_original
 from werkzeug.exceptions import ServiceUnavailable
 
-from flask_gsocketpool.config import DEFAULT, PREFIX, PoolConfig, read_config
-from gsocketpool import Pool, PoolError, PoolExhaustedError
+from flask_gsocketpool import drain
+from flask_gsocketpool.config import DEFAULT, PREFIX, PoolConfig, read_config, read_drain_timeout
+from gsocketpool import Pool, PoolClosedError, PoolError, PoolExhaustedError
 
 logger = logging.getLogger("gsocketpool")
 
@@ -46,7 +47,7 @@ class GSocketPool:
         """
         if EXTENSION in app.extensions:
             raise RuntimeError(f"GSocketPool is registered on app {app.name!r} already")
-        pools = Pools(read_config(app.config))
+        pools = Pools(read_config(app.config), read_drain_timeout(app.config))
         if _handler_of(app, PoolExhaustedError) is None:
             app.register_error_handler(PoolExhaustedError, _answer_exhaustion)
         app.extensions[EXTENSION] = pools
@@ -76,19 +77,28 @@ class Pools(Mapping[str, Pool[Any]]):
 
     Under gevent all of a process runs in one thread. Under a server with threads, every thread gets pools of its own,
     for a pool can't be shared between event loops.
+
+    :param drain_timeout: seconds after SIGTERM until those of the main thread are closed; None for never.
     """
 
-    def __init__(self, configs: Mapping[str, PoolConfig]) -> None:
+    def __init__(self, configs: Mapping[str, PoolConfig], drain_timeout: float | None = None) -> None:
         self._configs = configs
         self._overrides: dict[str, Any] = {}
+        self._drain_timeout = drain_timeout
         # Patched, it would be local to a greenlet.
         self._of_thread = get_original("threading", "local")()
         _alive.add(self)
+        if drain_timeout is not None:
+            drain.close_after_term(self, drain_timeout)
+            drain.listen()
 
     def __getitem__(self, name: str) -> Pool[Any]:
         if name in self._overrides:
             override: Pool[Any] = self._overrides[name]
             return override
+        if self._drain_timeout is not None:
+            # Again, for this may be a process that was forked after the app was made.
+            drain.listen()
         made = self._of_this_thread()
         if name not in made:
             if name not in self._configs:
@@ -104,12 +114,32 @@ class Pools(Mapping[str, Pool[Any]]):
 
     def _make(self, made: PoolsOfThread, name: str) -> Exception | None:
         config = self._configs[name]
+        settings = dict(config.settings)
+        initial_connections = settings.pop("initial_connections", 0)
         try:
-            made[name] = Pool(config.factory, config.options, **config.settings)
+            if not made.closed:
+                # It is noted before it opens them, so that it can be closed meanwhile.
+                made.unfinished[name] = Pool(config.factory, config.options, **settings)
+                made.unfinished[name]._open_initial(initial_connections)
+                made[name] = made.unfinished[name]
         except Exception as error:
             # For whoever asked for it. Raised here, it would be printed as well.
-            return error
-        return None
+            if not made.closed:
+                return error
+        finally:
+            made.unfinished.pop(name, None)
+        return PoolClosedError(f"pool {name!r} is closed, as all of the app's are") if made.closed else None
+
+    def close(self, why: str = "") -> None:
+        """Closes those of this thread for good, and what is out under its user. No others can be had from now on.
+
+        :param why: where connections in use are nothing to expect, what to say of it in the log.
+        """
+        pools = self._of_this_thread().shut()
+        for pool in pools:
+            if why and pool.stats().in_use:
+                logger.warning("closing what is in use, %s: %r", why, pool)
+        _close(pools)
 
     def __contains__(self, name: object) -> bool:
         return name in self._configs
@@ -139,11 +169,7 @@ class Pools(Mapping[str, Pool[Any]]):
 
     def afresh(self) -> Pools:
         """The same pools, none of them made yet."""
-        return Pools(self._configs)
-
-    def close(self) -> None:
-        """Closes the pools that this thread has used, at the same time. Those who still use them are not waited for."""
-        gevent.joinall([gevent.spawn(pool.close, timeout=0) for pool in self._of_this_thread().values()])
+        return Pools(self._configs, self._drain_timeout)
 
     def _of_this_thread(self) -> PoolsOfThread:
         try:
@@ -166,9 +192,18 @@ class PoolsOfThread(dict[str, Pool[Any]]):
     def __init__(self) -> None:
         #: Who makes a pool, or has made it, by its name.
         self.making: dict[str, gevent.Greenlet] = {}
+        #: Those that still open their initial connections.
+        self.unfinished: dict[str, Pool[Any]] = {}
+        #: Whether they are closed, all together.
+        self.closed = False
+
+    def shut(self) -> list[Pool[Any]]:
+        """Ends the making of pools, and returns those there are, for the caller to close."""
+        self.closed = True
+        return [*self.values(), *self.unfinished.values()]
 
     def __del__(self) -> None:
-        for pool in self.values():
+        for pool in [*self.values(), *self.unfinished.values()]:
             pool._abandon()
 
 
@@ -195,4 +230,8 @@ _alive: weakref.WeakSet[Pools] = weakref.WeakSet()
 @atexit.register
 def _close_all() -> None:
     """Closes every pool this thread has used. The requests are done by now, so those still out are not waited for."""
-    gevent.joinall([gevent.spawn(pools.close) for pools in list(_alive)])
+    _close(pool for registered in list(_alive) for pool in registered._of_this_thread().shut())
+
+
+def _close(pools: Iterable[Pool[Any]]) -> None:
+    gevent.joinall([gevent.spawn(pool.close, timeout=0) for pool in pools])

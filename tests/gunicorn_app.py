@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from flask import Flask
 from flask.typing import ResponseReturnValue
+from gevent.event import Event
 
 from flask_gsocketpool import GSocketPool, current_pool
 from gsocketpool import TcpConnection
@@ -63,6 +64,15 @@ def echo(text: str) -> ResponseReturnValue:
     with current_pool.connection() as connection:
         answer = connection.exchange(text)
     return answer, {"X-Worker": str(os.getpid())}
+
+
+@app.get("/stuck/<text>")
+def stuck(text: str) -> ResponseReturnValue:
+    """Is never done with its connection, whatever becomes of it."""
+    with current_pool.connection() as connection:
+        connection.exchange(text)
+        Event().wait()
+    return ""
 
 
 if app.config.get("USE_POOL_AT_IMPORT"):

@@ -1,4 +1,6 @@
-"""What test_gunicorn.py needs: a backend that sees how it is treated, and a gunicorn in processes of its own.
+"""What test_gunicorn.py and test_worker_life.py need.
+
+That is a backend that sees how it is treated, and a gunicorn in processes of its own.
 
 The backend runs in a thread of the test process, gunicorn in a process group that is ended with the test.
 """
@@ -19,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -164,6 +166,10 @@ class Backend:
         """The connections that any of these processes has written to."""
         wanted = set(pids)
         return [seen for seen in self.seen if seen.pids & wanted]
+
+    def takers(self, text: str) -> set[int]:
+        """The processes that have sent `text`."""
+        return {pid for seen in self.seen for pid, sent in seen.lines if sent == text}
 
     @contextmanager
     def holding(self, start: str = "slow") -> Iterator[None]:
@@ -380,10 +386,10 @@ class Gunicorn:
 
     # Requests, each on an HTTP connection of its own
 
-    def ask(self, text: str) -> Answer:
+    def ask(self, text: str, view: str = "echo") -> Answer:
         client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
-            client.request("GET", f"/echo/{text}", headers={"Connection": "close"})
+            client.request("GET", f"/{view}/{text}", headers={"Connection": "close"})
             with client.getresponse() as response:
                 body = response.read().decode()
                 headers = dict(response.getheaders())
@@ -393,9 +399,9 @@ class Gunicorn:
         finally:
             client.close()
 
-    def begin_to_ask(self, *texts: str) -> list[Future[Answer]]:
+    def begin_to_ask(self, *texts: str, view: str = "echo") -> list[Future[Answer]]:
         """Asks all at the same time, in the background."""
-        return [self._clients.submit(self.ask, text) for text in texts]
+        return [self._clients.submit(self.ask, text, view) for text in texts]
 
     def ask_all(self, *texts: str) -> list[Answer]:
         """Asks all at the same time."""
@@ -432,6 +438,27 @@ class Gunicorn:
         finally:
             enough.set()
         results(asking)
+
+
+Start = Callable[..., Gunicorn]
+
+
+@contextmanager
+def gunicorns(directory: Path, backend: Backend) -> Iterator[Start]:
+    """Gives a function that starts a :class:`Gunicorn`, whose log is shown if the test fails."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str, **config: str | float) -> Gunicorn:
+            gunicorn = Gunicorn(directory, backend, *arguments, **config)
+            stack.callback(lambda: sys.stdout.write(gunicorn.log))
+            return stack.enter_context(gunicorn)
+
+        yield start
+
+
+def slow(count: int) -> list[str]:
+    """Texts that a backend does not answer while it is holding."""
+    return [f"slow-{number}" for number in range(count)]
 
 
 def results(futures: Iterable[Future[Any]]) -> list[Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 from typing import Any
 
 import pytest
 from flask import Flask
 
-from flask_gsocketpool import ConfigurationError
-from flask_gsocketpool.config import PoolConfig, read_config
+from flask_gsocketpool import ConfigurationError, GSocketPool
+from flask_gsocketpool.config import PoolConfig, read_config, read_drain_timeout
 from gsocketpool import PoolError, TcpConnection, TlsConnection, UnixConnection
 from gsocketpool.settings import Settings
 
@@ -157,6 +158,7 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         "OPTIONS__timeout": "2.5",
         "ACQUIRE_TIMEOUT": "none",
         "REAP_EXPIRED_CONNECTIONS": "false",
+        "DRAIN_TIMEOUT": "20",
         "POOLS__cache__url": "tcp://localhost:6379",
         "POOLS__cache__factory": "tests.test_config:Options",
         "POOLS__cache__options__password": "secret",
@@ -166,6 +168,7 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     app = Flask("app")
     app.config.from_prefixed_env()
     pools = read_config(app.config)
+    assert read_drain_timeout(app.config) == 20
     assert pools["default"].options == {"host": "localhost", "port": 2000, "timeout": 2.5}
     assert pools["default"].settings == {
         "max_connections": 12,
@@ -225,6 +228,12 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
             {"POOLS": {"a": {"url": URL, "idle_timeout": 0}}},
             "_POOLS['a']['idle_timeout'] must be a number of seconds above 0, or None for no limit, not 0",
         ),
+        # The app's as a whole.
+        (
+            {"POOLS": {"a": {"url": URL, "drain_timeout": 5}}},
+            "_POOLS['a']['drain_timeout'] is for the app as a whole: set SOCKETPOOL_DRAIN_TIMEOUT",
+        ),
+        ({"URL": URL, "DRAIN": 5}, "_DRAIN is not a known key; did you mean SOCKETPOOL_DRAIN_TIMEOUT?"),
         # Nothing to connect to.
         ({"MAX_CONNECTIONS": 5}, "_MAX_CONNECTIONS says nothing about where to connect to: set SOCKETPOOL_URL"),
         (
@@ -298,6 +307,28 @@ def test_what_is_refused_and_how(config: dict[str, Any], complaint: str) -> None
     assert str(caught.value).startswith(caught.value.key)
     assert isinstance(caught.value, PoolError)
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(20, 20), (0.5, 0.5), ("2.5", 2.5), (None, None), ("none", None)])
+def test_the_drain_timeout_is_the_apps_and_no_pools(given: Any, seconds: float | None) -> None:
+    config = {"SOCKETPOOL_DRAIN_TIMEOUT": given}
+    assert read_drain_timeout(config) == seconds
+    assert read_config(config) == {}
+    assert read_config({**config, "SOCKETPOOL_URL": URL})["default"].settings == {"name": "default"}
+
+
+def test_the_drain_timeout_is_off_by_default() -> None:
+    assert read_drain_timeout({"SOCKETPOOL_URL": URL, "DRAIN_TIMEOUT": 5}) is None
+
+
+@pytest.mark.parametrize("given", [0, -1, True, "soon", math.inf, math.nan, "inf", [5]])
+def test_a_drain_timeout_that_is_no_number_of_seconds_is_refused(given: Any) -> None:
+    app = Flask("app")
+    app.config.update(SOCKETPOOL_URL=URL, SOCKETPOOL_DRAIN_TIMEOUT=given)
+    with pytest.raises(ConfigurationError) as caught:
+        GSocketPool(app)
+    assert caught.value.key == "SOCKETPOOL_DRAIN_TIMEOUT"
+    assert caught.value.problem == f"must be a number of seconds above 0, or None for never, not {given!r}"
 
 
 def test_no_complaint_tells_a_secret() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flask_gsocketpool.config import SETTINGS, TARGETS
+from flask_gsocketpool.config import APP_WIDE, SETTINGS, TARGETS
 from gsocketpool import Pool
 from gsocketpool.settings import Settings
 
@@ -54,7 +54,7 @@ def test_there_are_examples() -> None:
 
 def test_the_readme_lists_every_key() -> None:
     listed = re.findall(r"^``SOCKETPOOL_([A-Z_]+)``", (ROOT / "README.rst").read_text(), re.MULTILINE)
-    assert sorted(listed) == sorted(name.upper() for name in [*TARGETS, *SETTINGS, "pools"])
+    assert sorted(listed) == sorted(name.upper() for name in [*TARGETS, *SETTINGS, *APP_WIDE])
 
 
 def test_the_readme_knows_the_defaults() -> None:

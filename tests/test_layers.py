@@ -31,7 +31,7 @@ FLOORS = [
     {"gsocketpool.testing._server"},
     {"gsocketpool.testing._torture"},
     {"gsocketpool.testing"},
-    {"flask_gsocketpool.config"},
+    {"flask_gsocketpool.config", "flask_gsocketpool.drain"},
     {"flask_gsocketpool.extension"},
     {"flask_gsocketpool.globals"},
     {"flask_gsocketpool"},

@@ -1,0 +1,78 @@
+"""Closing pools a while after SIGTERM, as long as there is a process that can do it.
+
+A server that has asked a worker to end kills it when it has waited for long enough. In that nothing runs, so whatever a
+request that is stuck keeps in use would end without a goodbye.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Protocol
+
+import gevent
+
+
+class Closable(Protocol):
+    def close(self, why: str) -> None: ...
+
+
+#: What is to be closed, and how many seconds after the signal. An app that is gone is not in here any more.
+_timeouts: weakref.WeakKeyDictionary[Closable, float] = weakref.WeakKeyDictionary()
+
+
+def close_after_term(pools: Closable, seconds: float) -> None:
+    """Has ``pools.close()`` called `seconds` after SIGTERM, if :func:`listen` has been called by then."""
+    _timeouts[pools] = seconds
+
+
+def listen() -> None:
+    """Makes sure that SIGTERM is noticed. The handler that was there is called as well.
+
+    This is quick where it has been done, and to be repeated: a server may install its handler later than the app is
+    made, and reset it in the processes that it forks.
+
+    It does nothing where it can't: outside the main thread, and where no handler was installed from Python. With none
+    at all the process dies at once, or ignores the signal, and so it shall stay; one of the event loop's or of C can't
+    be called from here.
+    """
+    there = signal.getsignal(signal.SIGTERM)
+    if isinstance(there, _Handler) or not callable(there):
+        return
+    try:
+        signal.signal(signal.SIGTERM, _Handler(there))
+    except ValueError:
+        # Not the main thread.
+        return
+    # Installing one has let it interrupt system calls; gunicorn's workers want theirs to be resumed.
+    signal.siginterrupt(signal.SIGTERM, False)
+
+
+class _Handler:
+    """Notes when SIGTERM comes. There is one for all apps, in front of the handler that was there."""
+
+    def __init__(self, there: Callable[[int, FrameType | None], Any]) -> None:
+        self._there = there
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        # Python calls this between any two instructions of whatever runs, in the middle of somebody's bookkeeping. So
+        # nothing is done here: it is left to the event loop, by a call that takes no lock.
+        gevent.get_hub().loop.run_callback_threadsafe(_term_has_come, os.getpid(), time.monotonic())
+        self._there(number, frame)
+
+
+def _term_has_come(pid: int, when: float) -> None:
+    # Sent again, it is noted again: to close what is closed does no harm.
+    for pools, seconds in list(_timeouts.items()):
+        gevent.spawn_later(max(0.0, when + seconds - time.monotonic()), _close, weakref.ref(pools), pid, seconds)
+
+
+def _close(reference: weakref.ref[Closable], pid: int, seconds: float) -> None:
+    pools = reference()
+    # A child that was forked meanwhile has got a copy of this greenlet, but no signal.
+    if pools is not None and os.getpid() == pid:
+        pools.close(f"{seconds} s after SIGTERM")
