@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import os
 import select
 import socket
 import ssl
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +17,7 @@ import gevent.socket
 import gevent.ssl
 import trustme
 
+from gsocketpool.testing import _sockets
 from tests.scripted import PATIENCE
 
 
@@ -168,20 +167,6 @@ def refusing_address(host: str = "127.0.0.1") -> Iterator[tuple[str, int]]:
         yield taken.getsockname()[:2]
 
 
-def identity(descriptor: int) -> tuple[int, int]:
-    """What tells the open file behind a descriptor from all others."""
-    status = os.fstat(descriptor)
-    return status.st_dev, status.st_ino
-
-
 def open_sockets() -> set[tuple[int, int]]:
-    """The :func:`identity` of each socket that this process has open."""
-    found = set()
-    for descriptor in map(int, os.listdir("/dev/fd")):
-        try:
-            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                found.add(identity(descriptor))
-        except OSError:
-            # It was the directory's own.
-            continue
-    return found
+    """What tells each socket that this process has open from all others."""
+    return set(_sockets.open_sockets())

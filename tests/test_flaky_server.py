@@ -25,7 +25,7 @@ from gsocketpool import (
 from gsocketpool.testing import FAULTS, FlakyServer, exchange_line
 from tests.connections import no_hanging as no_hanging
 from tests.connections import outcome, reset, spawn_waiting
-from tests.scripted import PATIENCE
+from tests.scripted import PATIENCE, settle
 from tests.servers import Server, client_context, open_sockets, server_context
 from tests.test_forked_connections import in_child
 
@@ -253,6 +253,16 @@ def test_closes_what_is_idle_and_nothing_else(flaky_server: FlakyServer, client:
     flaky_server.heal()
     assert asking.recv_until(b"\n") == b"wait for it\n"
     asking.close()
+
+
+def test_closes_a_connection_that_has_not_shaken_hands_yet(tmp_path: Path) -> None:
+    with serving("tls", tmp_path) as (server, _):
+        client = TcpConnection(server.host, server.port, timeout=PATIENCE)
+        client.open()
+        server.wait_until(lambda: server.connections)
+        settle()
+        server.close_connections()
+        assert client.recv() == b""
 
 
 @pytest.mark.parametrize("kind", KINDS)

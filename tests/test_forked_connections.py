@@ -16,10 +16,11 @@ import gevent.socket
 import pytest
 
 from gsocketpool import TcpConnection, TlsConnection
+from gsocketpool.testing._sockets import identity
 from tests.connections import KINDS, Classic, check_echo, exchange, serving, spawn_opening, spawn_waiting
 from tests.connections import no_hanging as no_hanging
 from tests.scripted import PATIENCE, eventually
-from tests.servers import echo, hanging_address, identity, open_sockets, silent_listener
+from tests.servers import echo, hanging_address, open_sockets, silent_listener
 
 
 def in_child(function: Callable[[], Any]) -> Any:

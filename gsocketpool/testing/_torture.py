@@ -22,8 +22,8 @@ from gevent.monkey import get_original
 
 from gsocketpool import Pool, PoolExhaustedError
 from gsocketpool.settings import check_count
-from gsocketpool.testing._leaks import open_sockets
 from gsocketpool.testing._server import FAULTS, FlakyServer
+from gsocketpool.testing._sockets import open_sockets
 
 C = TypeVar("C")
 

@@ -1,0 +1,224 @@
+"""The fixtures that pytest finds by itself, and what they are made of."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import gevent
+import pytest
+from flask import Flask
+
+from flask_gsocketpool import GSocketPool, UnknownPoolError, current_pool, current_pools
+from flask_gsocketpool.testing import fresh_pools, override_pool
+from gsocketpool import Pool, TcpConnection
+from gsocketpool.testing import FlakyServer, exchange_line, no_leaks
+from tests.scripted import Backend, settle
+
+HEADER = """
+    from functools import partial
+
+    import gevent
+    import pytest
+    from flask import Flask
+
+    from flask_gsocketpool import GSocketPool, current_pool
+    from flask_gsocketpool.testing import override_pool
+    from gsocketpool import Pool, TcpConnection
+    from gsocketpool.testing import exchange_line, torture
+"""
+
+
+def run(pytester: pytest.Pytester, program: str) -> pytest.RunResult:
+    pytester.makepyfile(HEADER + program)
+    return pytester.runpytest_subprocess("-p", "no:randomly", "-W", "error")
+
+
+def test_a_class_is_tortured_in_three_lines(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+    def test_it_survives(flaky_server, assert_no_leaks):
+        connect = partial(TcpConnection, flaky_server.host, flaky_server.port, timeout=0.1)
+        assert torture(connect, server=flaky_server, rounds=100).exchanges
+        """,
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_the_server_may_be_of_another_kind(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+    @pytest.mark.parametrize("flaky_server", [{"answer": bytes.upper}], indirect=True)
+    def test_it_shouts(flaky_server):
+        with Pool(TcpConnection, {"host": flaky_server.host, "port": flaky_server.port}) as pool:
+            with pool.connection() as connection:
+                assert exchange_line(connection, b"hello") == b"HELLO"
+        """,
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_what_is_left_behind_fails_a_test(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+    left = []
+
+    def test_it_leaves_a_socket(flaky_server, assert_no_leaks):
+        left.append(TcpConnection(flaky_server.host, flaky_server.port))
+        left[-1].open()
+
+    def test_it_leaves_a_greenlet(assert_no_leaks):
+        left.append(gevent.spawn(gevent.sleep, 3600))
+
+    def test_it_leaves_nothing(assert_no_leaks):
+        pass
+        """,
+    )
+    result.assert_outcomes(passed=3, errors=2)
+    result.stdout.fnmatch_lines(["*an open socket: AF_INET from ('127.0.0.1', *) to ('127.0.0.1', *)"])
+    result.stdout.fnmatch_lines(["*a greenlet: <Greenlet * sleep*"])
+
+
+def test_an_app_has_pools_of_its_own_in_each_test(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+    kept = []
+
+    @pytest.fixture(scope="session")
+    def app():
+        app = Flask(__name__)
+        # Nobody is asked there: nothing is connected to.
+        app.config["SOCKETPOOL_URL"] = "tcp://localhost:1"
+        GSocketPool(app)
+
+        @app.get("/")
+        def index():
+            return repr(current_pool)
+
+        return app
+
+    def test_one(socketpool_app, client):
+        assert b"'default'" in client.get("/").data
+        with socketpool_app.app_context():
+            kept.append(current_pool._get_current_object())
+
+    def test_another(socketpool_app, client):
+        assert "closed" in repr(kept[0])
+        with socketpool_app.app_context():
+            assert current_pool._get_current_object() is not kept[0]
+
+    def test_a_scripted_one(socketpool_app, client):
+        override_pool(socketpool_app, "default", "scripted")
+        assert client.get("/").data == b"'scripted'"
+
+    def test_that_it_is_gone(socketpool_app, client):
+        assert b"'default'" in client.get("/").data
+        """,
+    )
+    result.assert_outcomes(passed=4)
+
+
+@pytest.mark.parametrize("module", ["gevent", "flask", "gsocketpool"])
+def test_nothing_is_imported_before_it_is_used(module: str) -> None:
+    # That would be before a conftest.py could patch anything.
+    program = f"import sys, pytest_gsocketpool; assert {module!r} not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+# What is left behind
+
+
+def test_connections_in_use_are_something_left_behind(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsocketpool.testing._leaks._GRACE", 0.05)
+    with Pool(backend.connect) as pool:
+        pool.release(pool.acquire())
+        with no_leaks(), pool.connection():
+            pass
+        with pytest.raises(AssertionError, match="connections in use: <Pool 'connect': 1 in use"):
+            leave(pool.acquire)
+
+
+def leave(something: Any) -> None:
+    with no_leaks():
+        something()
+
+
+def test_what_goes_away_by_itself_is_not_left_behind(flaky_server: FlakyServer) -> None:
+    with no_leaks():
+        connection = TcpConnection(flaky_server.host, flaky_server.port)
+        connection.open()
+        exchange_line(connection, b"hello")
+        # The server has not noticed yet when the block ends.
+        connection.close()
+        gevent.spawn_later(0.01, settle)
+
+
+def test_what_was_there_before_is_not_left_behind() -> None:
+    with socket.socket() as there:
+        greenlet = gevent.spawn(gevent.sleep, 3600)
+        with no_leaks():
+            there.fileno()
+        greenlet.kill()
+
+
+def test_an_error_of_the_block_is_what_counts() -> None:
+    def fail() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        leave(fail)
+
+
+# Apps
+
+
+@pytest.fixture
+def app() -> Flask:
+    app = Flask("app")
+    app.config["SOCKETPOOL_URL"] = "tcp://localhost:1"
+    app.config["SOCKETPOOL_POOLS"] = {"cache": {"url": "tcp://localhost:2"}}
+    GSocketPool(app)
+    return app
+
+
+def test_a_pool_is_overridden_at_once_and_until_the_end_of_a_block(app: Flask) -> None:
+    with app.app_context():
+        real = current_pools["cache"]
+        undo = override_pool(app, "cache", "first")
+        assert current_pools["cache"] == "first"
+        with override_pool(app, "cache", "second"):
+            assert current_pools["cache"] == "second"
+            assert current_pool.name == "default"
+        assert current_pools["cache"] == "first"
+        with undo:
+            pass
+        assert current_pools["cache"] is real
+    real.close()
+
+
+def test_only_a_pool_that_the_app_has_can_be_overridden(app: Flask) -> None:
+    with pytest.raises(UnknownPoolError, match="cashe"):
+        override_pool(app, "cashe", None)
+    with pytest.raises(RuntimeError, match="has no pools"):
+        override_pool(Flask("another"), "default", None)
+    with pytest.raises(RuntimeError, match="has no pools"), fresh_pools(Flask("another")):
+        pass
+
+
+def test_fresh_pools_are_closed_and_the_usual_ones_come_back(app: Flask) -> None:
+    with app.app_context():
+        usual = current_pools["cache"]
+        with fresh_pools(app):
+            fresh = current_pools["cache"]
+            assert fresh is not usual
+            override_pool(app, "default", "scripted")
+        assert "closed" in repr(fresh)
+        assert current_pools["cache"] is usual
+        assert current_pool != "scripted"
+        usual.close()
