@@ -257,11 +257,12 @@ def test_closes_what_is_idle_and_nothing_else(flaky_server: FlakyServer, client:
 
 def test_closes_a_connection_that_has_not_shaken_hands_yet(tmp_path: Path) -> None:
     with serving("tls", tmp_path) as (server, _):
+        server.fail("silent")
         client = TcpConnection(server.host, server.port, timeout=PATIENCE)
         client.open()
         server.wait_until(lambda: server.connections)
         settle()
-        server.close_connections()
+        server.restart()
         assert client.recv() == b""
 
 

@@ -327,6 +327,8 @@ class FlakyServer:
             if self._tls is not None:
                 if self._fault == "silent":
                     self._healed.wait()
+                if not served.is_open:
+                    return
                 served._sock = self._tls.wrap_socket(
                     served._sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
                 )
@@ -341,9 +343,7 @@ class FlakyServer:
         except OSError:
             end = "reset"
         except Exception as error:
-            # A TLS socket that is closed under its handshake raises what it happens to.
-            if served.is_open:
-                self._errors.append(error)
+            self._errors.append(error)
             end = "by the server"
         self._end(served, end)
 
