@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import gevent
 
 from gsocketpool import Pool
-from gsocketpool.testing._server import FlakyServer
+from gsocketpool.testing._server import serving
 from gsocketpool.testing._sockets import open_sockets
 
 T = TypeVar("T")
@@ -24,13 +24,13 @@ def no_leaks() -> Iterator[None]:
     """Makes sure that nothing is left at the end of the block that was not there at its beginning.
 
     That is: sockets of this process, greenlets that have not ended, and connections in use. A pool that was used in the
-    block must be closed there, or no longer be referred to. What belongs to a :class:`FlakyServer` does not count if
+    block must be closed there, or no longer be referred to. What belongs to a :class:`~gsocketpool.testing.FlakyServer` does not count if
     the server was there before.
 
     :raises AssertionError: if there is something, after two seconds in which it may go away by itself. It says what.
     """
     sockets, greenlets, in_use = set(open_sockets()), set(map(id, _running_greenlets())), _connections_in_use()
-    servers = _instances(FlakyServer)
+    servers = list(serving)
 
     def left() -> list[str]:
         sockets_there, greenlets_there = set(sockets), set(greenlets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,10 @@ class ServedConnection:
         return self.end is None
 
 
+#: The servers that are inside their block.
+serving: weakref.WeakSet[FlakyServer] = weakref.WeakSet()
+
+
 class FlakyServer:
     """A real server on the loopback interface. It works well until it is told to misbehave.
 
@@ -137,12 +142,14 @@ class FlakyServer:
         else:
             self._address = self._path
         tell_after_fork(self)
+        serving.add(self)
         self._listen()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        serving.discard(self)
         self._stop_listening()
         self.close_connections()
         self._greenlets.kill()
