@@ -369,6 +369,9 @@ class Driver:
         """Makes sure that this is the thread whose pool this is. The first to come makes it its own."""
         hub = get_hub()
         if hub is self._hub:
+            if self._reaper is not None and self._reaper.dead and not self._state.closed:
+                # Somebody who kills every greenlet there is has killed it, too.
+                self._reaper = start_reaper(self._sweep, self._settings.sweep_interval)
             return
         if self._hub is not None:
             raise WrongThreadError(
