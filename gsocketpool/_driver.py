@@ -140,7 +140,8 @@ class Driver:
         self._enter()
         state, loop = self._state, self._hub.loop
         waiter = Waiter(self._hub)
-        ticket = Ticket(caller, began, waiter.switch)
+        wake = waiter.switch
+        ticket = Ticket(caller, began, wake)
         timer = None if seconds == math.inf else loop.timer(seconds)
         if is_again:
             state.enqueue_again(ticket)
@@ -150,7 +151,7 @@ class Driver:
             self._start_openings()
             if timer is not None:
                 # The event loop's idea of the time is as old as its present turn, which may have been a long one.
-                timer.start(waiter.switch, None, update=True)
+                timer.start(wake, None, update=True)
             waiter.get()
         except BaseException:
             # What was handed over while the exception was on its way belongs to the next one.
