@@ -33,6 +33,7 @@ from gsocketpool.exceptions import (
     PoolExhaustedError,
     WrongThreadError,
     add_note,
+    shown,
 )
 from gsocketpool.reaper import start_reaper
 from gsocketpool.settings import Settings, check_seconds
@@ -202,7 +203,7 @@ class Driver:
     def _find(self, connection: object, status: str) -> Entry:
         entry = self._state.find(connection, status)
         if entry is None:
-            raise ConnectionNotFoundError(f"{connection!r} is not {status} in pool {self.name!r}")
+            raise ConnectionNotFoundError(f"{shown(connection)} is not {status} in pool {self.name!r}")
         return entry
 
     def _give_back(self, entry: Entry, error: BaseException | None) -> None:
