@@ -20,6 +20,7 @@ from gsocketpool import (
     TlsConnection,
     UnixConnection,
 )
+from gsocketpool.exceptions import shown
 from gsocketpool.settings import Settings, check_seconds
 
 PREFIX = "SOCKETPOOL_"
@@ -76,7 +77,7 @@ def read_config(config: Mapping[str, Any]) -> dict[str, PoolConfig]:
         if not isinstance(named, Mapping):
             raise ConfigurationError(f"{PREFIX}POOLS", f"must map names to settings, and is of type {_kind(named)}")
         for name, settings in named.items():
-            key = f"{PREFIX}POOLS[{name!r}]"
+            key = f"{PREFIX}POOLS[{shown(name)}]"
             if not isinstance(name, str):
                 raise ConfigurationError(key, f"must have a str for a name, not of type {_kind(name)}")
             if not isinstance(settings, Mapping):
@@ -113,7 +114,7 @@ def _plain_key(setting: str) -> str:
 
 
 def _named_key(pool: str, setting: str) -> str:
-    return f"{PREFIX}POOLS[{pool!r}][{setting!r}]"
+    return f"{PREFIX}POOLS[{pool!r}][{shown(setting)}]"
 
 
 def _read_pool(given: Mapping[str, Any], name: str, key_of: Callable[[str], str]) -> PoolConfig:
@@ -134,7 +135,7 @@ def _read_pool(given: Mapping[str, Any], name: str, key_of: Callable[[str], str]
 
 
 def _nearest(given: object, known: Collection[str], key_of: Callable[[str], str]) -> str:
-    word = str(given).lower()
+    word = given.lower() if isinstance(given, str) else shown(given)
     nearest = [key for key in known if key.startswith(word)] or difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {key_of(nearest[0])}?" if nearest else ""
 
@@ -148,7 +149,7 @@ def _read_settings(given: Mapping[str, Any], key_of: Callable[[str], str]) -> di
         Settings(**settings)
     except InvalidArgumentError as error:
         given_value = given[error.argument]
-        raise ConfigurationError(key_of(error.argument), f"must be {error.allowed}, not {given_value!r}") from None
+        raise ConfigurationError(key_of(error.argument), f"must be {error.allowed}, not {shown(given_value)}") from None
     return settings
 
 
@@ -199,7 +200,7 @@ def _read_factory(given: Any, key: str) -> Callable[..., Any]:
     if isinstance(given, str):
         module, colon, name = given.partition(":")
         if not module or not colon or not name:
-            raise ConfigurationError(key, f"must look like 'package.module:Name', and is {given!r}")
+            raise ConfigurationError(key, f"must look like 'package.module:Name', and is {shown(given)}")
         try:
             factory = importlib.import_module(module)
             for part in name.split("."):
@@ -208,7 +209,7 @@ def _read_factory(given: Any, key: str) -> Callable[..., Any]:
             # Whatever the module raises while it is imported, too.
             raise ConfigurationError(key, f"can't be imported from {given!r}: {error}") from error
     if not callable(factory):
-        raise ConfigurationError(key, f"must be a class, a callable or the name of one, and is {given!r}")
+        raise ConfigurationError(key, f"must be a class, a callable or the name of one, and is {shown(given)}")
     found: Callable[..., Any] = factory
     return found
 
@@ -254,7 +255,7 @@ def _read_option(value: str) -> Any:
     # As Flask reads the environment: JSON where it is JSON.
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 

@@ -33,6 +33,7 @@ from gsocketpool.exceptions import (
     PoolExhaustedError,
     WrongThreadError,
     add_note,
+    shown,
 )
 from gsocketpool.reaper import start_reaper
 from gsocketpool.settings import Settings, check_seconds
@@ -140,7 +141,8 @@ class Driver:
         self._enter()
         state, loop = self._state, self._hub.loop
         waiter = Waiter(self._hub)
-        ticket = Ticket(caller, began, waiter.switch)
+        wake = waiter.switch
+        ticket = Ticket(caller, began, wake)
         timer = None if seconds == math.inf else loop.timer(seconds)
         if is_again:
             state.enqueue_again(ticket)
@@ -150,7 +152,7 @@ class Driver:
             self._start_openings()
             if timer is not None:
                 # The event loop's idea of the time is as old as its present turn, which may have been a long one.
-                timer.start(waiter.switch, None, update=True)
+                timer.start(wake, None, update=True)
             waiter.get()
         except BaseException:
             # What was handed over while the exception was on its way belongs to the next one.
@@ -201,7 +203,7 @@ class Driver:
     def _find(self, connection: object, status: str) -> Entry:
         entry = self._state.find(connection, status)
         if entry is None:
-            raise ConnectionNotFoundError(f"{connection!r} is not {status} in pool {self.name!r}")
+            raise ConnectionNotFoundError(f"{shown(connection)} is not {status} in pool {self.name!r}")
         return entry
 
     def _give_back(self, entry: Entry, error: BaseException | None) -> None:
@@ -369,6 +371,9 @@ class Driver:
         """Makes sure that this is the thread whose pool this is. The first to come makes it its own."""
         hub = get_hub()
         if hub is self._hub:
+            if self._reaper is not None and self._reaper.dead and not self._state.closed:
+                # Somebody who kills every greenlet there is has killed it, too.
+                self._reaper = start_reaper(self._sweep, self._settings.sweep_interval)
             return
         if self._hub is not None:
             raise WrongThreadError(

@@ -173,7 +173,8 @@ class State:
         """Why an entry that comes back must not be used again; None if it may be."""
         if entry.generation != self.generation:
             return "closed" if self.closed else "drain"
-        if now >= entry.expires_at:
+        # However short its lifetime, one use it is good for: or whoever waits would have one opened after another.
+        if now >= entry.expires_at and not entry.is_new:
             return "lifetime"
         if self.size + len(self.opening) > self.max_connections:
             return "surplus"

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "StreamConnection", "TcpConnection", "TlsConnection", "UnixConnection"]
 
+#: Bytes to ask the operating system for at once, at most: Python sets aside as many before it asks.
+LARGEST_PIECE = 1 << 20
+
 
 class StreamConnection(Connection):
     """The part that connections over a stream socket share: everything but connecting.
@@ -214,7 +217,7 @@ class StreamConnection(Connection):
         self._require_open()
         sock = self._sock
         try:
-            data: bytes = sock.recv(size)
+            data: bytes = sock.recv(min(size, LARGEST_PIECE))
         except BaseException:
             self._doubt(sock)
             raise

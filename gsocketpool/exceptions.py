@@ -24,7 +24,7 @@ class InvalidArgumentError(PoolError, ValueError):
         self.allowed = allowed
 
     def __str__(self) -> str:
-        return f"{self.argument} must be {self.allowed}, not {self.given!r}"
+        return f"{self.argument} must be {self.allowed}, not {shown(self.given)}"
 
 
 class PoolExhaustedError(PoolError):
@@ -117,6 +117,14 @@ class LimitExceededError(PoolError):
         super().__init__(message)
         #: The greatest number of bytes that was allowed, the delimiter included.
         self.limit = limit
+
+
+def shown(value: object) -> str:
+    """What errors say of a value that may be anything: an integer of thousands of digits, for one, has no repr()."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"a value of type {type(value).__name__} that can't be shown"
 
 
 def add_note(error: BaseException, note: str) -> None:

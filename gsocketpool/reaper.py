@@ -18,14 +18,20 @@ def start_reaper(sweep: Callable[[], None], interval: float) -> gevent.Greenlet:
 
 
 def _reap(reference: weakref.WeakMethod[Callable[[], None]], interval: float) -> None:
-    while True:
-        gevent.sleep(interval)
-        sweep = reference()
-        if sweep is None:
-            return
+    is_alive = True
+    while is_alive:
+        # Somebody may throw something at every greenlet there is, wherever it waits.
         try:
-            sweep()
+            gevent.sleep(interval)
+            is_alive = _sweep_if_alive(reference)
         except (Exception, gevent.Timeout):
             logger.exception("a sweep failed")
-        # The next sleep must not keep the object alive.
-        del sweep
+
+
+def _sweep_if_alive(reference: weakref.WeakMethod[Callable[[], None]]) -> bool:
+    # A function of its own, so that the next sleep does not keep the object alive.
+    sweep = reference()
+    if sweep is None:
+        return False
+    sweep()
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 from gsocketpool.exceptions import InvalidArgumentError
@@ -66,7 +67,8 @@ def check_count(argument: str, value: object, *, least: int = 0, otherwise: str 
 
     :raises InvalidArgumentError: naming `argument`, if it is not.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+    # More than that no list could have, and Python could not reckon with it.
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= sys.maxsize:
         return value
     raise InvalidArgumentError(argument, value, f"a whole number of at least {least}{otherwise}")
 
@@ -82,7 +84,8 @@ def check_seconds(
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         is_positive = value > 0 or (zero and value == 0)
-        if is_positive and (endless or value < math.inf):
+        # An integer may be less than infinity and still too large to be added to the time.
+        if is_positive and (value <= sys.float_info.max or (endless and value == math.inf)):
             return value
     above = "of at least" if zero else "above"
     raise InvalidArgumentError(argument, value, f"a number of seconds {above} 0{otherwise}")

@@ -282,6 +282,32 @@ def test_killing_the_greenlet_that_closes_before_it_has_begun(backend: Backend) 
     check_whole(pool, backend)
 
 
+@pytest.mark.parametrize("error", [gevent.Timeout(1), InterruptionError()], ids=["timeout", "error"])
+def test_what_is_thrown_at_a_sleeping_reaper_does_not_end_it(backend: Backend, error: BaseException) -> None:
+    pool = Pool(backend.connect, reap_interval=0.002)
+    connection = pool.acquire()
+    settle()
+    reaper: Any = pool._reaper
+    reaper.kill(error, block=False)
+    settle()
+    connection.says_expired = True
+    pool.release(connection)
+    eventually(lambda: not connection.is_open)
+    assert pool._reaper is reaper
+    pool.close()
+
+
+def test_a_killed_reaper_is_replaced_as_soon_as_somebody_waits(backend: Backend) -> None:
+    """Or what a dead greenlet holds would be lost for good."""
+    pool = Pool(backend.connect, max_connections=1, reap_interval=0.002)
+    gevent.spawn(pool.acquire).join()
+    assert pool._reaper is not None
+    pool._reaper.kill()
+    pool.release(pool.acquire(timeout=PATIENCE))
+    pool.close()
+    assert pool._reaper.dead
+
+
 # Opening
 
 

@@ -319,6 +319,14 @@ def test_lifetimes_are_jittered_by_up_to_a_tenth_downwards(backend: Backend, clo
     assert sorted(entry.expires_at - clock.now for entry in pool._state.idle) == sorted(before), "computed once"
 
 
+def test_however_short_its_lifetime_a_connection_is_good_for_one_use(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_lifetime=1e-9)
+    with pool.connection() as connection:
+        assert backend.connections == [connection]
+    assert not connection.is_open
+    assert pool.stats().retired == {"lifetime": 1}
+
+
 def test_a_connection_idle_for_too_long_is_retired(backend: Backend, clock: Clock) -> None:
     pool = clock.pool(backend.connect, idle_timeout=10, max_connections=1)
     first = pool.acquire()

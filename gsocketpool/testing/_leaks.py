@@ -24,8 +24,8 @@ def no_leaks() -> Iterator[None]:
     """Makes sure that nothing is left at the end of the block that was not there at its beginning.
 
     That is: sockets of this process, greenlets that have not ended, and connections in use. A pool that was used in the
-    block must be closed there, or no longer be referred to. What belongs to a :class:`~gsocketpool.testing.FlakyServer` does not count if
-    the server was there before.
+    block must be closed there, or no longer be referred to. What belongs to a
+    :class:`~gsocketpool.testing.FlakyServer` does not count if the server was there before.
 
     :raises AssertionError: if there is something, after two seconds in which it may go away by itself. It says what.
     """

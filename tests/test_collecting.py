@@ -1,0 +1,265 @@
+"""The garbage collector and the end of the interpreter may come at any moment."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gevent
+import pytest
+
+from gsocketpool import Pool
+from gsocketpool.reaper import start_reaper
+from tests.scripted import PATIENCE, Backend, ScriptedConnection, eventually, settle
+from tests.switches import Switches, greenlets_there_are
+
+
+@contextmanager
+def collecting_at_every_switch() -> Iterator[Switches]:
+    """Runs the garbage collector at every switch, and nowhere else."""
+    collections: list[int] = []
+    switches = Switches(greenlets_there_are(), after_switch=lambda: collections.append(gc.collect()))
+    gc.collect()
+    gc.disable()
+    # What is there already is passed over, or every collection would take as long as a test.
+    gc.freeze()
+    try:
+        with switches.following():
+            yield switches
+    finally:
+        gc.unfreeze()
+        gc.enable()
+    assert len(collections) >= len(switches.slices) > 20
+
+
+class Switching(ScriptedConnection):
+    def open(self) -> None:
+        gevent.sleep(0)
+        super().open()
+
+    def close(self) -> None:
+        gevent.sleep(0)
+        super().close()
+
+    def is_usable(self) -> bool:
+        gevent.sleep(0)
+        return self.is_open
+
+
+def sweep_all_the_time(pool: Pool[Any]) -> Any:
+    assert pool._reaper is not None
+    pool._reaper.kill()
+    pool._reaper = start_reaper(pool._sweep, 0)
+    return pool._reaper
+
+
+class Garbage:
+    """Only the collector finds it."""
+
+    def __init__(self, found: list[int], number: int) -> None:
+        self.itself, self.found, self.number = self, found, number
+
+    def __del__(self) -> None:
+        self.found.append(self.number)
+
+
+def use(pool: Pool[Any], number: int, served: list[int], found: list[int]) -> None:
+    for _ in range(3):
+        with pool.connection(timeout=PATIENCE) as connection:
+            assert connection.is_open
+            gevent.sleep(0)
+            Garbage(found, number)
+            connection.says_expired = number % 2 == 0
+            if number == 3:
+                pool.discard(connection)
+    served.append(number)
+
+
+def test_collecting_at_every_switch_of_a_pool_at_work(backend: Backend) -> None:
+    pool = Pool(lambda: backend._made(Switching(backend, {})), max_connections=2)
+    pool.release(pool.acquire())
+    settle()
+    served: list[int] = []
+    found: list[int] = []
+    with collecting_at_every_switch() as switches:
+        sweep_all_the_time(pool)
+        callers = [gevent.spawn(use, pool, number, served, found) for number in range(5)]
+        gevent.joinall(callers, timeout=PATIENCE, raise_error=True)
+        assert switches.names == {"use", "_open", "_close", "_ask", "_reap"}
+    assert sorted(served) == list(range(5))
+    assert len(found) == 15, "the collector was not at work"
+    taken = [pool.acquire() for _ in range(2)]
+    assert all(connection.is_open for connection in taken)
+    for connection in taken:
+        pool.release(connection)
+    pool.close()
+    assert not backend.open
+
+
+def test_greenlets_that_nobody_refers_to_but_their_pool(backend: Backend) -> None:
+    """They wait without a limit, so not even a timer knows them; nor does anybody else know their pool."""
+    served: list[int] = []
+    with collecting_at_every_switch():
+        pool = Pool(lambda: backend._made(Switching(backend, {})), max_connections=1, acquire_timeout=None)
+
+        def use_without_a_limit(pool: Pool[Any], number: int) -> None:
+            for _ in range(3):
+                with pool.connection():
+                    gevent.sleep(0)
+            served.append(number)
+
+        for number in range(5):
+            gevent.spawn(use_without_a_limit, pool, number)
+        reference = weakref.ref(pool)
+        del pool
+        eventually(lambda: len(served) == 5)
+        eventually(lambda: reference() is None, "it is not collected when the last one has gone")
+        eventually(lambda: not backend.open)
+
+
+def test_when_its_last_waiter_goes_a_pool_is_collected_and_what_is_in_use_left_alone(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=2)
+    held, other = pool.acquire(), pool.acquire()
+    pool.release(other)
+    pool.resize(1)
+    waiter = gevent.spawn(pool.acquire)
+    settle()
+    reference = weakref.ref(pool)
+    del pool
+    gc.collect()
+    assert reference() is not None
+    waiter.kill()
+    # It has what killed it, and that where it was killed.
+    del waiter
+    eventually(lambda: gc.collect() >= 0 and reference() is None)
+    settle()
+    assert held.is_open
+    assert backend.open == [held]
+
+
+def test_a_pool_in_a_cycle_is_collected_in_whatever_its_reaper_does(backend: Backend) -> None:
+    """It sleeps, or is in the middle of a sweep, which waits for a connection to be closed."""
+    for turns in range(12):
+        pool: Any = Pool(lambda: backend._made(Switching(backend, {})), max_connections=3)
+        pool.itself = pool
+        for connection in [pool.acquire() for _ in range(3)]:
+            pool.release(connection)
+        settle()
+        reaper = sweep_all_the_time(pool)
+        backend.open[0].says_expired = True
+        for _ in range(turns):
+            gevent.sleep(0)
+        reference = weakref.ref(pool)
+        del pool
+        gc.collect()
+        # A sweep under way ends first.
+        eventually(lambda reference=reference: gc.collect() >= 0 and reference() is None)  # type: ignore[misc]
+        eventually(lambda reaper=reaper: reaper.dead)  # type: ignore[misc]
+        eventually(lambda: not backend.open)
+
+
+# The end of the interpreter
+
+BEGINNING = """
+import sys
+import gevent
+from gsocketpool import Connection, Pool
+
+class Slow(Connection):
+    opens = closes = is_open = False
+    def open(self):
+        while self.opens:
+            gevent.sleep(100)
+        self.is_open = True
+    def close(self):
+        while self.closes:
+            gevent.sleep(100)
+        self.is_open = False
+    def is_connected(self):
+        return self.is_open
+
+pool = Pool(Slow, max_connections=2, min_connections=1, reap_interval=0.001)
+pool.wait_ready(5)
+conn = pool.acquire()
+"""
+
+SITUATIONS = {
+    "idle": "pool.release(conn)",
+    "in use": "pass",
+    "in a block": "block = pool.connection(); block.__enter__()",
+    "in a block of a greenlet": """
+def use():
+    with pool.connection():
+        gevent.sleep(100)
+user = gevent.spawn(use)
+gevent.sleep(0.01)
+""",
+    "waiters": """
+pool.acquire()
+waiters = [gevent.spawn(pool.acquire) for _ in range(3)]
+gevent.spawn(pool.acquire, timeout=float("inf"))
+gevent.sleep(0.01)
+""",
+    "an opener": """
+Slow.opens = True
+opener = gevent.spawn(pool.acquire)
+gevent.sleep(0.01)
+""",
+    "a sweep": """
+Slow.closes = True
+Slow.is_expired = lambda self: True
+pool.release(conn)
+gevent.sleep(0.01)
+""",
+    "a hanging close": """
+Slow.closes = True
+discarding = gevent.spawn(pool.discard, conn)
+gevent.sleep(0.01)
+""",
+    "a pool being closed": """
+closing = gevent.spawn(pool.close)
+gevent.sleep(0.01)
+""",
+    "a pool given up": """
+pool.release(conn)
+Slow.closes = True
+del pool
+""",
+    "a thread": """
+import threading
+def use():
+    global other
+    other = Pool(Slow)
+    other.release(other.acquire())
+thread = threading.Thread(target=use)
+thread.start()
+thread.join()
+""",
+}
+
+
+@pytest.mark.parametrize("beginning", ["", "from gevent import monkey; monkey.patch_all()"], ids=["plain", "patched"])
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_the_interpreter_ends_in_the_middle_of_it(situation: str, beginning: str) -> None:
+    program = f"{beginning}\n{BEGINNING}\n{SITUATIONS[situation]}\nprint('here')\nsys.exit(3)"
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "here\n", "")
+
+
+@pytest.mark.parametrize("beginning", ["", "from gevent import monkey; monkey.patch_all()"], ids=["plain", "patched"])
+def test_the_interpreter_ends_by_an_error_in_a_block(beginning: str) -> None:
+    program = f"{beginning}\n{BEGINNING}\nwith pool.connection():\n    raise LookupError('mine')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=3 * PATIENCE)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.endswith("LookupError: mine\n")
