@@ -27,7 +27,7 @@ HEADER = """
     from flask_gsocketpool import GSocketPool, current_pool
     from flask_gsocketpool.testing import override_pool
     from gsocketpool import Pool, TcpConnection
-    from gsocketpool.testing import exchange_line, torture
+    from gsocketpool.testing import exchange_line, no_leaks, torture
 """
 
 
@@ -67,6 +67,7 @@ def test_what_is_left_behind_fails_a_test(pytester: pytest.Pytester) -> None:
         pytester,
         """
     left = []
+    no_leaks.__globals__["_GRACE"] = 0.05
 
     def test_it_leaves_a_socket(flaky_server, assert_no_leaks):
         left.append(TcpConnection(flaky_server.host, flaky_server.port))
@@ -136,12 +137,13 @@ def test_nothing_is_imported_before_it_is_used(module: str) -> None:
 
 def test_connections_in_use_are_something_left_behind(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsocketpool.testing._leaks._GRACE", 0.05)
-    with Pool(backend.connect) as pool:
-        pool.release(pool.acquire())
-        with no_leaks(), pool.connection():
-            pass
-        with pytest.raises(AssertionError, match="connections in use: <Pool 'connect': 1 in use"):
-            leave(pool.acquire)
+    pool = Pool(backend.connect)
+    pool.release(pool.acquire())
+    with no_leaks(), pool.connection():
+        pass
+    with pytest.raises(AssertionError, match="connections in use: <Pool 'connect': 1 in use"):
+        leave(pool.acquire)
+    pool.close(timeout=0)
 
 
 def leave(something: Any) -> None:
