@@ -25,11 +25,38 @@ def examples(document: Path) -> str:
             indent = len(line) - len(line.lstrip()) + 4
         elif indent is not None and line.strip() and len(line) - len(line.lstrip()) < indent:
             indent = None
-        lines.append(line[indent:] if indent is not None and not line.strip().startswith("..") else "")
+        lines.append(line[indent:] if indent is not None and not line.strip().startswith(".. ") else "")
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if examples(path).strip()], ids=lambda path: path.name)
+#: Its examples are tests.
+ABOUT_TESTS = ROOT / "docs" / "failures.rst"
+
+APP = """
+import pytest
+from flask import Flask
+from flask_gsocketpool import GSocketPool, current_pool
+
+@pytest.fixture
+def app():
+    app = Flask(__name__)
+    app.config["SOCKETPOOL_URL"] = "tcp://localhost:1"
+    GSocketPool(app)
+
+    @app.get("/ask/<line>")
+    def ask(line):
+        with current_pool.connection() as conn:
+            return conn.ask(line.encode())
+
+    return app
+"""
+
+
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if examples(path).strip() and path != ABOUT_TESTS],
+    ids=lambda path: path.name,
+)
 def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.CaptureFixture[str]) -> None:
     program = examples(document).replace("2000", str(echo_port))
     names: dict[str, Any] = {"__name__": "example"}
@@ -46,6 +73,12 @@ def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.Capture
         names["pool"].close()
     if document.name == "README.rst":
         assert "100 answers over 10 connections" in capsys.readouterr().out
+
+
+def test_the_examples_of_tests_pass(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(APP)
+    pytester.makepyfile(examples(ABOUT_TESTS))
+    pytester.runpytest_subprocess().assert_outcomes(passed=4)
 
 
 def test_there_are_examples() -> None:

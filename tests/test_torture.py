@@ -191,11 +191,12 @@ def test_an_exception_that_is_swallowed_is_found() -> None:
 
 def test_lost_capacity_is_found() -> None:
     class Forgetful(Pool[Echo]):
-        def discard(self, connection: Echo) -> None:
-            connection.is_open = False
+        def release(self, connection: Echo) -> None:
+            pass
 
-    with Forgetful(Echo, max_connections=2, acquire_timeout=0.01) as pool:
-        assert "connections were lost" in failures(pool, rounds=2000)
+    pool = Forgetful(Echo, max_connections=2, acquire_timeout=0.01)
+    assert "connections were lost" in failures(pool)
+    pool.close(timeout=0)
 
 
 def test_a_connection_above_the_limit_is_found() -> None:
