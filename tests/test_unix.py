@@ -10,9 +10,11 @@ import tempfile
 import time
 from typing import Any
 
+import gevent
 import pytest
 
 from gsocketpool import InvalidArgumentError, UnixConnection
+from gsocketpool.testing import FlakyServer
 from tests.connections import check_echo
 from tests.connections import no_hanging as no_hanging
 from tests.scripted import PATIENCE
@@ -63,6 +65,29 @@ def test_the_timeout_bounds_connecting_to_a_path() -> None:
         assert not second.is_connected()
         assert open_sockets() <= before
         first.close()
+
+
+def test_waiting_for_a_server_that_does_not_accept_leaves_the_processor_in_peace(tmp_path: pathlib.Path) -> None:
+    with FlakyServer(path=tmp_path / "socket") as server:
+        server.fail("hang")
+        connection = UnixConnection(server.address, timeout=0.5)
+        before = time.process_time()
+        with pytest.raises(TimeoutError):
+            connection.open()
+        assert time.process_time() - before < 0.25
+
+
+def test_connects_as_soon_as_the_server_accepts(tmp_path: pathlib.Path) -> None:
+    with FlakyServer(path=tmp_path / "socket") as server:
+        server.fail("hang")
+        connection = UnixConnection(server.address, timeout=PATIENCE)
+        opener = gevent.spawn(connection.open)
+        opener.join(timeout=0.05)
+        assert not opener.ready()
+        server.heal()
+        opener.get()
+        check_echo(connection, b"at last\n")
+        connection.close()
 
 
 class PathOfBytes:
