@@ -10,6 +10,8 @@ import os
 import weakref
 from typing import Protocol
 
+import gevent
+
 logger = logging.getLogger("gsocketpool")
 
 
@@ -32,7 +34,12 @@ def keep_alive(connection: object) -> None:
 
 
 def _tell_all() -> None:
-    for listener in list(_listeners):
+    listeners = list(_listeners)
+    if listeners:
+        # Only gevent's own fork() does so by itself, and multiprocessing uses that where os is patched. Without it, the
+        # child could not resolve a name. To do it twice does no harm.
+        gevent.reinit()
+    for listener in listeners:
         try:
             listener._after_fork()
         except Exception:
