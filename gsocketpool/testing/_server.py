@@ -422,7 +422,9 @@ class FlakyServer:
                 served._sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_LINGER, _RESET_ON_CLOSE)
             elif isinstance(served._sock, gevent.ssl.SSLSocket) and served._sock._sslobj is not None:
                 _descriptors.say_goodbye(served._sock)
-        served._sock.close()
+        # More than close(), which gevent puts off where a greenlet waits for the socket: the client would find it open
+        # until the event loop has come round.
+        _descriptors.let_go(served._sock)
 
     # Its sockets
 
