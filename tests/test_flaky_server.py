@@ -26,7 +26,7 @@ from gsocketpool.testing import FAULTS, FlakyServer, exchange_line
 from tests.connections import no_hanging as no_hanging
 from tests.connections import outcome, spawn_waiting, without_switching
 from tests.connections import reset as reset_peer
-from tests.scripted import PATIENCE
+from tests.scripted import PATIENCE, settle
 from tests.servers import Server, client_context, open_sockets, server_context
 from tests.test_forked_connections import in_child
 
@@ -216,6 +216,16 @@ def test_what_was_connected_before_a_fault_is_served(flaky_server: FlakyServer) 
     flaky_server.fail("refuse")
     assert exchange_line(connection, b"just in time") == b"just in time"
     connection.close()
+
+
+def test_what_connects_while_a_fault_begins_is_served_or_refused(tmp_path: Path) -> None:
+    with serving("unix", tmp_path) as (server, connection):
+        # The server waits for somebody to accept, and so is waited for when it stops: that is when this one connects.
+        settle()
+        opener = gevent.spawn(outcome, connection.open)
+        server.fail("refuse")
+        error = opener.get(timeout=PATIENCE)
+        assert isinstance(error, ConnectionRefusedError) or exchange_line(connection, b"in time") == b"in time"
 
 
 def test_what_is_late_comes_when_it_is_healed(flaky_server: FlakyServer, client: TcpConnection) -> None:

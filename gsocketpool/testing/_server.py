@@ -284,11 +284,12 @@ class FlakyServer:
 
     def _stop_listening(self) -> None:
         if self._accepting is not None:
-            # The clients take those for connected that have not been accepted yet.
-            while _select([self._listener], [], [], 0)[0]:
-                self._begin(self._listener.accept()[0])
             self._accepting.kill()
             self._accepting = None
+            # The clients take those for connected that have not been accepted yet. Nothing switches from here on, or
+            # there could be more of them.
+            while _select([self._listener], [], [], 0)[0]:
+                self._begin(self._listener.accept()[0])
         for sock in (self._listener, *self._fillers):
             sock.close()
         self._fillers.clear()
