@@ -24,7 +24,8 @@ from gsocketpool import (
 )
 from gsocketpool.testing import FAULTS, FlakyServer, exchange_line
 from tests.connections import no_hanging as no_hanging
-from tests.connections import outcome, reset, spawn_waiting
+from tests.connections import outcome, spawn_waiting, without_switching
+from tests.connections import reset as reset_peer
 from tests.scripted import PATIENCE, settle
 from tests.servers import Server, client_context, open_sockets, server_context
 from tests.test_forked_connections import in_child
@@ -147,7 +148,7 @@ def test_knows_how_each_connection_has_ended(kind: str, tmp_path: Path) -> None:
             connection.socket.unwrap = None
             super(TlsConnection, connection).close()
         elif kind == "tcp":
-            reset(connection.socket)
+            reset_peer(connection.socket)
         server.wait_until(lambda: kind == "unix" or not server.open_connections)
         ends = [served.end for served in server.connections]
         assert ends == ["closed", "by the server", {"tcp": "reset", "tls": "cut off", "unix": None}[kind]]
@@ -217,6 +218,16 @@ def test_what_was_connected_before_a_fault_is_served(flaky_server: FlakyServer) 
     connection.close()
 
 
+def test_what_connects_while_a_fault_begins_is_served_or_refused(tmp_path: Path) -> None:
+    with serving("unix", tmp_path) as (server, connection):
+        # The server waits for somebody to accept, and so is waited for when it stops: that is when this one connects.
+        settle()
+        opener = gevent.spawn(outcome, connection.open)
+        server.fail("refuse")
+        error = opener.get(timeout=PATIENCE)
+        assert isinstance(error, ConnectionRefusedError) or exchange_line(connection, b"in time") == b"in time"
+
+
 def test_what_is_late_comes_when_it_is_healed(flaky_server: FlakyServer, client: TcpConnection) -> None:
     flaky_server.fail("late", times=1)
     client.send(b"late\n")
@@ -263,6 +274,21 @@ def test_closes_a_connection_that_has_not_shaken_hands_yet(tmp_path: Path) -> No
         settle()
         server.close_connections()
         assert client.recv() == b""
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_it_closes_is_closed_at_once(kind: str, reset: bool, tmp_path: Path) -> None:
+    with serving(kind, tmp_path) as (server, connection):
+        connection.open()
+        exchange_line(connection, b"hello")
+        assert connection.is_usable()
+
+        def close() -> bool:
+            server.close_connections(reset=reset)
+            return connection.is_usable()
+
+        assert not without_switching(close)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -176,7 +176,7 @@ def test_a_reply_that_reaches_the_wrong_caller_is_found() -> None:
         def is_reusable(self, error: BaseException | None) -> bool:
             return True
 
-    assert "wrong caller" in failures(Careless)
+    assert "wrong caller" in failures(Careless, rounds=3000)
 
 
 def test_an_exception_that_is_swallowed_is_found() -> None:

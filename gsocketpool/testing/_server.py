@@ -291,11 +291,12 @@ class FlakyServer:
 
     def _stop_listening(self) -> None:
         if self._accepting is not None:
-            # The clients take those for connected that have not been accepted yet.
-            while _select([self._listener], [], [], 0)[0]:
-                self._begin(self._listener.accept()[0])
             self._accepting.kill()
             self._accepting = None
+            # The clients take those for connected that have not been accepted yet. Nothing switches from here on, or
+            # there could be more of them.
+            while _select([self._listener], [], [], 0)[0]:
+                self._begin(self._listener.accept()[0])
         for sock in (self._listener, *self._fillers):
             sock.close()
         self._fillers.clear()
@@ -431,7 +432,9 @@ class FlakyServer:
                 served._sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_LINGER, _RESET_ON_CLOSE)
             elif isinstance(served._sock, gevent.ssl.SSLSocket) and served._sock._sslobj is not None:
                 _descriptors.say_goodbye(served._sock)
-        served._sock.close()
+        # More than close(), which gevent puts off where a greenlet waits for the socket: the client would find it open
+        # until the event loop has come round.
+        _descriptors.let_go(served._sock)
 
     # Its sockets
 
