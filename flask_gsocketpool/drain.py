@@ -48,8 +48,6 @@ def listen() -> None:
     except ValueError:
         # Not the main thread.
         return
-    # Installing one has let it interrupt system calls; gunicorn's workers want theirs to be resumed.
-    signal.siginterrupt(signal.SIGTERM, False)
 
 
 class _Handler:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from collections.abc import Callable
 from typing import Protocol
 
 import gevent
@@ -38,13 +39,17 @@ def _tell_all() -> None:
     if listeners:
         # Only gevent's own fork() does so by itself, and multiprocessing uses that where os is patched. Without it, the
         # child could not resolve a name. To do it twice does no harm.
-        gevent.reinit()
+        _try(gevent.reinit)
     for listener in listeners:
-        try:
-            listener._after_fork()
-        except Exception:
-            # The others must hear of it all the same.
-            logger.exception("%r could not be told of a fork", listener)
+        _try(listener._after_fork)
+
+
+def _try(step: Callable[[], object]) -> None:
+    try:
+        step()
+    except Exception:
+        # The others must hear of the fork all the same.
+        logger.exception("%r failed after a fork", step)
 
 
 os.register_at_fork(after_in_child=_tell_all)

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -263,3 +264,32 @@ def test_a_child_forked_meanwhile_keeps_its_pools(heard: list[int]) -> None:
                 os._exit(status)
         _, status = os.waitpid(child, 0)
     assert status == 0
+
+
+def test_what_blocks_the_process_is_interrupted_as_before(backend: Backend, term: None) -> None:
+    class TermError(Exception):
+        pass
+
+    def handle(number: int, frame: object) -> None:
+        raise TermError
+
+    def send() -> None:
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+        if not was_raised.wait(PATIENCE):
+            os.write(writer, b"too late")
+
+    signal.signal(signal.SIGTERM, handle)
+    make_app(backend.connect, NEVER)
+    reader, writer = os.pipe()
+    was_raised = threading.Event()
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with pytest.raises(TermError):
+            os.read(reader, 100)
+    finally:
+        was_raised.set()
+        sender.join()
+        os.close(reader)
+        os.close(writer)

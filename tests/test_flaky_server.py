@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -345,6 +345,37 @@ def test_does_not_serve_in_a_forked_child(flaky_server: FlakyServer, client: Tcp
 # What can't be used
 
 
+def test_outside_of_its_block_it_says_so() -> None:
+    server = FlakyServer()
+    steps: list[Callable[[], object]] = [lambda: server.address, lambda: server.port, server.heal, server.restart]
+    for _ in range(2):
+        for step in [*steps, lambda: server.fail("half")]:
+            with pytest.raises(RuntimeError, match="within its `with` block"):
+                step()
+        with server:
+            server.fail("half")
+
+
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "precious.txt"
+    path.write_text("precious")
+    with pytest.raises(OSError, match="in use"), FlakyServer(path=path):
+        pass
+    assert path.read_text() == "precious"
+
+
+def test_what_an_answer_cannot_be_is_raised_at_the_end() -> None:
+    def ask() -> None:
+        with FlakyServer(lambda request: "text") as server:  # type: ignore[arg-type, return-value]
+            connection = TcpConnection(server.host, server.port, timeout=PATIENCE)
+            connection.open()
+            with pytest.raises(ConnectionClosedError):
+                exchange_line(connection, b"hello")
+
+    with pytest.raises(TypeError, match="must return bytes or None, not str"):
+        ask()
+
+
 @pytest.mark.parametrize(
     ("argument", "options"),
     [
@@ -352,6 +383,8 @@ def test_does_not_serve_in_a_forked_child(flaky_server: FlakyServer, client: Tcp
         ("answer", {"answer": bytes, "upstream": ("127.0.0.1", 1)}),
         ("delimiter", {"delimiter": b""}),
         ("delimiter", {"delimiter": "\n"}),
+        ("upstream", {"upstream": 6379}),
+        ("path", {"path": 5}),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_refused(argument: str, options: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from flask import Flask
 
 from flask_gsocketpool import GSocketPool, UnknownPoolError, current_pool, current_pools
 from flask_gsocketpool.testing import fresh_pools, override_pool
-from gsocketpool import Pool, TcpConnection
+from gsocketpool import InvalidArgumentError, Pool, TcpConnection
 from gsocketpool.testing import FlakyServer, exchange_line, no_leaks
 from tests.scripted import Backend, settle
 
@@ -167,6 +167,41 @@ def test_what_was_there_before_is_not_left_behind() -> None:
         with no_leaks():
             there.fileno()
         greenlet.kill()
+
+
+def test_a_pool_that_could_not_be_made_is_not_left_behind() -> None:
+    with no_leaks(), pytest.raises(InvalidArgumentError) as caught:
+        Pool(None)  # type: ignore[arg-type]
+    assert caught.value.argument == "factory"
+
+
+def test_a_greenlet_in_the_place_of_another_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsocketpool.testing._leaks._GRACE", 0.05)
+    there = [gevent.spawn(gevent.sleep, 3600)]
+    settle()
+
+    def replace() -> None:
+        there.pop().kill()
+        there.append(gevent.spawn(gevent.sleep, 3600))
+        settle()
+
+    with pytest.raises(AssertionError, match="a greenlet"):
+        leave(replace)
+    there[0].kill()
+
+
+def test_a_pool_from_before_that_nobody_refers_to_any_more_is_not_left_behind(backend: Backend) -> None:
+    pools = [Pool(backend.connect)]
+
+    def use() -> None:
+        pools.pop().acquire()
+
+    leave(use)
+
+
+def test_what_a_server_changes_is_not_left_behind(flaky_server: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsocketpool.testing._leaks._GRACE", 0.05)
+    leave(flaky_server.restart)
 
 
 def test_an_error_of_the_block_is_what_counts() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,14 +26,6 @@ from gsocketpool.testing import FlakyServer, TortureError, exchange_line, tortur
 from tests.servers import client_context, server_context
 
 KINDS = ["tcp", "unix", "tls"]
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """What the pool logs of all this would be many megabytes."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 class Echo(Connection):
@@ -75,7 +67,7 @@ class Echo(Connection):
 
 
 def torture_echo(limit: int, kills: int) -> None:
-    rounds = 2 * kills
+    rounds = 2 * kills + 1000
     with Pool(Echo, max_connections=limit, max_opening=None, reap_interval=3600) as pool:
         report = torture(pool, seed=limit, rounds=rounds, exchange=Echo.echo, greenlets=2 * limit + 28, forks=3)
     assert report.rounds == rounds
@@ -206,8 +198,9 @@ def test_a_connection_above_the_limit_is_found() -> None:
                 self._start_opening().join()
             return super().acquire(*arguments, **keywords)
 
-    with Generous(Echo, max_connections=2) as pool:
-        assert "more than 2 connections" in failures(pool)
+    pool = Generous(Echo, max_connections=2)
+    assert "more than 2 connections" in failures(pool)
+    pool.close(timeout=0)
 
 
 def test_a_connection_used_by_two_is_found() -> None:
@@ -222,8 +215,9 @@ def test_a_connection_used_by_two_is_found() -> None:
 
         discard = release
 
-    with Sharing(Echo, max_connections=2) as pool:
-        assert "is used by" in failures(pool)
+    pool = Sharing(Echo, max_connections=2)
+    assert "is used by" in failures(pool)
+    pool.close(timeout=0)
 
 
 def test_a_socket_left_open_is_found(flaky_server: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,19 +237,81 @@ def test_a_socket_left_open_is_found(flaky_server: FlakyServer, monkeypatch: pyt
             sock.close()
 
 
-def test_a_socket_that_two_processes_use_is_found(flaky_server: FlakyServer) -> None:
-    class Sticky(TcpConnection):
+def test_a_connection_that_two_processes_write_to_is_found(flaky_server: FlakyServer) -> None:
+    def exchange(connection: TcpConnection, message: bytes) -> bytes:
+        # What a child would write, if it had the connection.
+        exchange_line(connection, b"torture-1-by-another-process")
+        return exchange_line(connection, message)
+
+    connect = partial(TcpConnection, flaky_server.host, flaky_server.port, timeout=0.1)
+    assert "2 processes used" in failures(connect, server=flaky_server, exchange=exchange)
+
+
+def test_a_reply_to_its_parent_that_a_child_reads_is_found() -> None:
+    class Sticky(Echo):
         def let_go(self) -> None:
             pass
 
-    connect = partial(Sticky, flaky_server.host, flaky_server.port, timeout=1.0)
-    found = failures(connect, server=flaky_server, exchange=exchange_line, forks=10, rounds=1000)
-    assert any(what in found for what in ("processes used", "read what its parent had asked for", "wrong caller"))
+    assert "read what its parent had asked for" in failures(Sticky, forks=20, rounds=1000)
+
+
+def test_a_pool_that_does_not_work_in_a_child_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Homesick(Echo):
+        def open(self) -> None:
+            if os.getpid() != parent:
+                raise OSError("far from home")
+            super().open()
+
+    parent = os.getpid()
+    monkeypatch.setattr("gsocketpool.testing._torture._HANG", 2.0)
+    found = failures(Homesick, forks=1)
+    assert "in a forked process: only " in found
+    assert "far from home" in found
+
+
+def test_a_mistake_in_the_test_is_told_as_it_is(flaky_server: FlakyServer) -> None:
+    nobody_listens = partial(TcpConnection, flaky_server.host, 1)
+    with pytest.raises(ConnectionRefusedError):
+        torture(nobody_listens, server=flaky_server)
+    with pytest.raises(AttributeError, match="no attribute 'send'"):
+        torture(Echo)
+    with pytest.raises(InvalidArgumentError, match="exchange must be"):
+        torture(Echo, exchange=lambda connection, message: message + b"!")
+
+
+def test_an_error_of_the_server_is_found() -> None:
+    def answer(request: bytes) -> Any:
+        asked.append(request)
+        return request if len(asked) < 10 else "text"
+
+    asked: list[bytes] = []
+
+    def run() -> str:
+        with FlakyServer(answer) as server:
+            connect = partial(TcpConnection, server.host, server.port, timeout=0.1)
+            return failures(connect, server=server, exchange=exchange_line)
+
+    with pytest.raises(TypeError, match="answer\\(\\) must return bytes or None, not str"):
+        assert "the server has failed: TypeError" in run()
+
+
+def test_nothing_runs_on_after_it(assert_no_leaks: None) -> None:
+    class Careless(Echo):
+        def is_reusable(self, error: BaseException | None) -> bool:
+            return True
+
+    pool = Pool(Careless)
+    assert failures(pool, rounds=3000)
+    pool.close(timeout=0)
+    pool = Pool(Echo)
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.1):
+        torture(pool, exchange=Echo.echo, rounds=10**9, forks=0)
+    pool.close(timeout=0)
 
 
 def test_a_greenlet_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def exchange(connection: Echo, message: bytes) -> bytes:
-        while not is_over:
+        while not is_over and message != b"torture":
             with suppress(BaseException):
                 gevent.sleep(0.01)
         return connection.echo(message)

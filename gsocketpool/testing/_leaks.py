@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -29,17 +30,18 @@ def no_leaks() -> Iterator[None]:
 
     :raises AssertionError: if there is something, after two seconds in which it may go away by itself. It says what.
     """
-    sockets, greenlets, in_use = set(open_sockets()), set(map(id, _running_greenlets())), _connections_in_use()
+    sockets, greenlets = set(open_sockets()), weakref.WeakSet(_running_greenlets())
+    in_use = weakref.WeakKeyDictionary(_connections_in_use())
     servers = list(serving)
 
     def left() -> list[str]:
         sockets_there, greenlets_there = set(sockets), set(greenlets)
         for server in servers:
             sockets_there |= server._own_sockets()
-            greenlets_there |= set(map(id, server._greenlets))
+            greenlets_there |= set(server._greenlets)
         return [
             *(f"an open socket: {what}" for which, what in open_sockets().items() if which not in sockets_there),
-            *(f"a greenlet: {one!r}" for one in _running_greenlets() if id(one) not in greenlets_there),
+            *(f"a greenlet: {one!r}" for one in _running_greenlets() if one not in greenlets_there),
             *(f"connections in use: {pool!r}" for pool, n in _connections_in_use().items() if n > in_use.get(pool, 0)),
         ]
 
@@ -59,7 +61,8 @@ def _running_greenlets() -> list[gevent.Greenlet]:
 
 
 def _connections_in_use() -> dict[Pool[Any], int]:
-    return {pool: pool.stats().in_use for pool in _instances(Pool)}
+    # One that could not be made is still known to the traceback that says why.
+    return {pool: pool.stats().in_use for pool in _instances(Pool) if "_state" in vars(pool)}
 
 
 def _instances(kind: type[T]) -> list[T]:

@@ -75,6 +75,6 @@ def _has_open(pid: int, inode: int) -> bool:
     with contextlib.suppress(OSError):
         for descriptor in os.listdir(directory):
             with contextlib.suppress(OSError):
-                if os.stat(f"{directory}/{descriptor}").st_ino == inode:
+                if os.readlink(f"{directory}/{descriptor}") == f"socket:[{inode}]":
                     return True
     return False

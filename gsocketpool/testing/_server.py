@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import struct
 import weakref
 from collections.abc import Callable
@@ -108,6 +109,10 @@ class FlakyServer:
             raise InvalidArgumentError("answer", answer, "left out where upstream is given")
         if not isinstance(delimiter, bytes) or not delimiter:
             raise InvalidArgumentError("delimiter", delimiter, "bytes, at least one")
+        if upstream is not None and not isinstance(upstream, str | tuple):
+            raise InvalidArgumentError("upstream", upstream, "a tuple of host and port, or a path")
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise InvalidArgumentError("path", path, "a path")
         self._answer = answer or bytes
         self._delimiter = delimiter
         self._upstream = upstream
@@ -141,40 +146,40 @@ class FlakyServer:
             self._address = self._placeholder.getsockname()
         else:
             self._address = self._path
+        self._listen()
         tell_after_fork(self)
         serving.add(self)
-        self._listen()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        serving.discard(self)
         self._stop_listening()
+        serving.discard(self)
         self.close_connections()
         self._greenlets.kill()
         if self._placeholder is not None:
             self._placeholder.close()
-        elif not self._address.startswith("\0"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._address)
+        else:
+            _remove_socket(self._address)
         if error is None and self._errors:
             raise self._errors[0]
 
     @property
     def address(self) -> Any:
         """Host and port, or the path."""
+        self._require_block()
         return self._address
 
     @property
     def host(self) -> str:
         """The address to connect to by TCP."""
-        return str(self._address[0])
+        return str(self.address[0])
 
     @property
     def port(self) -> int:
         """The port to connect to by TCP."""
-        return int(self._address[1])
+        return int(self.address[1])
 
     # What it has seen
 
@@ -240,6 +245,7 @@ class FlakyServer:
 
     def heal(self) -> None:
         """Works well again. Late answers are given now; others that were not given never are."""
+        self._require_block()
         self._fault = None
         self._healed.set()
         if self._accepting is None:
@@ -265,23 +271,30 @@ class FlakyServer:
 
         :param reset: as for :meth:`close_connections`.
         """
+        self._require_block()
         self._stop_listening()
         self.close_connections(reset=reset)
         self.heal()
+
+    def _require_block(self) -> None:
+        if self not in serving:
+            raise RuntimeError("a FlakyServer serves, and has an address, within its `with` block only")
 
     # Listening
 
     def _bound(self, address: Any) -> Any:
         if isinstance(address, str):
-            if not address.startswith("\0"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(address)
+            _remove_socket(address)
             bound = gevent.socket.socket(gevent.socket.AF_UNIX)
         else:
             bound = gevent.socket.socket()
             bound.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_REUSEADDR, 1)
             bound.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_REUSEPORT, 1)
-        bound.bind(address)
+        try:
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
         return bound
 
     def _listen(self) -> None:
@@ -364,14 +377,14 @@ class FlakyServer:
                 served.requests.append(request + self._delimiter)
                 answer = self._answer(served.requests[-1])
                 if answer is not None:
+                    if not isinstance(answer, bytes | bytearray):
+                        raise TypeError(f"answer() must return bytes or None, not {type(answer).__name__}")
                     served.is_asking = True
                     self._send(served, answer)
 
     def _pass_on(self, served: ServedConnection) -> None:
-        family = gevent.socket.AF_UNIX if isinstance(self._upstream, str) else gevent.socket.AF_INET
-        with gevent.socket.socket(family) as upstream:
+        with self._connect_upstream() as upstream:
             served._upstream = upstream
-            upstream.connect(self._upstream)
             back = self._greenlets.spawn(self._pass_back, served, upstream)
             try:
                 while data := served._sock.recv(65536):
@@ -380,6 +393,13 @@ class FlakyServer:
                     upstream.sendall(data)
             finally:
                 back.kill()
+
+    def _connect_upstream(self) -> Any:
+        if not isinstance(self._upstream, str):
+            return gevent.socket.create_connection(self._upstream)
+        upstream = gevent.socket.socket(gevent.socket.AF_UNIX)
+        upstream.connect(self._upstream)
+        return upstream
 
     def _pass_back(self, served: ServedConnection, upstream: Any) -> None:
         with contextlib.suppress(OSError):
@@ -453,3 +473,9 @@ class FlakyServer:
         self._greenlets.kill(block=False)
         for sock in self._sockets():
             _descriptors.let_go(sock)
+
+
+def _remove_socket(path: str) -> None:
+    # Nothing else that is there is ours to remove: binding will say so.
+    if not path.startswith("\0") and os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
+        os.unlink(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import time
@@ -20,7 +21,8 @@ import gevent.os
 import gevent.pool
 from gevent.monkey import get_original
 
-from gsocketpool import Pool, PoolExhaustedError
+from gsocketpool import InvalidArgumentError, Pool, PoolExhaustedError
+from gsocketpool._aside import close_within
 from gsocketpool.settings import check_count
 from gsocketpool.testing._server import FAULTS, FlakyServer
 from gsocketpool.testing._sockets import open_sockets
@@ -119,29 +121,38 @@ def torture(
         greenlet hung or, where the pool is closed here, a socket was left open.
     :raises InvalidArgumentError: if an argument can't be used.
     """
-    for name, count, least in (
-        ("rounds", rounds, 1),
-        ("greenlets", greenlets, 1),
-        ("forks", forks, 0),
-        ("seed", seed or 0, 0),
-    ):
-        check_count(name, count, least=least)
+    check_count("rounds", rounds, least=1)
+    check_count("greenlets", greenlets, least=1)
+    check_count("forks", forks)
     if seed is None:
         seed = SystemRandom().randrange(2**32)
-    if isinstance(pool, Pool):
-        ordeal = _Ordeal(pool, seed, rounds, exchange, server, forks)
-        ordeal.run(greenlets)
-        ordeal.finish()
-        return ordeal.report
-    sockets = open_sockets()
-    with Pool(
-        pool, max_connections=max_connections, open_timeout=_ROUND, close_timeout=_ROUND, reap_interval=0.1
-    ) as made:
-        ordeal = _Ordeal(made, seed, rounds, exchange, server, forks)
-        ordeal.run(greenlets)
-    ordeal.look_for_open_sockets(sockets)
-    ordeal.finish()
+    check_count("seed", seed)
+    with _silence():
+        if isinstance(pool, Pool):
+            ordeal = _Ordeal(pool, seed, rounds, exchange, server, forks)
+            ordeal.run(greenlets)
+        else:
+            sockets = open_sockets()
+            times: Any = {"open_timeout": _ROUND, "close_timeout": _ROUND, "reap_interval": 0.1}
+            with Pool(pool, max_connections=max_connections, **times) as made:
+                ordeal = _Ordeal(made, seed, rounds, exchange, server, forks)
+                ordeal.run(greenlets)
+            ordeal.look_for_open_sockets(sockets)
+    if ordeal.failures:
+        raise TortureError(ordeal.failures, ordeal.report)
     return ordeal.report
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Logs nothing of what is done to a pool on purpose."""
+    logger = logging.getLogger("gsocketpool")
+    nothing = lambda record: False  # noqa: E731
+    logger.addFilter(nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(nothing)
 
 
 class _TorturersError(Exception):
@@ -170,6 +181,10 @@ class _Ordeal(Generic[C]):
         self.holders: dict[int, object] = {}
         #: What may come out of an acquire as the error of an opening.
         self.thrown_at_pool: dict[int, BaseException] = {}
+        #: What the last round that failed raised.
+        self.last_error: BaseException | None = None
+        self._messages = 0
+        self.is_over = False
         #: How many connections were acquired by greenlets that ended without giving them back.
         self.taken_away = 0
         #: How many connections are used that the pool does not know any more, and can't let go of in a fork.
@@ -179,10 +194,31 @@ class _Ordeal(Generic[C]):
         self._random = Random(seed)
         self._limit = pool.stats().max_connections
         self._allowed = self._limit
+        self._least = max(1, pool._settings.min_connections)
         self._background = gevent.pool.Group()
 
     def run(self, greenlets: int) -> None:
+        self._make_sure_that_it_works()
         self._victims = [_Victim(self, number) for number in range(greenlets)]
+        try:
+            self._torture()
+            self._recover()
+        finally:
+            # Where all is well, they have ended by now.
+            self.is_over = True
+            gevent.killall([victim.greenlet for victim in self._victims], block=False)
+            self._background.kill(block=False)
+
+    def _make_sure_that_it_works(self) -> None:
+        """Lets out what a mistake in the test raises, before anything goes wrong on purpose."""
+        with gevent.Timeout(_HANG), self.pool.connection() as connection:
+            reply = self.exchange(connection, b"torture")
+        if reply != b"torture":
+            raise InvalidArgumentError(
+                "exchange", reply, "a callable that returns the message it was given, b'torture'"
+            )
+
+    def _torture(self) -> None:
         heal_in = 0
         while self._is_anybody_alive() and not self.failures:
             gevent.sleep(0)
@@ -199,11 +235,6 @@ class _Ordeal(Generic[C]):
                 self._keep_up()
             elif heal_in <= 0 and self.server is not None and self._is_time_for(_FAULTS, self.report.faults.total()):
                 heal_in = self._sabotage(self.server)
-        self._recover()
-
-    def finish(self) -> None:
-        if self.failures:
-            raise TortureError(self.failures, self.report)
 
     # What goes wrong
 
@@ -234,7 +265,7 @@ class _Ordeal(Generic[C]):
         elif what == "swept":
             self.in_background(self.pool._sweep)
         else:
-            self.in_background(self.pool.resize, self._random.randint(1, self._limit))
+            self.in_background(self.pool.resize, self._random.randint(self._least, self._limit))
 
     def _sabotage(self, server: FlakyServer) -> int:
         """Has the server misbehave, and returns for how many turns."""
@@ -261,7 +292,10 @@ class _Ordeal(Generic[C]):
             child = gevent.os.fork_gevent()
         if child == 0:
             try:
-                self._live_in_the_child()
+                try:
+                    self._live_in_the_child()
+                except BaseException:
+                    self.failures.append(traceback.format_exc())
                 os.write(writing, json.dumps(self.failures).encode())
             finally:
                 os._exit(0)
@@ -278,14 +312,18 @@ class _Ordeal(Generic[C]):
         """What the greenlets began in the parent they go on to do here, until some exchanges have been completed."""
         self.failures.clear()
         self.holders.clear()
+        self.last_error = None
         self.report.exchanges = 0
         self.rounds_left = max(self.rounds_left, 100)
         with gevent.Timeout(_HANG / 2, False):
             while self.report.exchanges < 10 and not self.failures:
                 gevent.sleep(0)
                 self._check_limit()
-        if self.report.exchanges < 10:
-            self.failures.append(f"{self.report.exchanges} exchanges in the child, whose pool is {self.pool!r}")
+        if self.report.exchanges < 10 and not self.failures:
+            self.failures.append(
+                f"only {self.report.exchanges} exchanges in {_HANG / 2} s; its pool is {self.pool!r}, and the last"
+                f" error was {self.last_error!r}"
+            )
 
     def _hear_of(self, child: int, reading: int) -> None:
         heard = b""
@@ -321,11 +359,13 @@ class _Ordeal(Generic[C]):
         """Lets all come to rest, and looks at whether everything is there again."""
         if self.server is not None:
             self.server.heal()
+            self.failures += [f"the server has failed: {error!r}" for error in self.server._errors]
+        self._look_for_shared_connections()
         if self.failures:
             return
         self._background.join(timeout=_HANG)
+        self.failures += [f"it has not ended within {_HANG} s:\n{_stack(one)}" for one in self._background]
         self.pool.resize(self._limit)
-        self._look_for_shared_connections()
         looking = gevent.spawn(self._look_for_lost_capacity)
         looking.join(timeout=2 * _HANG)
         if not looking.ready():
@@ -335,7 +375,7 @@ class _Ordeal(Generic[C]):
         stats = self.pool.stats()
         # A sweep takes back what greenlets have lost that have ended. Only those that were made for it may do so.
         lost = stats.in_use + self._taken_back() - self._taken_back_before - self.taken_away
-        if lost or stats.waiting:
+        if lost:
             self.failures.append(f"{lost} connections were lost: {self.pool!r}")
         self.pool._sweep()
         taken: list[C] = []
@@ -393,10 +433,14 @@ class _Ordeal(Generic[C]):
 
     def check_exchange(self, connection: C, by: object) -> None:
         process = os.getpid()
-        message = f"torture-{process}-{by}-{self.report.exchanges}".encode()
+        self._messages += 1
+        message = f"torture-{process}-{by}-{self._messages}".encode()
         reply = self.exchange(connection, message)
         if process != os.getpid():
-            self.failures.append(f"a forked process read what its parent had asked for: {reply!r}")
+            self.failures.append(
+                f"a forked process read what its parent had asked for: {reply!r}. Its connection needs a get() that"
+                " returns the socket, or a let_go()"
+            )
         if reply != message:
             self.failures.append(f"a reply reached the wrong caller: {message!r} was answered {reply!r}")
         self.report.exchanges += 1
@@ -455,6 +499,8 @@ class _Victim:
             except BaseException as error:
                 came_out = error
             self._is_in_round = False
+            if ordeal.is_over:
+                return
             self._judge(came_out)
             # A frame must not keep the traceback that keeps the frame.
             del came_out
@@ -470,6 +516,7 @@ class _Victim:
                 self._ordeal.failures.append(f"{self._thrown[-1]!r} was thrown, and {came_out!r} came out")
         elif isinstance(came_out, Exception) or id(came_out) in self._ordeal.thrown_at_pool:
             report.errors[type(came_out).__name__] += 1
+            self._ordeal.last_error = came_out
         elif came_out is not None:
             self._ordeal.failures.append(f"{came_out!r} came out, which nobody has thrown")
 
@@ -529,7 +576,7 @@ class _Victim:
             self._exchange(connection)
         finally:
             self._ordeal.detached -= 1
-            self._ordeal.in_background(connection.close)
+            self._ordeal.in_background(close_within, _ROUND, connection)
 
     def _without_giving_back(self) -> None:
         taker = self._ordeal.in_background(self._take_one_away)
