@@ -48,7 +48,7 @@ def check_whole(pool: Pool[Any], backend: Backend) -> None:
         pool.release(connection)
 
 
-@pytest.fixture(params=THROWN, ids=lambda error: type(error).__name__)
+@pytest.fixture(params=THROWN, ids=lambda e: type(e).__name__)
 def error(request: pytest.FixtureRequest) -> BaseException:
     thrown: BaseException = request.param
     return thrown
@@ -324,7 +324,9 @@ def test_an_open_error_reaches_the_caller_as_it_is(backend: Backend) -> None:
     check_whole(pool, backend)
 
 
-@pytest.mark.parametrize("error", [gevent.Timeout(3), InterruptionError(), SystemExit(3)], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error", [gevent.Timeout(3), InterruptionError(), SystemExit(3)], ids=lambda e: type(e).__name__
+)
 def test_so_does_anything_else_that_opening_raises(backend: Backend, error: BaseException) -> None:
     pool = Pool(backend.connect, max_connections=1)
     backend.failures.append(error)

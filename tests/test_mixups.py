@@ -27,7 +27,9 @@ from tests.scripted import (
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError(), gevent.Timeout(1), gevent.GreenletExit(), KeyboardInterrupt()], ids=lambda error: type(error).__name__
+    "error",
+    [ValueError(), gevent.Timeout(1), gevent.GreenletExit(), KeyboardInterrupt()],
+    ids=lambda error: type(error).__name__,
 )
 def test_a_block_left_by_an_exception_discards_its_connection(backend: Backend, error: BaseException) -> None:
     pool = Pool(backend.connect)

@@ -184,7 +184,11 @@ class FatalError(BaseException):
 
 
 @pytest.mark.parametrize("is_waited_for", [True, False], ids=["discard", "sweep"])
-@pytest.mark.parametrize("error", [FatalError(), gevent.GreenletExit(), gevent.Timeout(1), OSError("no")], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [FatalError(), gevent.GreenletExit(), gevent.Timeout(1), OSError("no")],
+    ids=lambda error: type(error).__name__,
+)
 def test_a_close_that_raises(
     backend: Backend, error: BaseException, is_waited_for: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

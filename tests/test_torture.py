@@ -131,7 +131,7 @@ def test_real_connections_survive_all_of_it_for_long(kind: str, limit: int, seed
 
 def test_the_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     # Without this, the time that things take decides, too.
-    monkeypatch.setattr("gsocketpool.testing._torture._SHORT_ROUND", 0.1)
+    monkeypatch.setattr("gsocketpool.testing._victim.SHORT_ROUND", 0.1)
 
     def decided(seed: int) -> Any:
         report = torture(Echo, seed=seed, rounds=200, exchange=Echo.echo, greenlets=1, forks=0)
@@ -228,7 +228,7 @@ def test_a_socket_left_open_is_found(flaky_server: FlakyServer, monkeypatch: pyt
             left.append(self._sock)
             self._connected = False
 
-    monkeypatch.setattr("gsocketpool.testing._torture._HANG", 1.0)
+    monkeypatch.setattr("gsocketpool.testing._ordeal.HANG", 1.0)
     try:
         connect = partial(Hoarding, flaky_server.host, flaky_server.port)
         assert "a socket is still open" in failures(connect, server=flaky_server, exchange=exchange_line)
@@ -263,7 +263,7 @@ def test_a_pool_that_does_not_work_in_a_child_is_found(monkeypatch: pytest.Monke
             super().open()
 
     parent = os.getpid()
-    monkeypatch.setattr("gsocketpool.testing._torture._HANG", 2.0)
+    monkeypatch.setattr("gsocketpool.testing._ordeal.HANG", 2.0)
     found = failures(Homesick, forks=1)
     assert "in a forked process: only " in found
     assert "far from home" in found
@@ -317,7 +317,7 @@ def test_a_greenlet_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None
         return connection.echo(message)
 
     is_over: list[bool] = []
-    monkeypatch.setattr("gsocketpool.testing._torture._HANG", 0.5)
+    monkeypatch.setattr("gsocketpool.testing._ordeal.HANG", 0.5)
     pool = Pool(Echo)
     try:
         assert "has hung" in failures(pool, exchange=exchange, greenlets=1)

@@ -1,8 +1,9 @@
 """What it takes to test connection classes, and pools, against everything that goes wrong."""
 
 from gsocketpool.testing._leaks import no_leaks
+from gsocketpool.testing._outcome import TortureError, TortureReport
 from gsocketpool.testing._server import FAULTS, FlakyServer, ServedConnection
-from gsocketpool.testing._torture import TortureError, TortureReport, exchange_line, torture
+from gsocketpool.testing._torture import exchange_line, torture
 
 __all__ = [
     "FAULTS",
