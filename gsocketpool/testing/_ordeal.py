@@ -22,7 +22,7 @@ from gsocketpool import InvalidArgumentError, Pool, PoolExhaustedError
 from gsocketpool.testing._outcome import TortureReport
 from gsocketpool.testing._server import FAULTS, FlakyServer
 from gsocketpool.testing._sockets import open_sockets
-from gsocketpool.testing._victim import TorturersError, Victim
+from gsocketpool.testing._victim import ROUND, TorturersError, Victim
 
 C = TypeVar("C")
 
@@ -81,7 +81,11 @@ class Ordeal(Generic[C]):
         finally:
             # Where all is well, they have ended by now.
             self.is_over = True
-            gevent.killall([victim.greenlet for victim in self._victims], block=False)
+            victims = [victim.greenlet for victim in self._victims]
+            gevent.killall(victims, block=False)
+            gevent.joinall(victims, timeout=ROUND)
+            # Among these are closings.
+            self._background.join(timeout=2 * ROUND)
             self._background.kill(block=False)
 
     def _make_sure_that_it_works(self) -> None:
