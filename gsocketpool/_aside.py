@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import gevent
@@ -15,6 +16,9 @@ import gevent
 from gsocketpool import _steps
 
 logger = logging.getLogger("gsocketpool")
+
+#: Makes what surrounds code of the user's.
+Context = Callable[[], AbstractContextManager[object]]
 
 
 def open_within(timeout: float | None, make: Callable[..., None], *arguments: Any) -> None:
@@ -32,9 +36,9 @@ def open_within(timeout: float | None, make: Callable[..., None], *arguments: An
         raise TimeoutError(f"opening a connection took longer than open_timeout ({timeout} s)") from None
 
 
-def is_usable_within(timeout: float, connection: Any) -> bool:
-    """Whether `connection` says, within `timeout` seconds, that it may be handed out."""
-    asking = gevent.spawn(_ask, connection)
+def is_usable_within(timeout: float, connection: Any, context: Context) -> bool:
+    """Whether `connection` says, within `timeout` seconds and in a `context`, that it may be handed out."""
+    asking = gevent.spawn(_ask, connection, context)
     try:
         asking.join(None if timeout == math.inf else timeout)
     finally:
@@ -42,9 +46,10 @@ def is_usable_within(timeout: float, connection: Any) -> bool:
     return asking.value is True
 
 
-def _ask(connection: Any) -> bool:
+def _ask(connection: Any, context: Context) -> bool:
     try:
-        return _steps.is_usable(connection)
+        with context():
+            return _steps.is_usable(connection)
     except gevent.Timeout:
         # One of its own, since nobody else throws any at this greenlet.
         logger.debug("%r failed its check", connection, exc_info=True)
@@ -52,14 +57,15 @@ def _ask(connection: Any) -> bool:
 
 
 class Closer:
-    """Closes connections, each in a greenlet of its own and within `timeout` seconds.
+    """Closes connections, each in a greenlet of its own, in a `context` and within `timeout` seconds.
 
     What closing raises is logged. The greenlet that gave up a connection may wait for it to be closed, and may be
     killed while it does: the connection is closed all the same.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, context: Context = nullcontext) -> None:
         self._timeout = timeout
+        self._context = context
         self._at_work: dict[gevent.Greenlet, Any] = {}
 
     def close(self, connection: Any) -> gevent.Greenlet:
@@ -89,7 +95,8 @@ class Closer:
         return connections
 
     def _close(self, connection: Any) -> bool:
-        close_within(self._timeout, connection)
+        with self._context():
+            close_within(self._timeout, connection)
         return True
 
     def _ended(self, greenlet: gevent.Greenlet) -> None:

@@ -13,6 +13,7 @@ import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from random import uniform
 from typing import Any
 
@@ -23,7 +24,7 @@ from gevent.hub import Waiter, get_hub
 from gevent.monkey import get_original
 
 from gsocketpool import _report, _steps, _where
-from gsocketpool._aside import Closer, close_all, is_usable_within, open_within
+from gsocketpool._aside import Closer, Context, close_all, is_usable_within, open_within
 from gsocketpool._forking import keep_alive, tell_after_fork
 from gsocketpool._state import GONE, IN_USE, Entry, State, Ticket
 from gsocketpool.exceptions import (
@@ -52,6 +53,9 @@ class Driver:
 
     _clock: Callable[[], float] = time.monotonic
 
+    #: Makes what surrounds a connection's own code where a greenlet of the pool's runs it. Set before this is made.
+    _context: Context = nullcontext
+
     #: The event loop that the pool belongs to, from its first use on. Also there where making a pool has failed.
     _hub: Any = None
 
@@ -66,7 +70,7 @@ class Driver:
             idle_timeout=settings.idle_timeout,
         )
         self._acquire_timeout = math.inf if settings.acquire_timeout is None else settings.acquire_timeout
-        self._closer = Closer(settings.close_timeout)
+        self._closer = Closer(settings.close_timeout, self._context)
         self._reaper: gevent.Greenlet | None = None
         self._changed = Event()
         self._pause = FIRST_PAUSE
@@ -78,6 +82,17 @@ class Driver:
 
     def _sweep(self) -> None:
         raise NotImplementedError
+
+    # For who builds on a pool: told of what has happened. These must not switch, nor raise.
+
+    def _was_opened(self, connection: Any) -> None:
+        pass
+
+    def _was_closed(self, connection: Any, reason: str) -> None:
+        pass
+
+    def _was_exhausted(self, error: PoolExhaustedError) -> None:
+        pass
 
     # Acquiring
 
@@ -181,7 +196,7 @@ class Driver:
             if not entry.is_asked_aside:
                 usable = _steps.is_usable(connection)
             elif now < deadline:
-                usable = is_usable_within(deadline - now, connection)
+                usable = is_usable_within(deadline - now, connection, self._context)
             else:
                 usable = _steps.is_usable(connection, at_a_glance=True)
         except BaseException:
@@ -252,6 +267,7 @@ class Driver:
         counter[reason] += 1
         closing = self._closer.close(entry.connection)
         self._look_around()
+        self._was_closed(entry.connection, reason)
         return closing
 
     def _look_around(self) -> None:
@@ -296,8 +312,9 @@ class Driver:
 
     def _make(self, entry: Entry) -> None:
         # It is noted before it is open, so that it is not lost if opening it gets interrupted.
-        entry.connection = self._create_connection()
-        _steps.open_if_closed(entry.connection)
+        with self._context():
+            entry.connection = self._create_connection()
+            _steps.open_if_closed(entry.connection)
 
     def _opener_ended(self, opener: gevent.Greenlet) -> None:
         entry = self._state.opening.get(opener)
@@ -325,6 +342,7 @@ class Driver:
         self._pause = FIRST_PAUSE
         self._put_back(entry)
         self._look_around()
+        self._was_opened(connection)
 
     def _opening_failed(self, entry: Entry, error: BaseException, began: float) -> BaseException | None:
         if entry.status is GONE:
@@ -441,7 +459,7 @@ class Driver:
     def _exhausted_error(
         self, caller: Any, waited: float, timeout: float, is_refused: bool = False
     ) -> PoolExhaustedError:
-        return _report.exhausted(
+        error = _report.exhausted(
             self.name,
             self._state,
             is_refused=is_refused,
@@ -450,6 +468,8 @@ class Driver:
             caller=caller,
             last_open_error=self._last_open_error,
         )
+        self._was_exhausted(error)
+        return error
 
 
 def _call_if_alive(reference: weakref.WeakMethod[Callable[[], None]]) -> None:
