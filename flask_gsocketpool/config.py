@@ -32,7 +32,7 @@ TARGETS = ("factory", "options", "url")
 #: How many connections and how long: the settings, with their types in words.
 SETTINGS = {field.name: str(field.type) for field in fields(Settings)}
 #: What is said of the app as a whole.
-APP_WIDE = ("pools", "drain_timeout")
+APP_WIDE = ("pools", "drain_timeout", "request_timeout")
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -58,6 +58,17 @@ class PoolConfig:
     factory: Callable[..., Any]
     options: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
     settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class AppConfig:
+    """What an app and its pools are told."""
+
+    pools: Mapping[str, PoolConfig]
+    #: Seconds after SIGTERM until all pools are closed; None for never.
+    drain_timeout: float | None = None
+    #: Seconds that a request has for all of its acquires, or what tells them of a request; None for no limit.
+    request_timeout: float | Callable[[Any], float | None] | None = None
 
 
 def read_config(config: Mapping[str, Any]) -> dict[str, PoolConfig]:
@@ -88,20 +99,30 @@ def read_config(config: Mapping[str, Any]) -> dict[str, PoolConfig]:
     return pools
 
 
-def read_drain_timeout(config: Mapping[str, Any]) -> float | None:
-    """Returns how many seconds after SIGTERM all pools of the app that `config` describes are closed; None for never.
+def read_app_config(config: Mapping[str, Any]) -> AppConfig:
+    """Returns everything that `config` says of an app and its pools.
 
-    :raises ConfigurationError: if that is not a number of seconds.
+    :raises ConfigurationError: as :func:`read_config` does.
     """
-    key = _plain_key("drain_timeout")
-    given = config.get(key)
-    value = _read_setting(given, "float | None")
+    request_timeout = config.get(_plain_key("request_timeout"))
+    if isinstance(request_timeout, str) and ":" in request_timeout:
+        request_timeout = _import(request_timeout, _plain_key("request_timeout"))
+    if not callable(request_timeout):
+        request_timeout = _read_seconds(config, "request_timeout", ", None for no limit, or a callable that tells them")
+    return AppConfig(
+        read_config(config), _read_seconds(config, "drain_timeout", ", or None for never"), request_timeout
+    )
+
+
+def _read_seconds(config: Mapping[str, Any], setting: str, otherwise: str) -> float | None:
+    key = _plain_key(setting)
+    value = _read_setting(config.get(key), "float | None")
     if value is None:
         return None
     try:
-        return check_seconds("drain_timeout", value, otherwise=", or None for never")
+        return check_seconds(setting, value, otherwise=otherwise)
     except InvalidArgumentError as error:
-        raise ConfigurationError(key, f"must be {error.allowed}, not {given!r}") from None
+        raise ConfigurationError(key, f"must be {error.allowed}, not {shown(config.get(key))}") from None
 
 
 def _kind(value: object) -> str:
@@ -196,21 +217,24 @@ def _read_target(
 
 
 def _read_factory(given: Any, key: str) -> Callable[..., Any]:
-    factory = given
-    if isinstance(given, str):
-        module, colon, name = given.partition(":")
-        if not module or not colon or not name:
-            raise ConfigurationError(key, f"must look like 'package.module:Name', and is {shown(given)}")
-        try:
-            factory = importlib.import_module(module)
-            for part in name.split("."):
-                factory = getattr(factory, part)
-        except Exception as error:
-            # Whatever the module raises while it is imported, too.
-            raise ConfigurationError(key, f"can't be imported from {given!r}: {error}") from error
+    factory = _import(given, key) if isinstance(given, str) else given
     if not callable(factory):
         raise ConfigurationError(key, f"must be a class, a callable or the name of one, and is {shown(given)}")
     found: Callable[..., Any] = factory
+    return found
+
+
+def _import(given: str, key: str) -> Any:
+    module, colon, name = given.partition(":")
+    if not module or not colon or not name:
+        raise ConfigurationError(key, f"must look like 'package.module:Name', and is {given!r}")
+    try:
+        found = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except Exception as error:
+        # Whatever the module raises while it is imported, too.
+        raise ConfigurationError(key, f"can't be imported from {given!r}: {error}") from error
     return found
 
 

@@ -1,27 +1,20 @@
-"""The extension: an app's pools, and their end."""
+"""The extension itself: what is registered on an app."""
 
 from __future__ import annotations
 
-import atexit
 import logging
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import gevent
-from flask import Flask, current_app
+from flask import Flask, Response, current_app
 from flask.typing import ResponseReturnValue
-from gevent.monkey import get_original
 from werkzeug.exceptions import ServiceUnavailable
 
-from flask_gsocketpool import drain
-from flask_gsocketpool.config import DEFAULT, PREFIX, PoolConfig, read_config, read_drain_timeout
-from gsocketpool import Pool, PoolClosedError, PoolError, PoolExhaustedError
+from flask_gsocketpool.config import read_app_config
+from flask_gsocketpool.globals import current_pool, current_pools
+from flask_gsocketpool.pools import EXTENSION, Pools, pools_of
+from gsocketpool import PoolExhaustedError
 
 logger = logging.getLogger("gsocketpool")
-
-#: The key in ``app.extensions``.
-EXTENSION = "gsocketpool"
 
 
 class GSocketPool:
@@ -47,164 +40,39 @@ class GSocketPool:
         """
         if EXTENSION in app.extensions:
             raise RuntimeError(f"GSocketPool is registered on app {app.name!r} already")
-        pools = Pools(read_config(app.config), read_drain_timeout(app.config))
+        pools = Pools(app, read_app_config(app.config))
         if _handler_of(app, PoolExhaustedError) is None:
             app.register_error_handler(PoolExhaustedError, _answer_exhaustion)
+        # Before anybody else's, whose time counts, too.
+        app.before_request_funcs[None].insert(0, _begin_request)
+        app.after_request(_hold_for_body)
+        app.teardown_request(_end_request)
+        app.teardown_appcontext(_end_app_context)
+        app.shell_context_processor(_names_for_the_shell)
         app.extensions[EXTENSION] = pools
 
 
-def pools_of(app: Flask) -> Pools:
-    """The pools of `app`.
-
-    :raises RuntimeError: if it was not registered.
-    """
-    if EXTENSION not in app.extensions:
-        raise RuntimeError(f"App {app.name!r} has no pools. Call GSocketPool(app) or GSocketPool().init_app(app).")
-    pools: Pools = app.extensions[EXTENSION]
-    return pools
+# Flask calls these in the app's context. They ask for the app's pools anew, which a test may have replaced.
 
 
-class UnknownPoolError(PoolError, KeyError):
-    """The app has no pool of that name."""
-
-    def __str__(self) -> str:
-        # A KeyError shows the repr of what it was given.
-        return str(self.args[0])
+def _begin_request() -> None:
+    pools_of(current_app).scopes.begin_request()
 
 
-class Pools(Mapping[str, Pool[Any]]):
-    """The pools of an app by name, each made when it is first asked for.
-
-    Under gevent all of a process runs in one thread. Under a server with threads, every thread gets pools of its own,
-    for a pool can't be shared between event loops.
-
-    :param drain_timeout: seconds after SIGTERM until those of the main thread are closed; None for never.
-    """
-
-    def __init__(self, configs: Mapping[str, PoolConfig], drain_timeout: float | None = None) -> None:
-        self._configs = configs
-        self._overrides: dict[str, Any] = {}
-        self._drain_timeout = drain_timeout
-        # Patched, it would be local to a greenlet.
-        self._of_thread = get_original("threading", "local")()
-        _alive.add(self)
-        if drain_timeout is not None:
-            drain.close_after_term(self, drain_timeout)
-            drain.listen()
-
-    def __getitem__(self, name: str) -> Pool[Any]:
-        if name in self._overrides:
-            override: Pool[Any] = self._overrides[name]
-            return override
-        if self._drain_timeout is not None:
-            # Again, for this may be a process that was forked after the app was made.
-            drain.listen()
-        made = self._of_this_thread()
-        if name not in made:
-            if name not in self._configs:
-                raise UnknownPoolError(self._complaint_about(name))
-            # Making one may take time. Those who ask for it meanwhile wait for the same one, or for the same error.
-            making = made.making.get(name)
-            if making is None or making.ready():
-                making = made.making[name] = gevent.spawn(self._make, made, name)
-            error = making.get()
-            if error is not None:
-                raise error
-        return made[name]
-
-    def _make(self, made: PoolsOfThread, name: str) -> Exception | None:
-        config = self._configs[name]
-        settings = dict(config.settings)
-        initial_connections = settings.pop("initial_connections", 0)
-        try:
-            if not made.closed:
-                # It is noted before it opens them, so that it can be closed meanwhile.
-                made.unfinished[name] = Pool(config.factory, config.options, **settings)
-                made.unfinished[name]._open_initial(initial_connections)
-                made[name] = made.unfinished[name]
-        except Exception as error:
-            # For whoever asked for it. Raised here, it would be printed as well.
-            if not made.closed:
-                return error
-        finally:
-            made.unfinished.pop(name, None)
-        return PoolClosedError(f"pool {name!r} is closed, as all of the app's are") if made.closed else None
-
-    def close(self, why: str = "") -> None:
-        """Closes those of this thread for good, and what is out under its user. No others can be had from now on.
-
-        :param why: where connections in use are nothing to expect, what to say of it in the log.
-        """
-        pools = self._of_this_thread().shut()
-        for pool in pools:
-            if why and pool.stats().in_use:
-                logger.warning("closing what is in use, %s: %r", why, pool)
-        _close(pools)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._configs
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._configs)
-
-    def __len__(self) -> int:
-        return len(self._configs)
-
-    # Not a mapping's, which would make every pool to compare them.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
-    def override(self, name: str, pool: Any) -> Callable[[], None]:
-        """Has `pool` take the place of the one called `name`. Returns what undoes that."""
-        if name not in self._configs:
-            raise UnknownPoolError(self._complaint_about(name))
-        before = {key: value for key, value in self._overrides.items() if key == name}
-        self._overrides[name] = pool
-
-        def undo() -> None:
-            self._overrides.pop(name, None)
-            self._overrides.update(before)
-
-        return undo
-
-    def afresh(self) -> Pools:
-        """The same pools, none of them made yet."""
-        return Pools(self._configs, self._drain_timeout)
-
-    def _of_this_thread(self) -> PoolsOfThread:
-        try:
-            made: PoolsOfThread = self._of_thread.pools
-        except AttributeError:
-            made = self._of_thread.pools = PoolsOfThread()
-        return made
-
-    def _complaint_about(self, name: str) -> str:
-        if name == DEFAULT:
-            complaint = f"there is no default pool: set {PREFIX}URL, or {PREFIX}FACTORY and {PREFIX}OPTIONS"
-        else:
-            complaint = f"there is no pool {name!r}: add it to {PREFIX}POOLS"
-        return f"{complaint} (pools: {', '.join(self._configs) or 'none'})"
+def _hold_for_body(response: Response) -> Response:
+    return pools_of(current_app).scopes.hold_for_body(response)
 
 
-class PoolsOfThread(dict[str, Pool[Any]]):
-    """The pools that one thread has used."""
+def _end_request(error: BaseException | None) -> None:
+    pools_of(current_app).scopes.end_request(error)
 
-    def __init__(self) -> None:
-        #: Who makes a pool, or has made it, by its name.
-        self.making: dict[str, gevent.Greenlet] = {}
-        #: Those that still open their initial connections.
-        self.unfinished: dict[str, Pool[Any]] = {}
-        #: Whether they are closed, all together.
-        self.closed = False
 
-    def shut(self) -> list[Pool[Any]]:
-        """Ends the making of pools, and returns those there are, for the caller to close."""
-        self.closed = True
-        return [*self.values(), *self.unfinished.values()]
+def _end_app_context(error: BaseException | None) -> None:
+    pools_of(current_app).scopes.end_app_context(error)
 
-    def __del__(self) -> None:
-        for pool in [*self.values(), *self.unfinished.values()]:
-            pool._abandon()
+
+def _names_for_the_shell() -> dict[str, Any]:
+    return {"current_pool": current_pool, "current_pools": current_pools}
 
 
 def _answer_exhaustion(error: PoolExhaustedError) -> ResponseReturnValue:
@@ -220,18 +88,3 @@ def _answer_exhaustion(error: PoolExhaustedError) -> ResponseReturnValue:
 
 def _handler_of(app: Flask, kind: type) -> Any:
     return app.error_handler_spec[None][None].get(kind)
-
-
-# Registered once for all apps, since an atexit handler keeps alive whatever it belongs to. Nothing need be known about
-# processes here: what a fork has copied is forgotten by the pools themselves.
-_alive: weakref.WeakSet[Pools] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """Closes every pool this thread has used. The requests are done by now, so those still out are not waited for."""
-    _close(pool for registered in list(_alive) for pool in registered._of_this_thread().shut())
-
-
-def _close(pools: Iterable[Pool[Any]]) -> None:
-    gevent.joinall([gevent.spawn(pool.close, timeout=0) for pool in pools])

@@ -1,4 +1,4 @@
-"""What views use: the pools of the app that handles the request."""
+"""What views use: the pools of the app that handles the request, and the request's own connections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flask import current_app
 from werkzeug.local import LocalProxy
 
 from flask_gsocketpool.config import DEFAULT
-from flask_gsocketpool.extension import Pools, pools_of
+from flask_gsocketpool.pools import Pools, pools_of
 from gsocketpool import Pool
 
 
@@ -27,13 +27,19 @@ def _default_pool() -> Pool[Any]:
     return _pools()[DEFAULT]
 
 
-class CurrentPools(Mapping[str, Pool[Any]]):
-    """The pools of the current app by name."""
+def _connection(name: str) -> Any:
+    pools = _pools()
+    return pools.scopes.current().connection(name, pools[name])
+
+
+def _default_connection() -> Any:
+    return _connection(DEFAULT)
+
+
+class _ByName(Mapping[str, Any]):
+    """What there is for each pool of the current app."""
 
     # No LocalProxy: Python would turn the error of one that is iterated over without a context into "is not iterable".
-
-    def __getitem__(self, name: str) -> Pool[Any]:
-        return _pools()[name]
 
     def __contains__(self, name: object) -> bool:
         return name in _pools()
@@ -45,8 +51,29 @@ class CurrentPools(Mapping[str, Pool[Any]]):
         return len(_pools())
 
 
+class CurrentPools(_ByName):
+    """The pools of the current app by name."""
+
+    def __getitem__(self, name: str) -> Pool[Any]:
+        return _pools()[name]
+
+
+class CurrentConnections(_ByName):
+    """The request's own connections by the names of their pools."""
+
+    def __getitem__(self, name: str) -> Any:
+        return _connection(name)
+
+
 #: The pools of the current app by name: ``current_pools["cache"]``.
 current_pools = CurrentPools()
 
 #: The current app's default pool, that of the plain ``SOCKETPOOL_*`` keys.
 current_pool: Pool[Any] = LocalProxy(_default_pool)  # type: ignore[assignment]
+
+#: The request's own connection of each pool: ``current_connections["cache"]``.
+current_connections = CurrentConnections()
+
+#: The request's own connection of the default pool. It is acquired when it is first touched, and given back when the
+#: response is done.
+current_connection: Any = LocalProxy(_default_connection)

@@ -38,7 +38,9 @@ class Block(Generic[C]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        entry = self._entry
+        if self._is_held():
+            self._driver._give_back(self._entry, error)
+
+    def _is_held(self) -> bool:
         # It may have been discarded, detached or even released by hand meanwhile, or closed with the pool.
-        if entry.uses == self._uses and entry.status is IN_USE:
-            self._driver._give_back(entry, error)
+        return self._entry.uses == self._uses and self._entry.status is IN_USE

@@ -7,14 +7,20 @@ import sys
 import traceback
 from types import FrameType
 
-_HERE = os.path.dirname(__file__)
+#: The directories whose frames are nobody's own code.
+_ours = {os.path.dirname(__file__)}
 
 #: A frame, as little as can be kept of it: its file, line and function.
 Place = tuple[str, int, str]
 
 
+def pass_over(file: str) -> None:
+    """Passes over what is in the directory of `file`, too."""
+    _ours.add(os.path.dirname(file))
+
+
 def callers(depth: int = 16) -> list[Place]:
-    """The frames that led here, the innermost first, without those of this package.
+    """The frames that led here, the innermost first, without those of this package and of :func:`pass_over`.
 
     Nothing is read or formatted yet, which makes this cheap enough to be done at every acquire.
     """
@@ -22,7 +28,7 @@ def callers(depth: int = 16) -> list[Place]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and len(places) < depth:
         filename = frame.f_code.co_filename
-        if places or os.path.dirname(filename) != _HERE:
+        if places or os.path.dirname(filename) not in _ours:
             places.append((filename, frame.f_lineno, frame.f_code.co_name))
         frame = frame.f_back
     return places

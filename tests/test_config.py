@@ -10,7 +10,7 @@ import pytest
 from flask import Flask
 
 from flask_gsocketpool import ConfigurationError, GSocketPool
-from flask_gsocketpool.config import PoolConfig, read_config, read_drain_timeout
+from flask_gsocketpool.config import PoolConfig, read_app_config, read_config
 from gsocketpool import PoolError, TcpConnection, TlsConnection, UnixConnection
 from gsocketpool.settings import Settings
 
@@ -168,7 +168,7 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     app = Flask("app")
     app.config.from_prefixed_env()
     pools = read_config(app.config)
-    assert read_drain_timeout(app.config) == 20
+    assert read_app_config(app.config).drain_timeout == 20
     assert pools["default"].options == {"host": "localhost", "port": 2000, "timeout": 2.5}
     assert pools["default"].settings == {
         "max_connections": 12,
@@ -312,13 +312,13 @@ def test_what_is_refused_and_how(config: dict[str, Any], complaint: str) -> None
 @pytest.mark.parametrize(("given", "seconds"), [(20, 20), (0.5, 0.5), ("2.5", 2.5), (None, None), ("none", None)])
 def test_the_drain_timeout_is_the_apps_and_no_pools(given: Any, seconds: float | None) -> None:
     config = {"SOCKETPOOL_DRAIN_TIMEOUT": given}
-    assert read_drain_timeout(config) == seconds
+    assert read_app_config(config).drain_timeout == seconds
     assert read_config(config) == {}
     assert read_config({**config, "SOCKETPOOL_URL": URL})["default"].settings == {"name": "default"}
 
 
 def test_the_drain_timeout_is_off_by_default() -> None:
-    assert read_drain_timeout({"SOCKETPOOL_URL": URL, "DRAIN_TIMEOUT": 5}) is None
+    assert read_app_config({"SOCKETPOOL_URL": URL, "DRAIN_TIMEOUT": 5}).drain_timeout is None
 
 
 @pytest.mark.parametrize("given", [0, -1, True, "soon", math.inf, math.nan, "inf", [5]])

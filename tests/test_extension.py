@@ -15,7 +15,7 @@ import pytest
 from flask import Blueprint, Flask
 
 from flask_gsocketpool import ConfigurationError, GSocketPool, current_pool, current_pools
-from flask_gsocketpool.extension import Pools, UnknownPoolError
+from flask_gsocketpool.pools import Pools, UnknownPoolError
 from gsocketpool import Pool, PoolError, PoolExhaustedError
 from tests.scripted import PATIENCE, Backend, Plain, numbers, settle
 

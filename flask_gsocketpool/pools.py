@@ -1,0 +1,192 @@
+"""The pools of an app, and their end."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import gevent
+from flask import Flask
+from gevent.monkey import get_original
+
+from flask_gsocketpool import drain
+from flask_gsocketpool.config import DEFAULT, PREFIX, AppConfig
+from flask_gsocketpool.pool import AppPool
+from flask_gsocketpool.scope import Scopes
+from gsocketpool import Pool, PoolClosedError, PoolError
+
+logger = logging.getLogger("gsocketpool")
+
+#: The key in ``app.extensions``.
+EXTENSION = "gsocketpool"
+
+
+def pools_of(app: Flask) -> Pools:
+    """The pools of `app`.
+
+    :raises RuntimeError: if it was not registered.
+    """
+    if EXTENSION not in app.extensions:
+        raise RuntimeError(f"App {app.name!r} has no pools. Call GSocketPool(app) or GSocketPool().init_app(app).")
+    pools: Pools = app.extensions[EXTENSION]
+    return pools
+
+
+class UnknownPoolError(PoolError, KeyError):
+    """The app has no pool of that name."""
+
+    def __str__(self) -> str:
+        # A KeyError shows the repr of what it was given.
+        return str(self.args[0])
+
+
+class Pools(Mapping[str, Pool[Any]]):
+    """The pools of an app by name, each made when it is first asked for.
+
+    Under gevent all of a process runs in one thread. Under a server with threads, every thread gets pools of its own,
+    for a pool can't be shared between event loops.
+    """
+
+    def __init__(self, app: Flask, config: AppConfig) -> None:
+        self._app = app
+        self._config = config
+        self.scopes = Scopes(app, config.request_timeout)
+        self._overrides: dict[str, Any] = {}
+        # Patched, it would be local to a greenlet.
+        self._of_thread = get_original("threading", "local")()
+        _alive.add(self)
+        if config.drain_timeout is not None:
+            drain.close_after_term(self, config.drain_timeout)
+            drain.listen()
+
+    def __getitem__(self, name: str) -> Pool[Any]:
+        if name in self._overrides:
+            override: Pool[Any] = self._overrides[name]
+            return override
+        if self._config.drain_timeout is not None:
+            # Again, for this may be a process that was forked after the app was made.
+            drain.listen()
+        made = self._of_this_thread()
+        if name not in made:
+            if name not in self._config.pools:
+                raise UnknownPoolError(self._complaint_about(name))
+            # Making one may take time. Those who ask for it meanwhile wait for the same one, or for the same error.
+            making = made.making.get(name)
+            if making is None or making.ready():
+                making = made.making[name] = gevent.spawn(self._make, made, name)
+            error = making.get()
+            if error is not None:
+                raise error
+        return made[name]
+
+    def _make(self, made: PoolsOfThread, name: str) -> Exception | None:
+        config = self._config.pools[name]
+        settings = dict(config.settings)
+        initial_connections = settings.pop("initial_connections", 0)
+        try:
+            if not made.closed:
+                # It is noted before it opens them, so that it can be closed meanwhile.
+                made.unfinished[name] = AppPool(self._app, self.scopes, config.factory, config.options, **settings)
+                made.unfinished[name]._open_initial(initial_connections)
+                made[name] = made.unfinished[name]
+        except Exception as error:
+            # For whoever asked for it. Raised here, it would be printed as well.
+            if not made.closed:
+                return error
+        finally:
+            made.unfinished.pop(name, None)
+        return PoolClosedError(f"pool {name!r} is closed, as all of the app's are") if made.closed else None
+
+    def close(self, why: str = "") -> None:
+        """Closes those of this thread for good, and what is out under its user. No others can be had from now on.
+
+        :param why: where connections in use are nothing to expect, what to say of it in the log.
+        """
+        pools = self._of_this_thread().shut()
+        for pool in pools:
+            if why and pool.stats().in_use:
+                logger.warning("closing what is in use, %s: %r", why, pool)
+        _close(pools)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._config.pools
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._config.pools)
+
+    def __len__(self) -> int:
+        return len(self._config.pools)
+
+    # Not a mapping's, which would make every pool to compare them.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def override(self, name: str, pool: Any) -> Callable[[], None]:
+        """Has `pool` take the place of the one called `name`. Returns what undoes that."""
+        if name not in self._config.pools:
+            raise UnknownPoolError(self._complaint_about(name))
+        before = {key: value for key, value in self._overrides.items() if key == name}
+        self._overrides[name] = pool
+
+        def undo() -> None:
+            self._overrides.pop(name, None)
+            self._overrides.update(before)
+
+        return undo
+
+    def afresh(self) -> Pools:
+        """The same pools, none of them made yet."""
+        return Pools(self._app, self._config)
+
+    def _of_this_thread(self) -> PoolsOfThread:
+        try:
+            made: PoolsOfThread = self._of_thread.pools
+        except AttributeError:
+            made = self._of_thread.pools = PoolsOfThread()
+        return made
+
+    def _complaint_about(self, name: str) -> str:
+        if name == DEFAULT:
+            complaint = f"there is no default pool: set {PREFIX}URL, or {PREFIX}FACTORY and {PREFIX}OPTIONS"
+        else:
+            complaint = f"there is no pool {name!r}: add it to {PREFIX}POOLS"
+        return f"{complaint} (pools: {', '.join(self._config.pools) or 'none'})"
+
+
+class PoolsOfThread(dict[str, Pool[Any]]):
+    """The pools that one thread has used."""
+
+    def __init__(self) -> None:
+        #: Who makes a pool, or has made it, by its name.
+        self.making: dict[str, gevent.Greenlet] = {}
+        #: Those that still open their initial connections.
+        self.unfinished: dict[str, Pool[Any]] = {}
+        #: Whether they are closed, all together.
+        self.closed = False
+
+    def shut(self) -> list[Pool[Any]]:
+        """Ends the making of pools, and returns those there are, for the caller to close."""
+        self.closed = True
+        return [*self.values(), *self.unfinished.values()]
+
+    def __del__(self) -> None:
+        for pool in [*self.values(), *self.unfinished.values()]:
+            pool._abandon()
+
+
+# Registered once for all apps, since an atexit handler keeps alive whatever it belongs to. Nothing need be known about
+# processes here: what a fork has copied is forgotten by the pools themselves.
+_alive: weakref.WeakSet[Pools] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Closes every pool this thread has used. The requests are done by now, so those still out are not waited for."""
+    _close(pool for registered in list(_alive) for pool in registered._of_this_thread().shut())
+
+
+def _close(pools: Iterable[Pool[Any]]) -> None:
+    gevent.joinall([gevent.spawn(pool.close, timeout=0) for pool in pools])

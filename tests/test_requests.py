@@ -1,0 +1,567 @@
+"""What belongs to a request: its own connections, what it forgets, and its time."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+
+import gevent
+import pytest
+from flask import Flask, Response, copy_current_request_context, current_app, request, stream_with_context
+
+from flask_gsocketpool import (
+    ConfigurationError,
+    GSocketPool,
+    UnreleasedConnectionWarning,
+    connection_closed,
+    connection_opened,
+    current_connection,
+    current_connections,
+    current_pool,
+    current_pools,
+    pool_exhausted,
+)
+from flask_gsocketpool.testing import override_pool
+from gsocketpool import InvalidArgumentError, PoolExhaustedError
+from tests.scripted import PATIENCE, Backend, CheckedConnection, numbers, settle
+
+TOO_LONG = 1000
+
+
+def touch() -> int:
+    """Makes the request have a connection of its own."""
+    number: int = current_connection.number
+    return number
+
+
+class App(Flask):
+    """An app with one pool, which tells what its views do."""
+
+    def __init__(self, backend: Backend, **config: Any) -> None:
+        super().__init__("app")
+        self.config.update(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_ACQUIRE_TIMEOUT=TOO_LONG, **config)
+        GSocketPool(self)
+        #: What the last view has seen.
+        self.seen: list[Any] = []
+
+    def ask(self, view: Any, **arguments: Any) -> Any:
+        """The response to a request that `view` answers."""
+        self.view_functions["view"] = view
+        if not any(rule.endpoint == "view" for rule in self.url_map.iter_rules()):
+            self.add_url_rule("/", "view", view)
+        return self.test_client().get("/", **arguments)
+
+    def numbers(self) -> tuple[int, int, int, int]:
+        with self.app_context():
+            return numbers(current_pool)
+
+    def stats(self) -> Any:
+        with self.app_context():
+            return current_pool.stats()
+
+
+# Not called `app`: pytest-flask would push a request context of it around every test.
+@pytest.fixture
+def site(backend: Backend) -> App:
+    return App(backend, SOCKETPOOL_MAX_CONNECTIONS=2)
+
+
+# The request's own connection
+
+
+def test_a_request_has_one_connection_of_its_own_from_the_first_touch_to_its_end(site: App) -> None:
+    def view() -> str:
+        assert site.numbers()[0] == 0
+        first = current_connection.number
+        assert site.numbers() == (1, 0, 0, 0)
+        assert current_connections["default"] is current_connection._get_current_object()
+        return f"{first} {current_connection.number}"
+
+    assert site.ask(view).text == "0 0"
+    assert site.numbers() == (0, 1, 0, 0)
+    assert site.ask(view).text == "0 0"
+
+
+def test_a_request_that_touches_none_has_none(site: App) -> None:
+    assert site.ask(lambda: "nothing").text == "nothing"
+    assert site.stats().opened == 0
+
+
+def test_requests_at_the_same_time_have_different_ones(site: App) -> None:
+    def view() -> str:
+        number = current_connection.number
+        gevent.sleep(0)
+        assert current_connection.number == number
+        return str(number)
+
+    site.ask(view)
+    greenlets = [gevent.spawn(lambda: site.test_client().get("/").text) for _ in range(6)]
+    gevent.joinall(greenlets, raise_error=True)
+    assert {greenlet.value for greenlet in greenlets} == {"0", "1"}
+    assert site.stats().opened == 2
+
+
+def test_named_pools_have_connections_of_their_own(backend: Backend) -> None:
+    app = App(backend, SOCKETPOOL_POOLS={"cache": {"factory": backend.connect}})
+
+    def view() -> str:
+        assert set(current_connections) == {"default", "cache"}
+        assert len(current_connections) == 2
+        assert current_connections["cache"] is not current_connections["default"]
+        assert numbers(current_pools["cache"]) == numbers(current_pool) == (1, 0, 0, 0)
+        return "ok"
+
+    assert app.ask(view).text == "ok"
+    with app.app_context():
+        assert numbers(current_pools["cache"]) == numbers(current_pool) == (0, 1, 0, 0)
+
+
+def test_one_that_was_discarded_by_hand_is_followed_by_another(site: App) -> None:
+    def view() -> str:
+        current_pool.discard(current_connections["default"])
+        return str(current_connection.number)
+
+    assert site.ask(view).text == "1"
+    assert site.numbers() == (0, 1, 0, 0)
+
+
+@pytest.mark.parametrize("propagate", [True, False])
+def test_an_unhandled_exception_discards_it(site: App, propagate: bool) -> None:
+    site.testing = propagate
+
+    def view() -> str:
+        touch()
+        raise LookupError
+
+    if propagate:
+        with pytest.raises(LookupError):
+            site.ask(view)
+    else:
+        assert site.ask(view).status_code == 500
+    assert site.stats().discarded == {"error": 1}
+    assert site.numbers() == (0, 0, 0, 0)
+
+
+def test_an_exception_that_the_app_handles_does_not(site: App) -> None:
+    site.register_error_handler(LookupError, lambda error: ("handled", 404))
+
+    def view() -> str:
+        touch()
+        raise LookupError
+
+    assert site.ask(view).text == "handled"
+    assert site.numbers() == (0, 1, 0, 0)
+
+
+def test_outside_of_a_request_it_lasts_as_long_as_the_app_context(site: App) -> None:
+    with site.app_context():
+        assert current_connection.number == 0
+        assert site.ask(lambda: str(current_connection.number)).text == "1"
+        assert current_connection.number == 0
+        assert site.numbers() == (1, 1, 0, 0)
+    assert site.numbers() == (0, 2, 0, 0)
+    with pytest.raises(RuntimeError, match="no application context"):
+        touch()
+
+
+def test_in_a_pushed_request_context_it_lasts_as_long_as_that(site: App) -> None:
+    with site.test_request_context():
+        assert current_connection.number == 0
+        assert site.numbers() == (1, 0, 0, 0)
+    assert site.numbers() == (0, 1, 0, 0)
+
+
+def test_with_an_app_context_from_outside_each_request_has_its_own_end(site: App) -> None:
+    with site.app_context():
+        for _ in range(3):
+            assert site.ask(lambda: str(current_connection.number)).text == "0"
+            assert site.numbers() == (0, 1, 0, 0)
+
+
+def test_a_request_within_a_request_has_its_own(site: App) -> None:
+    def inner() -> str:
+        return str(current_connection.number)
+
+    site.add_url_rule("/inner", "inner", inner)
+
+    def outer() -> str:
+        own = current_connection.number
+        other = site.test_client().get("/inner").text
+        assert current_connection.number == own
+        assert site.numbers() == (1, 1, 0, 0)
+        return f"{own} {other}"
+
+    assert site.ask(outer).text == "0 1"
+    assert site.numbers() == (0, 2, 0, 0)
+
+
+def test_a_request_of_one_app_within_that_of_another(backend: Backend) -> None:
+    one, two = App(backend), App(backend)
+
+    def view() -> str:
+        own = current_connection.number
+        with two.app_context():
+            foreign = current_connection.number
+            assert two.numbers() == (1, 0, 0, 0)
+        assert two.numbers() == (0, 1, 0, 0)
+        assert current_connection.number == own
+        return f"{own} {foreign}"
+
+    assert one.ask(view).text == "0 1"
+    assert one.numbers() == (0, 1, 0, 0)
+
+
+def test_a_greenlet_with_a_copy_of_the_context_has_its_own(site: App) -> None:
+    def view() -> str:
+        @copy_current_request_context
+        def other() -> int:
+            number: int = current_connection.number
+            return number
+
+        own = current_connection.number
+        greenlet = gevent.spawn(other)
+        assert greenlet.get() != own
+        assert site.numbers() == (1, 1, 0, 0)
+        assert current_connection.number == own
+        return "ok"
+
+    assert site.ask(view).text == "ok"
+    assert site.numbers() == (0, 2, 0, 0)
+
+
+def test_what_has_taken_the_place_of_a_pool_is_asked_for_a_block(site: App) -> None:
+    class Block:
+        def __enter__(self) -> str:
+            log.append("enter")
+            return "scripted"
+
+        def __exit__(self, kind: Any, error: Any, where: Any) -> None:
+            log.append(error)
+
+    log: list[Any] = []
+    override_pool(site, "default", SimpleNamespace(connection=Block))
+    assert site.ask(lambda: current_connection + current_connection).text == "scriptedscripted"
+    assert log == ["enter", None]
+
+
+# Streaming
+
+
+def stream(*, touch_first: bool) -> Any:
+    """A view whose body says which connection it has, three times."""
+
+    def view() -> Response:
+        if touch_first:
+            touch()
+
+        def body() -> Iterator[str]:
+            for _ in range(3):
+                yield str(current_connection.number)
+
+        return Response(stream_with_context(body()))
+
+    return view
+
+
+@pytest.mark.parametrize("touch_first", [True, False])
+def test_a_streamed_body_keeps_it_until_its_end(site: App, touch_first: bool) -> None:
+    response = site.ask(stream(touch_first=touch_first), buffered=False)
+    parts = response.iter_encoded()
+    assert next(parts) == b"0"
+    assert site.numbers() == (1, 0, 0, 0)
+    assert b"".join(parts) == b"00"
+    response.close()
+    assert site.numbers() == (0, 1, 0, 0)
+    assert site.stats().discarded == {}
+
+
+@pytest.mark.parametrize("touch_first", [True, False])
+def test_a_body_that_is_closed_before_its_end_discards_it(site: App, touch_first: bool) -> None:
+    response = site.ask(stream(touch_first=touch_first), buffered=False)
+    next(response.iter_encoded())
+    response.close()
+    assert site.numbers() == (0, 0, 0, 0)
+    assert site.stats().discarded == {"error": 1}
+
+
+def test_a_body_that_nobody_wants_keeps_it(site: App) -> None:
+    assert site.ask(stream(touch_first=True)).text == "000"
+    before = site.stats().opened
+    site.test_client().head("/").close()
+    assert site.stats().discarded == {}
+    assert site.stats().opened == before
+    assert site.numbers() == (0, 1, 0, 0)
+
+
+def test_a_body_that_fails_discards_it(site: App) -> None:
+    def view() -> Response:
+        def body() -> Iterator[str]:
+            yield str(current_connection.number)
+            raise LookupError
+
+        return Response(stream_with_context(body()))
+
+    response = site.ask(view, buffered=False)
+    with pytest.raises(LookupError):
+        list(response.iter_encoded())
+    response.close()
+    assert site.stats().discarded == {"error": 1}
+
+
+def test_an_error_after_a_streamed_response_was_made_ends_it(site: App) -> None:
+    site.testing = True
+
+    @site.after_request
+    def fail(response: Response) -> Response:
+        raise LookupError
+
+    # They are called in the reverse order, so the response is held for its body before this one.
+    site.after_request_funcs[None].reverse()
+    with pytest.raises(LookupError):
+        site.ask(stream(touch_first=True))
+    assert site.numbers() == (0, 0, 0, 0)
+
+
+# What a request holds
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_request_that_would_wait_for_itself_is_told_so_at_once(backend: Backend, own: bool) -> None:
+    app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1)
+    errors = []
+
+    def view() -> str:
+        if own:
+            touch()
+        else:
+            current_pool.acquire()
+        try:
+            current_pool.acquire()
+        except PoolExhaustedError as error:
+            errors.append(error)
+        return "told"
+
+    with gevent.Timeout(PATIENCE):
+        assert app.ask(view).text == "told"
+    (error,) = errors
+    assert "this request holds <connection 0> of pool 'default', acquired at " in str(error)
+    assert "test_requests.py:" in str(error)
+    assert error.held_by_caller == 1
+
+
+def test_a_request_waits_for_what_others_hold(backend: Backend) -> None:
+    app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=2)
+    with app.app_context():
+        held = current_pool.acquire()
+        pool = current_pool._get_current_object()
+
+    def view() -> str:
+        touch()
+        gevent.spawn(pool.release, held)
+        with current_pool.connection() as connection:
+            return str(connection.number)
+
+    assert app.ask(view).text == "0"
+
+
+def forget() -> str:
+    current_pool.acquire()
+    return "forgotten"
+
+
+def test_what_a_request_has_not_given_back_is_taken_back_and_reported_once_a_place(site: App) -> None:
+    site.testing = True
+    with pytest.warns(UnreleasedConnectionWarning, match=r"a request has not given back <connection 0> .* in forget"):
+        site.ask(forget)
+    assert site.numbers() == (0, 0, 0, 0)
+    assert site.stats().discarded == {"not released": 1}
+    site.ask(forget)
+    assert site.stats().discarded == {"not released": 2}
+
+
+def test_in_production_that_is_a_line_in_the_log(site: App, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        site.ask(forget)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "has not given back <connection 0> of pool 'default', acquired at" in record.getMessage()
+
+
+def test_what_was_given_back_or_detached_is_not_reported(site: App) -> None:
+    site.testing = True
+
+    def view() -> str:
+        current_pool.release(current_pool.acquire())
+        current_pool.discard(current_pool.acquire())
+        current_pool.detach(current_pool.acquire())
+        with current_pool.connection():
+            return "ok"
+
+    assert site.ask(view).text == "ok"
+    assert "not released" not in site.stats().discarded
+
+
+def test_what_the_app_holds_outside_of_requests_is_left_alone(site: App) -> None:
+    site.testing = True
+    with site.app_context():
+        held = current_pool.acquire()
+        site.ask(lambda: "ok")
+    assert site.numbers() == (1, 0, 0, 0)
+    with site.app_context():
+        current_pool.release(held)
+
+
+# The request's time
+
+
+def test_a_request_has_so_much_time_for_all_of_its_acquires(backend: Backend) -> None:
+    app = App(backend, SOCKETPOOL_REQUEST_TIMEOUT="0.05", SOCKETPOOL_MAX_CONNECTIONS=1)
+    with app.app_context():
+        held = current_pool.acquire()
+
+    def view() -> str:
+        for timeout in (None, TOO_LONG, math.inf):
+            with pytest.raises(PoolExhaustedError) as caught:
+                current_pool.acquire(timeout=timeout)
+            assert caught.value.timeout <= 0.05
+        with pytest.raises(InvalidArgumentError):
+            current_pool.acquire(timeout=-1)
+        return "over"
+
+    assert app.ask(view).text == "over"
+    with app.test_request_context(), pytest.raises(PoolExhaustedError):
+        current_pool.acquire()
+    with app.app_context():
+        current_pool.release(held)
+    assert app.ask(lambda: str(current_connection.number)).text == "0"
+
+
+def test_the_time_of_a_request_may_be_told_by_the_request(backend: Backend) -> None:
+    def seconds() -> float | None:
+        header = request.headers.get("X-Seconds")
+        return None if header is None else float(header)
+
+    app = App(backend, SOCKETPOOL_REQUEST_TIMEOUT=lambda request: seconds(), SOCKETPOOL_MAX_CONNECTIONS=1)
+    with app.app_context():
+        current_pool.acquire()
+        waiting = current_pool._get_current_object()
+
+    def view() -> str:
+        with current_pool.connection():
+            return "never"
+
+    assert app.ask(view, headers={"X-Seconds": "0.01"}).status_code == 503
+    other = gevent.spawn(app.ask, view)
+    settle()
+    assert numbers(waiting)[3] == 1
+    other.kill()
+    app.testing = True
+    with pytest.raises(InvalidArgumentError, match="SOCKETPOOL_REQUEST_TIMEOUT must be"):
+        app.ask(view, headers={"X-Seconds": "-5"})
+
+
+def tell(request: Any) -> float:
+    return 0.01
+
+
+def test_the_time_may_be_named_by_where_it_is_told() -> None:
+    app = Flask("app")
+    app.config.update(SOCKETPOOL_URL="tcp://localhost:1", SOCKETPOOL_REQUEST_TIMEOUT="tests.test_requests:tell")
+    GSocketPool(app)
+    with app.test_request_context():
+        assert app.extensions["gsocketpool"].scopes.remaining() <= 0.01
+
+
+@pytest.mark.parametrize("given", ["soon", 0, -1, [], "tests.test_requests:missing"])
+def test_a_time_that_cannot_be_used_is_refused(given: Any) -> None:
+    app = Flask("app")
+    app.config.update(SOCKETPOOL_URL="tcp://localhost:1", SOCKETPOOL_REQUEST_TIMEOUT=given)
+    with pytest.raises(ConfigurationError) as caught:
+        GSocketPool(app)
+    assert caught.value.key == "SOCKETPOOL_REQUEST_TIMEOUT"
+
+
+# The app's context and its signals
+
+
+def test_everything_of_a_connection_runs_in_the_apps_context(backend: Backend) -> None:
+    class Asking(CheckedConnection):
+        def open(self) -> None:
+            names.append(f"open {current_app.name}")
+            super().open()
+
+        def is_usable(self) -> bool:
+            names.append(f"check {current_app.name}")
+            return super().is_usable()
+
+        def is_expired(self) -> bool:
+            names.append(f"expire {current_app.name}")
+            return True
+
+        def close(self) -> None:
+            names.append(f"close {current_app.name}")
+            super().close()
+
+    def options() -> dict[str, Any]:
+        names.append(f"options {current_app.name}")
+        return {"backend": backend, "options": {}}
+
+    names: list[str] = []
+    app = App(backend)
+    app.config.update(SOCKETPOOL_FACTORY=Asking, SOCKETPOOL_OPTIONS=options)
+    del app.extensions["gsocketpool"]
+    GSocketPool(app)
+    with app.app_context():
+        pool = current_pool._get_current_object()
+    for _ in range(2):
+        connection = gevent.spawn(pool.acquire).get()
+        pool.release(connection)
+    gevent.spawn(pool._sweep).join()
+    assert names == ["options app", "open app", "check app", "expire app", "close app"]
+
+
+def test_signals_tell_what_happens_in_the_apps_context(backend: Backend) -> None:
+    app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1)
+    told: list[Any] = []
+
+    def note(sender: Flask, **what: Any) -> None:
+        assert sender is current_app._get_current_object() is app  # type: ignore[attr-defined]
+        what["pool"] = what["pool"].name
+        told.append(what)
+
+    with ExitStack() as stack:
+        for signal in (connection_opened, connection_closed, pool_exhausted):
+            stack.enter_context(signal.connected_to(note, app))
+        stack.enter_context(app.app_context())
+        connection = current_pool.acquire()
+        with pytest.raises(PoolExhaustedError) as caught:
+            current_pool.acquire(timeout=0)
+        current_pool.discard(connection)
+        settle()
+    assert told == [
+        {"pool": "default", "connection": connection},
+        {"pool": "default", "error": caught.value},
+        {"pool": "default", "connection": connection, "reason": "by hand"},
+    ]
+    with app.app_context():
+        current_pool.acquire()
+    settle()
+    assert len(told) == 3
+
+
+def test_a_receiver_that_waits_keeps_nobody(site: App) -> None:
+    def wait(sender: Flask, **what: Any) -> None:
+        gevent.sleep(PATIENCE)
+
+    with connection_opened.connected_to(wait, site), gevent.Timeout(PATIENCE / 2):
+        assert site.ask(lambda: str(current_connection.number)).text == "0"
+
+
+def test_the_pools_are_there_in_the_shell(site: App) -> None:
+    names = site.make_shell_context()
+    assert names["current_pool"] is current_pool
+    assert names["current_pools"] is current_pools
