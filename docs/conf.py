@@ -1,4 +1,9 @@
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _configuration import reference
 
 project = "gsocketpool"
 author = "The gsocketpool authors"
@@ -13,3 +18,5 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 html_theme = "furo"
 html_title = f"gsocketpool {release}"
+
+(Path(__file__).parent / "_configuration.txt").write_text(reference())

@@ -27,12 +27,26 @@ PREFIX = "SOCKETPOOL_"
 DEFAULT = "default"
 
 FACTORIES: dict[str, type[StreamConnection]] = {"tcp": TcpConnection, "tls": TlsConnection, "unix": UnixConnection}
-#: What says where a pool connects to.
-TARGETS = ("factory", "options", "url")
+#: What says where a pool connects to, and what each of these means.
+TARGETS = {
+    "url": "where to connect to: ``tcp://host:port``, ``tls://host:port`` or ``unix:///path``, with options in the"
+    " query, as in ``?timeout=2``.",
+    "factory": "a :class:`~gsocketpool.Connection` class, any callable that returns a connection, or where to import"
+    ' one from: ``"package.module:Name"``. By default the class that goes with the URL.',
+    "options": "the keyword arguments for the factory, which override those of the URL, or a callable that returns all"
+    " of them, asked at every open.",
+}
 #: How many connections and how long: the settings, with their types in words.
 SETTINGS = {field.name: str(field.type) for field in fields(Settings)}
-#: What is said of the app as a whole.
-APP_WIDE = ("pools", "drain_timeout", "request_timeout")
+#: What is said of the app as a whole, and what it means.
+APP_WIDE = {
+    "pools": "more pools, by name: each has a mapping with the keys above in lower case and without their prefix. It"
+    " takes nothing over from the plain keys.",
+    "drain_timeout": "seconds from SIGTERM to the closing of all pools, under the requests that still use them. Not"
+    " set, nothing is closed before the requests are done.",
+    "request_timeout": "seconds that a request has for all of its acquires together, a callable that gets the request"
+    ' and returns them, or None, or where to import one from: ``"package.module:name"``.',
+}
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,11 @@ def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.Capture
         client = names["app"].test_client()
         if document.name == "README.rst":
             assert client.get("/echo/hello%0Aagain").text == "hello again\n"
-        else:
+        elif document.name == "flask.rst":
             assert client.get("/").text == "one\ntwo\n"
+            assert client.get("/both").text == "first\nsecond\n"
+        else:
+            assert client.get("/").text == "hello\n"
         for pool in names["app"].extensions["gsocketpool"].values():
             pool.close()
     if isinstance(names.get("pool"), Pool):
@@ -83,6 +87,14 @@ def test_the_examples_of_tests_pass(pytester: pytest.Pytester) -> None:
 
 def test_there_are_examples() -> None:
     assert {path.name for path in DOCUMENTS if examples(path).strip()} >= {"README.rst", "start.rst", "moving.rst"}
+
+
+def test_the_reference_of_the_configuration_is_made_of_the_code() -> None:
+    found = runpy.run_path(str(ROOT / "docs" / "_configuration.py"))
+    reference = found["reference"]()
+    listed = re.findall(r"^   \* - ``SOCKETPOOL_([A-Z_]+)``", reference, re.MULTILINE)
+    assert sorted(listed) == sorted(name.upper() for name in [*TARGETS, *SETTINGS, *APP_WIDE])
+    assert "     - 200\n     - The limit on connections that are idle, in use or being opened.\n" in reference
 
 
 def test_the_readme_lists_every_key() -> None:
