@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from flask import Flask, Response, current_app
+from flask import Flask, current_app
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import ServiceUnavailable
 
 from flask_gsocketpool.config import read_app_config
 from flask_gsocketpool.globals import current_pool, current_pools
-from flask_gsocketpool.pools import EXTENSION, Pools, pools_of
+from flask_gsocketpool.pools import EXTENSION, Pools
+from flask_gsocketpool.scope import Scopes
 from gsocketpool import PoolExhaustedError
 
 logger = logging.getLogger("gsocketpool")
@@ -40,35 +41,18 @@ class GSocketPool:
         """
         if EXTENSION in app.extensions:
             raise RuntimeError(f"GSocketPool is registered on app {app.name!r} already")
-        pools = Pools(app, read_app_config(app.config))
+        config = read_app_config(app.config)
+        scopes = Scopes(app, config.request_timeout)
         if _handler_of(app, PoolExhaustedError) is None:
             app.register_error_handler(PoolExhaustedError, _answer_exhaustion)
-        # Before anybody else's, whose time counts, too.
-        app.before_request_funcs[None].insert(0, _begin_request)
-        app.after_request(_hold_for_body)
-        app.teardown_request(_end_request)
-        app.teardown_appcontext(_end_app_context)
+        if config.request_timeout is not None:
+            # Before anybody else's, whose time counts, too.
+            app.before_request_funcs[None].insert(0, scopes.begin_request)
+        app.after_request(scopes.hold_for_body)
+        app.teardown_request(scopes.end_request)
+        app.teardown_appcontext(scopes.end_app_context)
         app.shell_context_processor(_names_for_the_shell)
-        app.extensions[EXTENSION] = pools
-
-
-# Flask calls these in the app's context. They ask for the app's pools anew, which a test may have replaced.
-
-
-def _begin_request() -> None:
-    pools_of(current_app).scopes.begin_request()
-
-
-def _hold_for_body(response: Response) -> Response:
-    return pools_of(current_app).scopes.hold_for_body(response)
-
-
-def _end_request(error: BaseException | None) -> None:
-    pools_of(current_app).scopes.end_request(error)
-
-
-def _end_app_context(error: BaseException | None) -> None:
-    pools_of(current_app).scopes.end_app_context(error)
+        app.extensions[EXTENSION] = Pools(app, config, scopes)
 
 
 def _names_for_the_shell() -> dict[str, Any]:

@@ -50,10 +50,10 @@ class Pools(Mapping[str, Pool[Any]]):
     for a pool can't be shared between event loops.
     """
 
-    def __init__(self, app: Flask, config: AppConfig) -> None:
+    def __init__(self, app: Flask, config: AppConfig, scopes: Scopes) -> None:
         self._app = app
         self._config = config
-        self.scopes = Scopes(app, config.request_timeout)
+        self.scopes = scopes
         self._overrides: dict[str, Any] = {}
         # Patched, it would be local to a greenlet.
         self._of_thread = get_original("threading", "local")()
@@ -139,7 +139,7 @@ class Pools(Mapping[str, Pool[Any]]):
 
     def afresh(self) -> Pools:
         """The same pools, none of them made yet."""
-        return Pools(self._app, self._config)
+        return Pools(self._app, self._config, self.scopes)
 
     def _of_this_thread(self) -> PoolsOfThread:
         try:

@@ -130,20 +130,23 @@ class Scopes:
 
     def begin_request(self) -> None:
         """The time of the current request begins now."""
-        if self._request_timeout is not None:
-            self._deadlines[_request()] = time.monotonic() + self._seconds_for_request()
+        self._deadlines[_request()] = time.monotonic() + self._seconds_for_request()
 
     def hold_for_body(self, response: Response) -> Response:
         """Lets the scope end with the body of the response, if that is still to be made."""
-        streaming = _request()
-        self._streaming.discard(streaming)
         if response.is_streamed and not response.direct_passthrough:
+            streaming = _request()
             self._streaming.add(streaming)
             response.response = Body(response.response, partial(self._end_body, streaming, getcurrent()))
+        elif self._streaming:
+            # It may take the place of one that was streamed.
+            self._streaming.discard(_request())
         return response
 
     def end_request(self, error: BaseException | None) -> None:
         """Ends the scope of the current request, unless the body of its response is still to come."""
+        if not self._of_context:
+            return
         ended = _request()
         # Some versions of Flask call this before the body, others after it, and others twice.
         if error is not None or ended not in self._streaming:
@@ -151,7 +154,7 @@ class Scopes:
 
     def end_app_context(self, error: BaseException | None) -> None:
         """Ends the scope of the current app context, if it was used without a request."""
-        if _request() is None:
+        if self._of_context and _request() is None:
             self._end(_app_globals(), getcurrent(), error)
 
     def _end_body(self, streamed: Any, greenlet: Any, error: BaseException | None) -> None:
@@ -222,11 +225,14 @@ class Body:
 
     def close(self) -> None:
         """What the server calls in any case, also if the client has gone before the body has ended."""
+        if not self._has_begun:
+            # No exchange was begun here, either. Some versions of Flask end the request when they close their part.
+            self._end(None)
         try:
             if hasattr(self._source, "close"):
                 self._source.close()
         finally:
-            self._end(GeneratorExit() if self._has_begun else None)
+            self._end(GeneratorExit())
 
 
 def _request() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Iterator
@@ -319,10 +320,15 @@ def test_an_error_after_a_streamed_response_was_made_ends_it(site: App) -> None:
     def fail(response: Response) -> Response:
         raise LookupError
 
+    def ask() -> None:
+        with pytest.raises(LookupError):
+            site.ask(stream(touch_first=True))
+
     # They are called in the reverse order, so the response is held for its body before this one.
     site.after_request_funcs[None].reverse()
-    with pytest.raises(LookupError):
-        site.ask(stream(touch_first=True))
+    ask()
+    # Flask 3.0 ends the request when the body is collected.
+    gc.collect()
     assert site.numbers() == (0, 0, 0, 0)
 
 
