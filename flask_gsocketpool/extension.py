@@ -34,7 +34,7 @@ class GSocketPool:
         """Registers on `app`. Nothing is connected before a pool is used for the first time.
 
         A :exc:`~gsocketpool.PoolExhaustedError` that no view and no handler of the app's catches is answered with
-        status 503 from now on.
+        status 503 from now on, and what a request has acquired and not given back is closed at its end.
 
         :raises ConfigurationError: if the configuration can't be used; it names the key.
         :raises RuntimeError: if the app has been registered already.
