@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import gevent
 import werkzeug.local
 from blinker import NamedSignal
 from flask import Flask
+from flask.globals import _cv_app
 
 from flask_gsocketpool import signals
 from flask_gsocketpool.scope import Scope, Scopes, Use
 from gsocketpool import Pool, PoolExhaustedError, _where
+from gsocketpool._block import Block
 from gsocketpool._state import Entry
 from gsocketpool.settings import check_seconds
 
@@ -44,9 +46,8 @@ class AppPool(Pool[Any]):
         self._context = partial(_context_of, self._app)
         super().__init__(factory, options, **settings)
 
-    def take_back(self, entry: Entry) -> None:
-        """Closes a connection that a request has not given back."""
-        self._wait_for([self._discard(entry, "not released")])
+    def connection(self, timeout: float | None = None) -> Block[Any]:
+        return AppBlock(self, timeout)
 
     def _sweep(self) -> None:
         with self._context():
@@ -71,13 +72,13 @@ class AppPool(Pool[Any]):
             timeout = self._acquire_timeout
         else:
             check_seconds("timeout", timeout, zero=True, endless=True)
-        return 0 if self._would_wait_for_itself(scope) else min(timeout, self._scopes.remaining())
+        return 0 if self._would_wait_for_itself(scope) else min(timeout, self._scopes.remaining(scope))
 
     def _would_wait_for_itself(self, scope: Scope) -> bool:
-        """Whether this very request holds everything there is to wait for."""
+        """Whether everything there is to wait for is given back at the end of blocks of this very request."""
         state = self._state
         is_full = not state.idle and not state.opening and state.size >= state.max_connections
-        return is_full and sum(use.pool is self for use in scope.uses()) == state.in_use
+        return is_full and sum(use.pool is self and use.is_in_block for use in scope.uses()) == state.in_use
 
     # Signals
 
@@ -91,14 +92,42 @@ class AppPool(Pool[Any]):
         self._send(signals.pool_exhausted, error=error)
 
     def _send(self, signal: NamedSignal, **what: Any) -> None:
-        if signal.has_receivers_for(self._app()):
-            gevent.spawn(self._send_in_context, signal, what)
+        app = self._app()
+        if app is not None and signal.has_receivers_for(app):
+            gevent.spawn(self._send_in_context, signal, app, what)
 
-    def _send_in_context(self, signal: NamedSignal, what: Mapping[str, Any]) -> None:
+    def _send_in_context(self, signal: NamedSignal, app: Flask, what: Mapping[str, Any]) -> None:
         with self._context():
-            signal.send(self._app(), pool=self, **what)
+            signal.send(app, pool=self, **what)
 
 
-def _context_of(app: weakref.ref[Flask]) -> AbstractContextManager[object]:
+class AppBlock(Block[Any]):
+    """A block that its request knows of."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Any:
+        connection = super().__enter__()
+        pool = cast(AppPool, self._driver)
+        scope = pool._scopes.of_request()
+        if scope is not None:
+            scope.note_block(self._entry)
+        return connection
+
+
+@contextmanager
+def _context_of(app: weakref.ref[Flask]) -> Iterator[None]:
+    """Makes an app context current without pushing it.
+
+    Popping it again would run the app's teardown functions. They are for requests and commands, and one that uses the
+    pool would have another connection opened, in a context of its own, and so on.
+    """
     there = app()
-    return nullcontext() if there is None else there.app_context()
+    if there is None:
+        yield
+        return
+    token = _cv_app.set(there.app_context())
+    try:
+        yield
+    finally:
+        _cv_app.reset(token)

@@ -1,7 +1,7 @@
 """What belongs to a request: its own connections, what else it has acquired, and until when it may wait.
 
-A scope belongs to a request, or to an app context that has none, and to a greenlet: what runs at the same time, started
-with ``copy_current_request_context`` for instance, must not use the same connection.
+A scope belongs to a request's context, or to an app context that has no request. A copy of a context, as
+``copy_current_request_context`` makes one for a greenlet that runs at the same time, has a scope of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import flask.globals
-from flask import Flask, Response, current_app, g, has_request_context, request
-from gevent import getcurrent
+import gevent
+from flask import Flask, Response, current_app, has_request_context, request
 
 from gsocketpool import _where
 from gsocketpool._block import Block
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from flask_gsocketpool.pool import AppPool
 
 logger = logging.getLogger("gsocketpool")
-
-#: The frames that are kept of the place where a request acquires a connection.
-DEPTH = 6
 
 #: Seconds that a request may take, or what tells them of a request.
 RequestTimeout = float | Callable[[Any], float | None] | None
@@ -43,29 +40,43 @@ class UnreleasedConnectionWarning(RuntimeWarning):
 class Use:
     """One use of a connection, by a request."""
 
+    __slots__ = ("_uses", "entry", "is_in_block", "pool", "where")
+
     def __init__(self, pool: AppPool, entry: Entry) -> None:
         self.pool = pool
         self.entry = entry
         self._uses = entry.uses
-        self.where = _where.callers(DEPTH)
+        #: Whether only the end of a block, or of the request, gives it back.
+        self.is_in_block = False
+        #: The line that acquired it.
+        self.where = next(iter(_where.callers(1)), ("nowhere", 0, "nobody"))
 
     @property
     def is_over(self) -> bool:
         return self.entry.status is not IN_USE or self.entry.uses != self._uses
 
+    def discard(self) -> gevent.Greenlet | None:
+        return self.pool._discard(self.entry, "not released")
+
     def __str__(self) -> str:
-        file, line, function = self.where[0] if self.where else ("nowhere", 0, "nobody")
+        file, line, function = self.where
         return f"{self.entry.connection!r} of pool {self.pool.name!r}, acquired at {file}:{line} in {function}"
 
 
 class Scope:
-    """The connections of one request in one greenlet."""
+    """The connections of one request, or of one app context."""
 
     def __init__(self) -> None:
+        #: Whether it ends with the body of the response.
+        self.is_streaming = False
+        #: When the request began and until when it may wait, by time.monotonic().
+        self.began = time.monotonic()
+        self.deadline: float | None = None
         #: The request's own connection of each pool, and the block that gives it back.
         self._own: dict[str, tuple[Any, Any]] = {}
-        #: Every use that may not be over, by the entry's identity.
+        #: Every use that may not be over, those of the own connections included, by the entry's identity.
         self._uses: dict[int, Use] = {}
+        self._prune_at = 16
 
     def connection(self, name: str, pool: Any) -> Any:
         """The request's own connection of `pool`, acquired now if there is none."""
@@ -75,30 +86,66 @@ class Scope:
             block = pool.connection()
             connection = block.__enter__()
             self._own[name] = block, connection
+            if isinstance(block, Block):
+                # Outside of a request nobody else does.
+                self.note(Use(pool, block._entry)).is_in_block = True
         return connection
 
-    def note(self, use: Use) -> None:
+    def note(self, use: Use) -> Use:
+        if len(self._uses) >= self._prune_at:
+            # A request may be a long one, and use many connections one after the other.
+            self._uses = {key: each for key, each in self._uses.items() if not each.is_over}
+            self._prune_at = max(16, 2 * len(self._uses))
         self._uses[id(use.entry)] = use
+        return use
 
     def uses(self) -> list[Use]:
         """What has been acquired, and not given back."""
         return [use for use in self._uses.values() if not use.is_over]
 
+    def note_block(self, entry: Entry) -> None:
+        self._uses[id(entry)].is_in_block = True
+
     def end(self, error: BaseException | None) -> list[Use]:
-        """Gives back the request's own connections. Returns what else it should have given back."""
-        blocks = [block for block, _ in self._own.values()]
-        self._own.clear()
-        try:
-            for block in blocks:
-                block.__exit__(None if error is None else type(error), error, None)
-        finally:
-            left = self.uses()
-            self._uses.clear()
+        """Gives back the request's own connections, and discards what else it has not given back, which is returned.
+
+        All of it is done before anything is waited for, so that nothing thrown at this greenlet can prevent it.
+        """
+        own, self._own = self._own, {}
+        raised: list[BaseException] = []
+        closings = []
+        for block, _ in own.values():
+            try:
+                if isinstance(block, Block):
+                    closings.append(block._hand_in(error))
+                else:
+                    block.__exit__(None if error is None else type(error), error, None)
+            except BaseException as failure:
+                raised.append(failure)
+        left = self.uses()
+        self._uses.clear()
+        closings += [use.discard() for use in left]
+        gevent.joinall([closing for closing in closings if closing is not None])
+        if raised:
+            raise raised[0]
         return left
+
+    def __del__(self) -> None:
+        # Its context is gone, and nobody has ended it: another teardown function has failed before, or the response
+        # was never sent. This may run anywhere, so it is left to the event loop, by a call that takes no lock.
+        uses = [use for use in self._uses.values() if not use.is_over]
+        if uses and uses[0].pool._hub is not None and uses[0].pool._hub.loop is not None:
+            uses[0].pool._hub.loop.run_callback_threadsafe(_discard, uses)
+
+
+def _discard(uses: list[Use]) -> None:
+    for use in uses:
+        if not use.is_over:
+            use.discard()
 
 
 class Scopes:
-    """The scopes of an app's requests.
+    """The scopes of an app.
 
     :param request_timeout: seconds that a request has for all of its acquires, or what tells them of a request.
     """
@@ -107,22 +154,21 @@ class Scopes:
         # Weakly: the app's pools know this.
         self._app = weakref.ref(app)
         self._request_timeout = request_timeout
-        self._of_context: weakref.WeakKeyDictionary[Any, dict[Any, Scope]] = weakref.WeakKeyDictionary()
-        #: Until when a request may wait, by time.monotonic().
-        self._deadlines: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
-        #: The requests that end with the body of their response.
-        self._streaming: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._of_context: weakref.WeakKeyDictionary[Any, Scope] = weakref.WeakKeyDictionary()
         #: The places where something was acquired and not given back. Each is reported once.
         self._reported: set[_where.Place] = set()
 
     def current(self) -> Scope:
-        """The scope of the current context, in this greenlet."""
-        of_greenlets = self._of_context.setdefault(_request() or _app_globals(), {})
-        return of_greenlets.setdefault(getcurrent(), Scope())
+        """The scope of the current context."""
+        context = _context()
+        scope = self._of_context.get(context)
+        if scope is None:
+            scope = self._of_context[context] = Scope()
+        return scope
 
     def of_request(self) -> Scope | None:
-        """That of the current request, in this greenlet. None where the app has no request to answer."""
-        if current_app and _current_app() is self._app() and _request() is not None:
+        """That of the current request. None where the app has no request to answer."""
+        if current_app and _current_app() is self._app() and _is_in_request():
             return self.current()
         return None
 
@@ -130,72 +176,63 @@ class Scopes:
 
     def begin_request(self) -> None:
         """The time of the current request begins now."""
-        self._deadlines[_request()] = time.monotonic() + self._seconds_for_request()
+        self.current()
 
     def hold_for_body(self, response: Response) -> Response:
         """Lets the scope end with the body of the response, if that is still to be made."""
         if response.is_streamed and not response.direct_passthrough:
-            streaming = _request()
-            self._streaming.add(streaming)
-            response.response = Body(response.response, partial(self._end_body, streaming, getcurrent()))
-        elif self._streaming:
+            scope = self.current()
+            scope.is_streaming = True
+            response.response = Body(response.response, partial(self._end, _context(), scope))
+        elif self._of_context:
             # It may take the place of one that was streamed.
-            self._streaming.discard(_request())
+            self.current().is_streaming = False
         return response
 
     def end_request(self, error: BaseException | None) -> None:
         """Ends the scope of the current request, unless the body of its response is still to come."""
-        if not self._of_context:
-            return
-        ended = _request()
+        context = _context()
+        scope = self._of_context.get(context)
         # Some versions of Flask call this before the body, others after it, and others twice.
-        if error is not None or ended not in self._streaming:
-            self._end(ended, getcurrent(), error)
+        if scope is not None and (error is not None or not scope.is_streaming):
+            self._end(context, scope, error)
 
     def end_app_context(self, error: BaseException | None) -> None:
         """Ends the scope of the current app context, if it was used without a request."""
-        if self._of_context and _request() is None:
-            self._end(_app_globals(), getcurrent(), error)
+        if self._of_context and not _is_in_request():
+            self.end_request(error)
 
-    def _end_body(self, streamed: Any, greenlet: Any, error: BaseException | None) -> None:
-        self._streaming.discard(streamed)
-        # The server may have had the body made by another greenlet than the response.
-        for one in {greenlet, getcurrent()}:
-            self._end(streamed, one, error)
-
-    def _end(self, context: Any, greenlet: Any, error: BaseException | None) -> None:
-        scope = self._of_context.get(context, {}).pop(greenlet, None)
-        if scope is None:
-            return
-        left = scope.end(error)
-        for use in left:
-            use.pool.take_back(use.entry)
-        for use in left:
+    def _end(self, context: Any, scope: Scope, error: BaseException | None) -> None:
+        if self._of_context.get(context) is scope:
+            del self._of_context[context]
+        scope.is_streaming = False
+        for use in scope.end(error):
             self._report(use)
 
     def _report(self, use: Use) -> None:
-        if use.where and use.where[0] not in self._reported:
-            self._reported.add(use.where[0])
-            message = f"a request has not given back {use}"
-            if current_app.debug or current_app.testing:
-                warnings.warn(message, UnreleasedConnectionWarning, stacklevel=2)
-            else:
-                logger.warning("%s", message)
+        if use.where in self._reported:
+            return
+        self._reported.add(use.where)
+        app = self._app()
+        message = f"a request has not given back {use}"
+        if app is not None and (app.debug or app.testing):
+            warnings.warn(message, UnreleasedConnectionWarning, stacklevel=2)
+        else:
+            logger.warning("%s", message)
 
     # Deadlines
 
-    def remaining(self) -> float:
-        """The seconds that the current request has left for acquiring."""
+    def remaining(self, scope: Scope) -> float:
+        """The seconds that the current request, whose scope it is, has left for acquiring."""
         if self._request_timeout is None:
             return math.inf
-        if _request() not in self._deadlines:
-            # Nobody has dispatched it, as in a test.
-            self.begin_request()
-        return max(0.0, self._deadlines[_request()] - time.monotonic())
+        if scope.deadline is None:
+            scope.deadline = scope.began + self._seconds_for_request()
+        return max(0.0, scope.deadline - time.monotonic())
 
     def _seconds_for_request(self) -> float:
         given = self._request_timeout
-        seconds = given(_request()) if callable(given) else given
+        seconds = given(cast(Any, request)._get_current_object()) if callable(given) else given
         return math.inf if seconds is None else check_seconds("SOCKETPOOL_REQUEST_TIMEOUT", seconds, zero=True)
 
 
@@ -235,21 +272,26 @@ class Body:
             self._end(GeneratorExit())
 
 
-def _request() -> Any:
-    """The current request, if it is the current app's."""
+def _request_context() -> Any:
+    # From Flask 3.2 on a request has no context apart from the app's.
+    return vars(flask.globals).get("request_ctx")
+
+
+def _is_in_request() -> bool:
+    """Whether there is a request of the current app's."""
     if not has_request_context():
-        return None
+        return False
     # Until Flask 3.2 there may be a context of another app on top of the request's.
-    context = vars(flask.globals).get("request_ctx")
-    if context is not None and context.app is not _current_app():
-        return None
-    return cast(Any, request)._get_current_object()
+    context = _request_context()
+    return context is None or context.app is _current_app()
+
+
+def _context() -> Any:
+    """The context of the current request, or the app context where there is no request of the current app's."""
+    proxy = _request_context() if _is_in_request() else None
+    return cast(Any, proxy if proxy is not None else flask.globals.app_ctx)._get_current_object()
 
 
 def _current_app() -> Flask:
     app: Flask = cast(Any, current_app)._get_current_object()
     return app
-
-
-def _app_globals() -> Any:
-    return g._get_current_object()

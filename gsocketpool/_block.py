@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from gsocketpool._state import IN_USE, Entry
 
 if TYPE_CHECKING:
+    from gevent import Greenlet
+
     from gsocketpool._driver import Driver
 
 C = TypeVar("C")
@@ -44,3 +46,7 @@ class Block(Generic[C]):
     def _is_held(self) -> bool:
         # It may have been discarded, detached or even released by hand meanwhile, or closed with the pool.
         return self._entry.uses == self._uses and self._entry.status is IN_USE
+
+    def _hand_in(self, error: BaseException | None) -> Greenlet | None:
+        """What leaving the block does, but for waiting. Returns what closes the connection, if it is closed."""
+        return self._driver._hand_in(self._entry, error) if self._is_held() else None

@@ -222,6 +222,12 @@ class Driver:
         return entry
 
     def _give_back(self, entry: Entry, error: BaseException | None) -> None:
+        closing = self._hand_in(entry, error)
+        if closing is not None:
+            self._wait_for([closing])
+
+    def _hand_in(self, entry: Entry, error: BaseException | None) -> gevent.Greenlet | None:
+        """Gives an entry back, and returns what closes it, if it is closed."""
         if get_hub() is not self._hub:
             self._enter()
         uses = entry.uses
@@ -233,13 +239,10 @@ class Driver:
             raise
         if entry.status is not IN_USE or entry.uses != uses:
             # A step that switched, though it should not, has let somebody else give it back.
-            return
+            return None
         if reusable:
-            closing = self._put_back(entry)
-        else:
-            closing = self._discard(entry, "not reusable" if error is None else "error")
-        if closing is not None:
-            self._wait_for([closing])
+            return self._put_back(entry)
+        return self._discard(entry, "not reusable" if error is None else "error")
 
     def _put_back(self, entry: Entry) -> gevent.Greenlet | None:
         now = self._clock()

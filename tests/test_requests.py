@@ -12,7 +12,7 @@ from typing import Any
 
 import gevent
 import pytest
-from flask import Flask, Response, copy_current_request_context, current_app, request, stream_with_context
+from flask import Flask, Response, abort, copy_current_request_context, current_app, request, stream_with_context
 
 from flask_gsocketpool import (
     ConfigurationError,
@@ -27,8 +27,8 @@ from flask_gsocketpool import (
     pool_exhausted,
 )
 from flask_gsocketpool.testing import override_pool
-from gsocketpool import InvalidArgumentError, PoolExhaustedError
-from tests.scripted import PATIENCE, Backend, CheckedConnection, numbers, settle
+from gsocketpool import ConnectionNotFoundError, InvalidArgumentError, PoolExhaustedError
+from tests.scripted import PATIENCE, Backend, CheckedConnection, eventually, numbers, settle
 
 TOO_LONG = 1000
 
@@ -341,12 +341,13 @@ def test_a_request_that_would_wait_for_itself_is_told_so_at_once(backend: Backen
     errors = []
 
     def view() -> str:
-        if own:
-            touch()
-        else:
-            current_pool.acquire()
         try:
-            current_pool.acquire()
+            if own:
+                touch()
+                current_pool.acquire()
+            else:
+                with current_pool.connection(), current_pool.connection():
+                    pass
         except PoolExhaustedError as error:
             errors.append(error)
         return "told"
@@ -374,6 +375,18 @@ def test_a_request_waits_for_what_others_hold(backend: Backend) -> None:
     assert app.ask(view).text == "0"
 
 
+def test_a_request_waits_for_what_its_own_greenlets_give_back(backend: Backend) -> None:
+    app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=2)
+
+    def view() -> str:
+        pool = current_pool._get_current_object()
+        gevent.joinall([gevent.spawn(pool.release, current_pool.acquire()) for _ in range(6)])
+        return "fanned out"
+
+    assert app.ask(view).text == "fanned out"
+    assert app.stats().discarded == {}
+
+
 def forget() -> str:
     current_pool.acquire()
     return "forgotten"
@@ -387,6 +400,138 @@ def test_what_a_request_has_not_given_back_is_taken_back_and_reported_once_a_pla
     assert site.stats().discarded == {"not released": 1}
     site.ask(forget)
     assert site.stats().discarded == {"not released": 2}
+
+
+@pytest.mark.parametrize("what", ["own", "forgotten"])
+def test_a_kill_at_the_end_of_a_request_loses_nothing(backend: Backend, what: str) -> None:
+    names = ["default", "one", "two"]
+    app = App(backend, SOCKETPOOL_POOLS={name: {"factory": backend.connect} for name in names[1:]})
+
+    def view() -> str:
+        for name in names:
+            if what == "own":
+                assert current_connections[name].is_open
+            else:
+                current_pools[name].acquire()
+        backend.closes.clear()
+        raise LookupError
+
+    request = gevent.spawn(app.ask, view)
+    eventually(lambda: any(connection.closings for connection in backend.connections))
+    assert not request.ready()
+    request.kill()
+    backend.closes.set()
+    settle()
+    with app.app_context():
+        assert [numbers(current_pools[name]) for name in names] == [(0, 0, 0, 0)] * 3
+    assert not backend.open
+
+
+def test_what_is_taken_back_is_no_longer_anybody_elses(backend: Backend) -> None:
+    """While the first one is closed, nobody can have got the second."""
+    app = App(backend)
+
+    def view() -> str:
+        held.extend([current_pool.acquire(), current_pool.acquire()])
+        pools.append(current_pool._get_current_object())
+        backend.closes.clear()
+        return "ok"
+
+    held: list[Any] = []
+    pools: list[Any] = []
+    request = gevent.spawn(app.ask, view)
+    settle()
+    with pytest.raises(ConnectionNotFoundError):
+        pools[0].release(held[1])
+    backend.closes.set()
+    request.join()
+    assert numbers(pools[0]) == (0, 0, 0, 0)
+
+
+def abandon(context: Any) -> None:
+    """Lets go of a context that Flask has not ended."""
+    context.__enter__()
+    touch()
+    current_pool.acquire()
+    # What another teardown function that raises does to it.
+    with pytest.raises(ZeroDivisionError):
+        context.__exit__(None, None, None)
+
+
+def test_what_nobody_has_ended_is_taken_back_with_its_context(site: App) -> None:
+    @site.teardown_request
+    def fail(error: Any) -> None:
+        raise ZeroDivisionError
+
+    abandon(site.test_request_context())
+    gc.collect()
+    settle()
+    assert site.numbers() == (0, 0, 0, 0)
+
+
+def test_what_is_touched_after_the_end_is_taken_back_with_its_context(backend: Backend) -> None:
+    app = Flask("app")
+    app.config.update(SOCKETPOOL_FACTORY=backend.connect)
+    # Registered before the pools are, this is called after them.
+    app.teardown_appcontext(lambda error: touch())
+    GSocketPool(app)
+    app.add_url_rule("/", "view", lambda: "ok")
+    app.test_client().get("/")
+    assert backend.open
+    gc.collect()
+    settle()
+    assert not backend.open
+
+
+def test_a_body_that_is_never_closed_is_ended_with_its_context(site: App) -> None:
+    site.ask(lambda: abort(418) if touch() == 0 else "never")
+    gc.collect()
+    settle()
+    assert site.numbers()[0] == 0
+
+
+def test_forgetting_in_a_request_that_is_aborted_is_reported_without_a_context(
+    site: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    def view() -> str:
+        forget()
+        abort(404)
+
+    response = site.ask(view)
+    assert b"Not Found" in response.data
+    response.close()
+    assert "has not given back" in caplog.text
+
+
+def test_a_copy_of_the_context_in_the_same_greenlet_ends_only_itself(site: App) -> None:
+    def view() -> str:
+        own = touch()
+        assert copy_current_request_context(touch)() != own
+        assert touch() == own
+        assert site.numbers() == (1, 1, 0, 0)
+        return "ok"
+
+    assert site.ask(view).text == "ok"
+
+
+def test_the_teardown_functions_of_the_app_are_not_called_for_what_the_pool_does(site: App) -> None:
+    @site.teardown_appcontext
+    def use(error: Any) -> None:
+        calls.append(touch())
+
+    calls: list[int] = []
+    assert site.ask(lambda: str(touch())).text == "0"
+    assert calls == [0]
+
+
+def test_a_long_request_does_not_remember_every_use(site: App) -> None:
+    def view() -> str:
+        for _ in range(100):
+            current_pool.discard(current_pool.acquire())
+        (scope,) = site.extensions["gsocketpool"].scopes._of_context.values()
+        return str(len(scope._uses) < 20)
+
+    assert site.ask(view).text == "True"
 
 
 def test_in_production_that_is_a_line_in_the_log(site: App, caplog: pytest.LogCaptureFixture) -> None:
@@ -479,7 +624,8 @@ def test_the_time_may_be_named_by_where_it_is_told() -> None:
     app.config.update(SOCKETPOOL_URL="tcp://localhost:1", SOCKETPOOL_REQUEST_TIMEOUT="tests.test_requests:tell")
     GSocketPool(app)
     with app.test_request_context():
-        assert app.extensions["gsocketpool"].scopes.remaining() <= 0.01
+        scopes = app.extensions["gsocketpool"].scopes
+        assert scopes.remaining(scopes.current()) <= 0.01
 
 
 @pytest.mark.parametrize("given", ["soon", 0, -1, [], "tests.test_requests:missing"])
