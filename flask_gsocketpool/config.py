@@ -7,7 +7,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
@@ -72,6 +72,10 @@ class PoolConfig:
     factory: Callable[..., Any]
     options: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
     settings: Mapping[str, Any]
+    #: The keys that were given, by what they are about: ``{"url": "SOCKETPOOL_URL"}``. The rest is by default.
+    keys: Mapping[str, str] = field(default_factory=dict, compare=False)
+    #: The URL as it was given, with whatever secrets are in its query.
+    url: str | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class AppConfig:
     drain_timeout: float | None = None
     #: Seconds that a request has for all of its acquires, or what tells them of a request; None for no limit.
     request_timeout: float | Callable[[Any], float | None] | None = None
+    #: The keys that were given, by what they are about, as for a pool.
+    keys: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 def read_config(config: Mapping[str, Any]) -> dict[str, PoolConfig]:
@@ -123,9 +129,9 @@ def read_app_config(config: Mapping[str, Any]) -> AppConfig:
         request_timeout = _import(request_timeout, _plain_key("request_timeout"))
     if not callable(request_timeout):
         request_timeout = _read_seconds(config, "request_timeout", ", None for no limit, or a callable that tells them")
-    return AppConfig(
-        read_config(config), _read_seconds(config, "drain_timeout", ", or None for never"), request_timeout
-    )
+    drain_timeout = _read_seconds(config, "drain_timeout", ", or None for never")
+    keys = {setting: _plain_key(setting) for setting in APP_WIDE if _plain_key(setting) in config}
+    return AppConfig(read_config(config), drain_timeout, request_timeout, keys)
 
 
 def _read_seconds(config: Mapping[str, Any], setting: str, otherwise: str) -> float | None:
@@ -166,7 +172,8 @@ def _read_pool(given: Mapping[str, Any], name: str, key_of: Callable[[str], str]
     settings = _read_settings(given, key_of)
     settings.setdefault("name", name)
     factory, options = _read_target(given, key_of)
-    return PoolConfig(factory, options, settings)
+    keys = {setting: key_of(setting) for setting in given}
+    return PoolConfig(factory, options, settings, keys, given.get("url") or None)
 
 
 def _nearest(given: object, known: Collection[str], key_of: Callable[[str], str]) -> str:

@@ -9,6 +9,7 @@ from flask import Flask, current_app
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import ServiceUnavailable
 
+from flask_gsocketpool import commands
 from flask_gsocketpool.config import read_app_config
 from flask_gsocketpool.globals import current_pool, current_pools
 from flask_gsocketpool.pools import EXTENSION, Pools
@@ -52,6 +53,7 @@ class GSocketPool:
         app.teardown_request(scopes.end_request)
         app.teardown_appcontext(scopes.end_app_context)
         app.shell_context_processor(_names_for_the_shell)
+        app.cli.add_command(commands.group)
         app.extensions[EXTENSION] = Pools(app, config, scopes)
 
 

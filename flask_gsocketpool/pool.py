@@ -11,10 +11,10 @@ from typing import Any, cast
 import gevent
 import werkzeug.local
 from blinker import NamedSignal
-from flask import Flask
+from flask import Flask, request
 from flask.globals import _cv_app
 
-from flask_gsocketpool import signals
+from flask_gsocketpool import cooperation, signals
 from flask_gsocketpool.scope import Scope, Scopes, Use
 from gsocketpool import Pool, PoolExhaustedError, _where
 from gsocketpool._block import Block
@@ -57,6 +57,8 @@ class AppPool(Pool[Any]):
         scope = self._scopes.of_request()
         if scope is None:
             return super()._acquire(timeout)
+        if cooperation.is_unknown:
+            cooperation.look(request.environ)
         try:
             entry = super()._acquire(self._bounded(timeout, scope))
         except PoolExhaustedError as error:

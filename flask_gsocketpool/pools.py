@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from flask_gsocketpool import drain
 from flask_gsocketpool.config import DEFAULT, PREFIX, AppConfig
 from flask_gsocketpool.pool import AppPool
 from flask_gsocketpool.scope import Scopes
-from gsocketpool import Pool, PoolClosedError, PoolError
+from gsocketpool import Pool, PoolClosedError, PoolError, PoolNotReadyError
 
 logger = logging.getLogger("gsocketpool")
 
@@ -55,6 +56,10 @@ class Pools(Mapping[str, Pool[Any]]):
         self._config = config
         self.scopes = scopes
         self._overrides: dict[str, Any] = {}
+        self._options = {
+            name: Remembering(pool.options) if callable(pool.options) else pool.options
+            for name, pool in config.pools.items()
+        }
         # Patched, it would be local to a greenlet.
         self._of_thread = get_original("threading", "local")()
         _alive.add(self)
@@ -89,7 +94,7 @@ class Pools(Mapping[str, Pool[Any]]):
         try:
             if not made.closed:
                 # It is noted before it opens them, so that it can be closed meanwhile.
-                made.unfinished[name] = AppPool(self._app, self.scopes, config.factory, config.options, **settings)
+                made.unfinished[name] = AppPool(self._app, self.scopes, config.factory, self._options[name], **settings)
                 made.unfinished[name]._open_initial(initial_connections)
                 made[name] = made.unfinished[name]
         except Exception as error:
@@ -99,6 +104,38 @@ class Pools(Mapping[str, Pool[Any]]):
         finally:
             made.unfinished.pop(name, None)
         return PoolClosedError(f"pool {name!r} is closed, as all of the app's are") if made.closed else None
+
+    def fill(self, timeout: float) -> dict[str, Exception]:
+        """Makes all pools, and waits until their ``min_connections`` and ``initial_connections`` are open.
+
+        :param timeout: the most seconds to wait. What is not open by then is opened in the background.
+        :returns: why they are not open, for those pools of which that is so.
+        """
+        deadline = time.monotonic() + timeout
+        filling = {name: gevent.spawn(self._fill, name, deadline) for name in self}
+        gevent.joinall(list(filling.values()))
+        return {name: one.value for name, one in filling.items() if one.value is not None}
+
+    def _fill(self, name: str, deadline: float) -> Exception | None:
+        late = PoolNotReadyError(f"pool {name!r} still opens its initial connections")
+        try:
+            with gevent.Timeout(max(0.0, deadline - time.monotonic()), late):
+                pool = self[name]
+                self._open_initial_again(pool, self._config.pools[name].settings.get("initial_connections", 0))
+            pool.wait_ready(max(0.0, deadline - time.monotonic()))
+        except Exception as error:
+            return error
+        return None
+
+    def _open_initial_again(self, pool: Pool[Any], count: int) -> None:
+        """Where the pool was made before a fork, those it opened then are not this process's."""
+        acquired: list[Any] = []
+        try:
+            while pool.size < count:
+                acquired.append(pool.acquire())
+        finally:
+            for connection in acquired:
+                pool.release(connection)
 
     def close(self, why: str = "") -> None:
         """Closes those of this thread for good, and what is out under its user. No others can be had from now on.
@@ -137,6 +174,34 @@ class Pools(Mapping[str, Pool[Any]]):
 
         return undo
 
+    @property
+    def config(self) -> AppConfig:
+        """What the pools are made of."""
+        return self._config
+
+    def options_of(self, name: str) -> Mapping[str, Any]:
+        """The options of a pool as far as they are known: what a callable returns is, from its first call on."""
+        options = self._options[name]
+        return options.last if isinstance(options, Remembering) else options
+
+    def made(self) -> dict[str, Pool[Any]]:
+        """Those that this thread has used so far, by name, or what has taken their place."""
+        made = {**self._of_this_thread(), **self._overrides}
+        return {name: made[name] for name in self if isinstance(made.get(name), Pool)}
+
+    def apart(self, name: str, **settings: Any) -> Pool[Any]:
+        """Makes a pool like the one called `name` that is the caller's own, to close and to have to itself.
+
+        It opens nothing before it is asked for a connection.
+
+        :param settings: what is to be different about it.
+        """
+        if name not in self._config.pools:
+            raise UnknownPoolError(self._complaint_about(name))
+        config = self._config.pools[name]
+        changed = {**config.settings, "initial_connections": 0, "min_connections": 0, **settings}
+        return AppPool(self._app, self.scopes, config.factory, self._options[name], **changed)
+
     def afresh(self) -> Pools:
         """The same pools, none of them made yet."""
         return Pools(self._app, self._config, self.scopes)
@@ -154,6 +219,20 @@ class Pools(Mapping[str, Pool[Any]]):
         else:
             complaint = f"there is no pool {name!r}: add it to {PREFIX}POOLS"
         return f"{complaint} (pools: {', '.join(self._config.pools) or 'none'})"
+
+
+class Remembering:
+    """Options that a callable returns, and what it has returned last: an error that is shown may have a part of it."""
+
+    def __init__(self, ask: Callable[[], Mapping[str, Any]]) -> None:
+        self._ask = ask
+        self.last: Mapping[str, Any] = {}
+
+    def __call__(self) -> Mapping[str, Any]:
+        options = self._ask()
+        if isinstance(options, Mapping):
+            self.last = options
+        return options
 
 
 class PoolsOfThread(dict[str, Pool[Any]]):

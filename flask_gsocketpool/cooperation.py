@@ -1,0 +1,55 @@
+"""Whether the server runs requests in greenlets, and what to say where it does not."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from gevent import getcurrent
+from gevent.hub import Hub
+
+logger = logging.getLogger("gsocketpool")
+
+#: Whether no request of a server's has used a pool yet. One is enough, for a process has one server.
+is_unknown = True
+
+# Threads may come here at the same time: the first one tells.
+_tellers = itertools.count()
+
+
+def look(environ: Mapping[str, Any]) -> None:
+    """To be called by a request that uses a pool, as long as :data:`is_unknown`. Warns in the log, once a process,
+    if it does not run in a greenlet of gevent's.
+
+    :param environ: the request's. One that was made without a server, as by a test client, tells nothing.
+    """
+    global is_unknown
+    server = _server_of(environ)
+    if server is None:
+        return
+    if not _is_in_greenlet() and next(_tellers) == 0:
+        logger.warning(
+            "a pool is used under %s, which does not run requests in greenlets: each thread has pools of its own, a"
+            " request blocks its thread while it waits, and connections end with their thread. That will do for"
+            " development; deploy with: gunicorn -k gevent",
+            server,
+        )
+    is_unknown = False
+
+
+def _server_of(environ: Mapping[str, Any]) -> str | None:
+    """What the server calls itself."""
+    if "SERVER_SOFTWARE" in environ:
+        return str(environ["SERVER_SOFTWARE"])
+    # It has no other name for itself.
+    return "uWSGI" if "uwsgi.version" in environ else None
+
+
+def _is_in_greenlet() -> bool:
+    # All that the event loop runs descends from it, also what others have made of plain greenlets.
+    greenlet = getcurrent()
+    while greenlet is not None and not isinstance(greenlet, Hub):
+        greenlet = greenlet.parent
+    return greenlet is not None

@@ -1,0 +1,114 @@
+"""Hooks for a ``gunicorn.conf.py``. Import those that you want there; each works without the other.
+
+Nothing of gunicorn's is imported here, and nothing is connected to before a worker has started.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask
+
+from flask_gsocketpool.pools import EXTENSION, Pools, pools_of
+from gsocketpool.settings import check_seconds
+
+__all__ = ["post_worker_init", "worker_exit"]
+
+logger = logging.getLogger("gsocketpool")
+
+#: Where middleware keeps what it is wrapped around. The last two lead from a method to its object, into a decorator.
+INWARDS = ("app", "wsgi_app", "application", "wsgi", "wrapped", "__self__", "__wrapped__")
+
+#: How many things the search for an app looks at, for some objects have any attribute that they are asked for.
+FAR_ENOUGH = 100
+
+
+def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = None) -> None:
+    """Makes all pools of the app that `worker` serves, and opens their ``min_connections`` and ``initial_connections``
+    before the first request comes.
+
+    What can't be opened is a warning in the log, and the worker starts all the same: the requests try again, and so
+    does the pool for its ``min_connections``. Under gunicorn's gthread worker this does nothing, for the threads that
+    handle requests have pools of their own.
+
+    :param timeout: the most seconds that all of this may take, and no more than half of gunicorn's ``timeout``, after
+        which the worker would be killed.
+    :param app: the app, where it can't be found by itself: within middleware that hides it. Import it in your own hook,
+        not on top of the file, which gunicorn reads before gevent patches anything.
+    :raises InvalidArgumentError: if `timeout` is not a number of seconds.
+    """
+    check_seconds("timeout", timeout, zero=True)
+    if _is_of_threads(worker):
+        logger.warning("no pool is filled: under gunicorn's gthread worker each thread has pools of its own")
+        return
+    pools = _pools_of(worker, app)
+    if not pools:
+        logger.warning(
+            "no pool is filled: no Flask app with pools is to be seen behind %r. Say which one it is, by a hook that"
+            " calls this one: post_worker_init(worker, app=...)",
+            worker.wsgi,
+        )
+        return
+    # Importing the app may have taken most of the time after which gunicorn kills a worker.
+    worker.notify()
+    # What a worker is told is half of gunicorn's setting, or 0 for no limit.
+    seconds = min(timeout, worker.timeout or timeout) / len(pools)
+    for of_app in pools:
+        for name, error in of_app.fill(seconds).items():
+            logger.warning("pool %r is not filled, and the worker starts all the same: %r", name, error)
+
+
+def worker_exit(server: Any, worker: Any, *, app: Flask | None = None) -> None:
+    """Closes the pools of the app that `worker` has served, whatever is still in use.
+
+    Without this hook they are closed a little later, by an ``atexit`` handler.
+
+    :param app: as for :func:`post_worker_init`.
+    """
+    # Gunicorn calls this in its master, too, for a worker that is gone; and in one that could not load its app.
+    if worker.pid != os.getpid() or not hasattr(worker, "wsgi"):
+        return
+    for of_app in _pools_of(worker, app):
+        of_app.close()
+
+
+def _is_of_threads(worker: Any) -> bool:
+    return any(base.__module__ == "gunicorn.workers.gthread" for base in type(worker).__mro__)
+
+
+def _pools_of(worker: Any, app: Flask | None) -> list[Pools]:
+    apps = _apps_of(worker) if app is None else [app]
+    return [pools_of(found) for found in apps if EXTENSION in found.extensions]
+
+
+def _apps_of(worker: Any) -> list[Flask]:
+    """The Flask apps that a worker serves, behind any middleware that shows what it is wrapped around."""
+    found: list[Flask] = []
+    # All are kept, so that no two of them have the same identity.
+    seen: list[Any] = [worker.wsgi]
+    for one in seen:
+        if isinstance(one, Flask):
+            found.append(one)
+        elif len(seen) < FAR_ENOUGH:
+            seen += [inner for inner in _within(one) if not any(inner is another for another in seen)]
+    return found
+
+
+def _within(outer: Any) -> list[Any]:
+    inner = [_attribute(outer, name) for name in INWARDS]
+    # Werkzeug's dispatcher has more than one.
+    mounts = _attribute(outer, "mounts")
+    if isinstance(mounts, Mapping):
+        inner += mounts.values()
+    return [one for one in inner if callable(one)]
+
+
+def _attribute(outer: Any, name: str) -> Any:
+    try:
+        return getattr(outer, name, None)
+    except Exception:
+        # A property, and not what was looked for.
+        return None

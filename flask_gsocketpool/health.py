@@ -1,0 +1,81 @@
+"""What load balancers and monitors ask a worker: whether it lives, whether its pools give connections, what they do.
+
+It is off until an app registers it: ``app.register_blueprint(blueprint, url_prefix="/health")``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, cast
+
+import gevent
+from flask import Blueprint, Flask, Response, current_app, jsonify
+
+from flask_gsocketpool.masking import address_of, error_as_dict
+from flask_gsocketpool.pools import Pools, pools_of
+
+__all__ = ["blueprint"]
+
+#: Seconds in which each pool has to give a connection, all of them at the same time.
+READY_TIMEOUT = 1.0
+
+blueprint = Blueprint("socketpool_health", __name__)
+
+
+@blueprint.after_request
+def _forbid_storing(response: Response) -> Response:
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+@blueprint.get("/live")
+def live() -> Response:
+    """Status 200: the worker answers."""
+    return jsonify(ok=True, pid=os.getpid())
+
+
+@blueprint.get("/ready")
+def ready() -> tuple[Response, int]:
+    """Status 200 if every pool gives a connection, in this worker and within a second; 503 if not, or without pools."""
+    app: Flask = cast(Any, current_app)._get_current_object()
+    pools = pools_of(app)
+    # In greenlets, which are not the request: they don't use up its time, and hold nothing of its.
+    probes = {name: gevent.spawn(_probe, app, pools, name) for name in pools}
+    gevent.joinall(list(probes.values()), timeout=READY_TIMEOUT)
+    answers = {name: _answer_of(probe, pools, name) for name, probe in probes.items()}
+    # What has not ended is not waited for: a connection that is closed, or initial ones being opened.
+    gevent.killall(list(probes.values()), block=False)
+    is_ready = bool(answers) and all(answer["ok"] for answer in answers.values())
+    return jsonify(ok=is_ready, pid=os.getpid(), pools=answers), 200 if is_ready else 503
+
+
+@blueprint.get("/pools")
+def pools() -> Response:
+    """The statistics of each pool that this worker has made so far."""
+    known = pools_of(current_app)
+    made = known.made().items()
+    shown = {name: {"address": address_of(known.options_of(name)), **pool.stats().as_dict()} for name, pool in made}
+    return jsonify(pid=os.getpid(), pools=shown)
+
+
+def _probe(app: Flask, pools: Pools, name: str) -> BaseException | None:
+    """Returns why no connection could be had. Raised here, it would be printed as well."""
+    deadline = time.monotonic() + READY_TIMEOUT
+    try:
+        with app.app_context():
+            pool = pools[name]
+            # A little less than the time there is, for the pool's own error says more than that it was over.
+            with pool.connection(timeout=max(0.0, deadline - time.monotonic() - READY_TIMEOUT / 10)):
+                return None
+    except (Exception, gevent.Timeout) as error:
+        return error
+
+
+def _answer_of(probe: gevent.Greenlet, pools: Pools, name: str) -> dict[str, Any]:
+    error = probe.value or probe.exception
+    if not probe.ready():
+        error = TimeoutError(f"no connection within {READY_TIMEOUT:g} s")
+    if error is None:
+        return {"ok": True}
+    return {"ok": False, "error": error_as_dict(error, pools.options_of(name))}

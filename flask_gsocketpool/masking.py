@@ -1,0 +1,108 @@
+"""What may be shown of where a pool connects to, and with what: never a credential."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, unquote_plus
+
+MASK = "***"
+
+#: A secret that is shorter is none, and masking it would leave nothing legible.
+SHORTEST = 3
+
+_WORDS = r"pass|pwd|secret|token|key|credential|auth|private|dsn|conninfo"
+_SECRET_NAME = re.compile(_WORDS, re.IGNORECASE)
+_USER_IN_URL = re.compile(r"://[^\s'\"]*@")
+#: As in ``password=…``, and as in a mapping that is shown: ``'password': …``.
+_ASSIGNMENT = re.compile(
+    rf"((?:{_WORDS})\w*(?:\s*=\s*|['\"]\s*:\s*))(?:b?\"(?:\\.|[^\"\\])*\"|b?'(?:\\.|[^'\\])*'|[^\s,;&)\]}}]+)",
+    re.IGNORECASE,
+)
+
+
+def looks_secret(name: object) -> bool:
+    """Returns whether what is called `name` had better not be shown: by a part of the name, and rather too often."""
+    return _SECRET_NAME.search(str(name)) is not None
+
+
+def address_of(options: Mapping[str, Any]) -> str | None:
+    """Returns where a pool with these options connects to: ``host:port``, a path, or None where nobody can know."""
+    host, port, path = (options.get(name) for name in ("host", "port", "path"))
+    if isinstance(host, str) and host:
+        if port is None:
+            return masked_text(host, options)
+        return masked_text(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", options)
+    return masked_text(path, options) if isinstance(path, str) and path else None
+
+
+def masked_value(name: object, value: object) -> Any:
+    """Returns what may be shown of the option called `name`, in a form that becomes JSON.
+
+    Of what is neither a str, a number, nor made of those, only the type is told.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if looks_secret(name):
+        return MASK
+    if isinstance(value, int | float):
+        # There is no infinity in JSON.
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, str):
+        return masked_text(value)
+    if isinstance(value, Mapping):
+        return {str(key): masked_value(key, inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked_value(name, inner) for inner in value]
+    return f"<{type(value).__name__}>"
+
+
+def masked_url(url: str) -> str:
+    """Returns a URL without its user and password, and without the secrets in its query."""
+    target, mark, query = url.partition("?")
+    shown = []
+    for part in query.split("&"):
+        name, equals, value = part.partition("=")
+        is_secret = equals and looks_secret(unquote_plus(name))
+        # One that holds a mapping, as JSON, may have a secret inside.
+        is_legible = masked_text(unquote_plus(value)) == unquote_plus(value)
+        shown.append(f"{name}={MASK}" if is_secret or not is_legible else part)
+    return _without_user(target) + mark + "&".join(shown)
+
+
+def masked_text(text: str, options: Mapping[str, Any] | None = None) -> str:
+    """Returns a text, such as an error's, without the secrets in it.
+
+    These are the secrets among `options`, users and passwords in URLs, and whatever is said to be a password or the
+    like: ``password=…``.
+    """
+    if options is not None:
+        for secret in sorted(set(_secrets("", options)), key=len, reverse=True):
+            for spelling in (secret, repr(secret)[1:-1], quote(secret, safe="")):
+                text = text.replace(spelling, MASK)
+    return _ASSIGNMENT.sub(rf"\1{MASK}", _without_user(text))
+
+
+def error_as_dict(error: BaseException, options: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the type and the message of an error that a pool with these `options` has raised, for JSON."""
+    return {"type": type(error).__name__, "message": masked_text(" ".join(str(error).split()), options)}
+
+
+def _without_user(text: str) -> str:
+    return _USER_IN_URL.sub(f"://{MASK}@", text)
+
+
+def _secrets(name: object, value: object) -> Iterator[str]:
+    """The secrets in an option, as they would stand in a text."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _secrets(name if looks_secret(name) else key, inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _secrets(name, inner)
+    elif looks_secret(name) and isinstance(value, str | bytes | int | float) and not isinstance(value, bool):
+        secret = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        if len(secret) >= SHORTEST:
+            yield secret
