@@ -284,30 +284,23 @@ def _measure(app: Flask, pool: Pool[Any], function: Callable[[Any], object] | No
         with pool.connection():
             gevent.sleep(0)
 
-    def exchange_one() -> None:
-        assert function is not None
-        with pool.connection() as connection:
-            function(connection)
-
     rate, _ = _repeat(app, "opening", open_one, seconds, greenlets)
     result["opened_per_second"] = round(rate, 1)
     # What is opened is none of the next.
-    gevent.joinall([gevent.spawn(_once, acquire_one) for _ in range(greenlets)])
+    _repeat(app, "warming", acquire_one, 0, greenlets)
     rate, _ = _repeat(app, "acquiring", acquire_one, seconds, greenlets)
     result["acquired_per_second"] = round(rate, 1)
-    if function is not None:
-        rate, times = _repeat(app, "exchanging", exchange_one, seconds, greenlets)
-        result["exchanges_per_second"] = round(rate, 1)
-        result["p50_seconds"] = round(_percentile(times, 50), 6)
-        result["p99_seconds"] = round(_percentile(times, 99), 6)
-
-
-def _once(action: Callable[[], None]) -> None:
-    try:
-        action()
-    except (Exception, gevent.Timeout):
-        # The next to try it tells.
+    if function is None:
         return
+
+    def exchange_one() -> None:
+        with pool.connection() as connection:
+            function(connection)
+
+    rate, times = _repeat(app, "exchanging", exchange_one, seconds, greenlets)
+    result["exchanges_per_second"] = round(rate, 1)
+    result["p50_seconds"] = round(_percentile(times, 50), 6)
+    result["p99_seconds"] = round(_percentile(times, 99), 6)
 
 
 def _repeat(

@@ -12,6 +12,7 @@ from typing import Any
 
 from flask import Flask
 
+from flask_gsocketpool.masking import error_as_dict
 from flask_gsocketpool.pools import EXTENSION, Pools, pools_of
 from gsocketpool.settings import check_seconds
 
@@ -58,7 +59,8 @@ def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = N
     seconds = min(timeout, worker.timeout or timeout) / len(pools)
     for of_app in pools:
         for name, error in of_app.fill(seconds).items():
-            logger.warning("pool %r is not filled, and the worker starts all the same: %r", name, error)
+            shown = error_as_dict(error, of_app.options_of(name))
+            logger.warning("pool %r is not filled, and the worker starts all the same: %s", name, shown)
 
 
 def worker_exit(server: Any, worker: Any, *, app: Flask | None = None) -> None:
@@ -93,7 +95,9 @@ def _apps_of(worker: Any) -> list[Flask]:
         if isinstance(one, Flask):
             found.append(one)
         elif len(seen) < FAR_ENOUGH:
-            seen += [inner for inner in _within(one) if not any(inner is another for another in seen)]
+            for inner in _within(one):
+                if not any(inner is another for another in seen):
+                    seen.append(inner)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, unquote_plus
 
@@ -13,12 +13,13 @@ MASK = "***"
 #: A secret that is shorter is none, and masking it would leave nothing legible.
 SHORTEST = 3
 
-_WORDS = r"pass|pwd|secret|token|key|credential|auth|private|dsn|conninfo"
+_WORDS = r"pass|pwd|secret|token|key|cred|auth|private|dsn|conninfo|cookie|login|sasl"
 _SECRET_NAME = re.compile(_WORDS, re.IGNORECASE)
 _USER_IN_URL = re.compile(r"://[^\s'\"]*@")
-#: As in ``password=…``, and as in a mapping that is shown: ``'password': …``.
+_PASSWORD_IN_URL = re.compile(r"://[^/:@]*:([^@]*)@")
+#: As in ``password=…``, ``password: …``, ``Authorization: Bearer …``, and a mapping that is shown: ``'password': …``.
 _ASSIGNMENT = re.compile(
-    rf"((?:{_WORDS})\w*(?:\s*=\s*|['\"]\s*:\s*))(?:b?\"(?:\\.|[^\"\\])*\"|b?'(?:\\.|[^'\\])*'|[^\s,;&)\]}}]+)",
+    rf"((?:{_WORDS})\w*(?:\s*=\s*|['\"]?\s*:\s*)(?:(?:Basic|Bearer)\s+)?)(?:b?\"(?:\\.|[^\"\\])*\"|b?'(?:\\.|[^'\\])*'|[^\s,;&)\]}}]+)",
     re.IGNORECASE,
 )
 
@@ -55,6 +56,8 @@ def masked_value(name: object, value: object) -> Any:
     if isinstance(value, Mapping):
         return {str(key): masked_value(key, inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
+        if _is_pair(value):
+            return [value[0], masked_value(*value)]
         return [masked_value(name, inner) for inner in value]
     return f"<{type(value).__name__}>"
 
@@ -81,17 +84,27 @@ def masked_text(text: str, options: Mapping[str, Any] | None = None) -> str:
     if options is not None:
         for secret in sorted(set(_secrets("", options)), key=len, reverse=True):
             for spelling in (secret, repr(secret)[1:-1], quote(secret, safe="")):
-                text = text.replace(spelling, MASK)
+                if spelling.isdigit():
+                    # Not within another number, a port for instance.
+                    text = re.sub(rf"(?<!\w){spelling}(?!\w)", MASK, text)
+                else:
+                    text = text.replace(spelling, MASK)
     return _ASSIGNMENT.sub(rf"\1{MASK}", _without_user(text))
 
 
 def error_as_dict(error: BaseException, options: Mapping[str, Any]) -> dict[str, str]:
     """Returns the type and the message of an error that a pool with these `options` has raised, for JSON."""
-    return {"type": type(error).__name__, "message": masked_text(" ".join(str(error).split()), options)}
+    # In this order, for a secret may have spaces and line breaks, too.
+    return {"type": type(error).__name__, "message": " ".join(masked_text(str(error), options).split())}
 
 
 def _without_user(text: str) -> str:
     return _USER_IN_URL.sub(f"://{MASK}@", text)
+
+
+def _is_pair(value: Sequence[Any]) -> bool:
+    """Whether that is the name and the value of a secret, as headers are often given."""
+    return len(value) == 2 and isinstance(value[0], str) and looks_secret(value[0])
 
 
 def _secrets(name: object, value: object) -> Iterator[str]:
@@ -100,8 +113,15 @@ def _secrets(name: object, value: object) -> Iterator[str]:
         for key, inner in value.items():
             yield from _secrets(name if looks_secret(name) else key, inner)
     elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _secrets(name, inner)
+        if _is_pair(value):
+            yield from _secrets(*value)
+        else:
+            for inner in value:
+                yield from _secrets(name, inner)
+    elif isinstance(value, str) and not looks_secret(name):
+        for password in _PASSWORD_IN_URL.findall(value):
+            yield from _secrets("password", unquote_plus(password))
+            yield from _secrets("password", password)
     elif looks_secret(name) and isinstance(value, str | bytes | int | float) and not isinstance(value, bool):
         secret = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
         if len(secret) >= SHORTEST:

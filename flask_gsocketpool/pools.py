@@ -87,7 +87,7 @@ class Pools(Mapping[str, Pool[Any]]):
                 raise error
         return made[name]
 
-    def _make(self, made: PoolsOfThread, name: str) -> Exception | None:
+    def _make(self, made: PoolsOfThread, name: str) -> BaseException | None:
         config = self._config.pools[name]
         settings = dict(config.settings)
         initial_connections = settings.pop("initial_connections", 0)
@@ -97,7 +97,7 @@ class Pools(Mapping[str, Pool[Any]]):
                 made.unfinished[name] = AppPool(self._app, self.scopes, config.factory, self._options[name], **settings)
                 made.unfinished[name]._open_initial(initial_connections)
                 made[name] = made.unfinished[name]
-        except Exception as error:
+        except (Exception, gevent.Timeout) as error:
             # For whoever asked for it. Raised here, it would be printed as well.
             if not made.closed:
                 return error
@@ -105,7 +105,7 @@ class Pools(Mapping[str, Pool[Any]]):
             made.unfinished.pop(name, None)
         return PoolClosedError(f"pool {name!r} is closed, as all of the app's are") if made.closed else None
 
-    def fill(self, timeout: float) -> dict[str, Exception]:
+    def fill(self, timeout: float) -> dict[str, BaseException]:
         """Makes all pools, and waits until their ``min_connections`` and ``initial_connections`` are open.
 
         :param timeout: the most seconds to wait. What is not open by then is opened in the background.
@@ -116,14 +116,14 @@ class Pools(Mapping[str, Pool[Any]]):
         gevent.joinall(list(filling.values()))
         return {name: one.value for name, one in filling.items() if one.value is not None}
 
-    def _fill(self, name: str, deadline: float) -> Exception | None:
+    def _fill(self, name: str, deadline: float) -> BaseException | None:
         late = PoolNotReadyError(f"pool {name!r} still opens its initial connections")
         try:
             with gevent.Timeout(max(0.0, deadline - time.monotonic()), late):
                 pool = self[name]
                 self._open_initial_again(pool, self._config.pools[name].settings.get("initial_connections", 0))
             pool.wait_ready(max(0.0, deadline - time.monotonic()))
-        except Exception as error:
+        except (Exception, gevent.Timeout) as error:
             return error
         return None
 

@@ -17,7 +17,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_gsocketpool import GSocketPool, current_pool, current_pools
-from flask_gsocketpool.gunicorn import post_worker_init, worker_exit
+from flask_gsocketpool.gunicorn import _apps_of, post_worker_init, worker_exit
 from gsocketpool import InvalidArgumentError
 from tests import gunicorn_support
 from tests.gunicorn_support import Start, gunicorns, results
@@ -118,6 +118,37 @@ def test_a_backend_that_does_not_answer_is_waited_for_so_long(
     with site.app_context(), current_pool.connection() as connection:
         assert connection.number == 0
     site.extensions["gsocketpool"].close()
+
+
+def test_a_timeout_of_the_clients_own_is_why_a_pool_is_not_filled(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = make_app(backend, SOCKETPOOL_INITIAL_CONNECTIONS=1)
+    backend.failures.append(gevent.Timeout(1))
+    post_worker_init(Worker(site))
+    assert "pool 'default' is not filled" in caplog.text
+    assert "'Timeout'" in caplog.text
+
+
+def test_what_the_log_says_holds_no_secret(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    site = make_app(backend, SOCKETPOOL_INITIAL_CONNECTIONS=1)
+    backend.failures.append(OSError("password=hunter2 is wrong"))
+    post_worker_init(Worker(site))
+    assert "is not filled" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+def test_an_app_that_is_found_twice_is_one(backend: Backend) -> None:
+    site = make_app(backend)
+
+    class Middleware:
+        def __init__(self, app: Flask) -> None:
+            self.app = self.wsgi_app = app
+
+        def __call__(self, environ: Any, start_response: Any) -> Any:
+            return self.app(environ, start_response)
+
+    assert _apps_of(Worker(Middleware(site))) == [site]
 
 
 def test_a_timeout_must_be_seconds(site: Flask) -> None:
@@ -273,7 +304,7 @@ def written(directory: Path, text: str) -> tuple[str, str]:
 def test_the_hooks_are_imported_and_that_is_all(
     lines: gunicorn_support.Backend, start: Start, tmp_path: Path, how: list[str]
 ) -> None:
-    config = written(tmp_path, "from flask_gsocketpool.gunicorn import post_worker_init, worker_exit\n")
+    config = written(tmp_path, "from flask_gsocketpool.gunicorn import _apps_of, post_worker_init, worker_exit\n")
     gunicorn = start("--workers", "2", *config, *how, SOCKETPOOL_MIN_CONNECTIONS=2, SOCKETPOOL_INITIAL_CONNECTIONS=3)
     lines.wait_until(lambda: sum(seen.texts == ["hello"] for seen in lines.seen) == 6, "both workers fill their pools")
     workers = gunicorn.workers(2)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flask_gsocketpool.masking import address_of, masked_text, masked_url, masked_value
+from flask_gsocketpool.masking import address_of, error_as_dict, masked_text, masked_url, masked_value
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,31 @@ def test_urls(url: str, shown: str) -> None:
 )
 def test_options(name: str, value: object, shown: object) -> None:
     assert masked_value(name, value) == shown
+
+
+PEM = "-----BEGIN KEY-----\nabc  def\n-----END KEY-----"
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "secret"),
+    [
+        ({"private_key": PEM}, f"can't parse {PEM}", "abc"),
+        ({"password": "hun  ter2"}, "bad password 'hun  ter2'", "ter2"),
+        ({"headers": [("Authorization", "Bearer hunter2")]}, "sent Bearer hunter2", "hunter2"),
+        ({"url": "redis://u:hunter2@h"}, "AUTH hunter2 refused for u", "hunter2"),
+        ({}, "Authorization: Bearer hunter2", "hunter2"),
+        ({}, "password: hunter2", "hunter2"),
+    ],
+)
+def test_no_secret_is_in_the_message_of_an_error(options: dict[str, Any], message: str, secret: str) -> None:
+    assert secret not in error_as_dict(ValueError(message), options)["message"]
+
+
+def test_a_secret_number_is_not_looked_for_within_others() -> None:
+    shown = error_as_dict(ValueError("refused 10.0.0.1:63790, pin 379"), {"key_size": 379, "port": 63790})
+    assert shown["message"] == "refused 10.0.0.1:63790, pin ***"
+
+
+def test_secrets_in_pairs_are_masked() -> None:
+    shown = masked_value("headers", [("Authorization", "Bearer hunter2"), ("Accept", "all")])
+    assert shown == [["Authorization", "***"], ["Accept", "all"]]
