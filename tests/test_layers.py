@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import sys
 from pathlib import Path
 
@@ -42,7 +43,13 @@ FLOORS = [
     {"flask_gsocketpool.scope"},
     {"flask_gsocketpool.pool"},
     {"flask_gsocketpool.pools"},
-    {"flask_gsocketpool.globals", "flask_gsocketpool.commands", "flask_gsocketpool.health"},
+    {"flask_gsocketpool.globals", "flask_gsocketpool.commands.common", "flask_gsocketpool.health"},
+    {
+        "flask_gsocketpool.commands.bench",
+        "flask_gsocketpool.commands.check",
+        "flask_gsocketpool.commands.config",
+    },
+    {"flask_gsocketpool.commands"},
     {"flask_gsocketpool.extension"},
     {"flask_gsocketpool.gunicorn"},
     {"flask_gsocketpool"},
@@ -101,6 +108,13 @@ def test_the_core_needs_gevent_alone() -> None:
 
 def test_the_configuration_needs_no_flask() -> None:
     assert not any(name.startswith(("flask.", "werkzeug")) for name in imports(MODULES["flask_gsocketpool.config"]))
+
+
+def test_every_package_is_shipped() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert set(setup["options"]["packages"].split()) == packages
 
 
 @pytest.mark.parametrize("package", ["gsocketpool", "flask_gsocketpool"])

@@ -1,0 +1,85 @@
+"""``flask socketpool check``: whether the backends can be reached."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+import gevent
+from flask.cli import with_appcontext
+
+from flask_gsocketpool.commands.common import (
+    NO_POOLS,
+    Seconds,
+    app_and_pools,
+    as_json_option,
+    milliseconds,
+    print_json,
+    print_table,
+)
+from flask_gsocketpool.masking import address_of, error_as_dict
+from flask_gsocketpool.pools import Pools
+from gsocketpool.settings import Settings
+
+#: Seconds for opening a connection where neither the option nor the pool has a limit.
+OPEN_TIMEOUT = 10.0
+
+
+@click.command()
+@click.option(
+    "--timeout",
+    type=Seconds(),
+    help="Seconds for opening each connection; by default the pool's open_timeout.",
+)
+@as_json_option
+@with_appcontext
+def check(timeout: float | None, as_json: bool) -> None:
+    """Open one connection of each pool, and close it.
+
+    All pools are tried at the same time. The exit status is 1 if any of them fails, or there is none. What blocks the
+    whole process, as a client of the standard library does without monkey patching, is bounded by its own timeouts
+    only.
+    """
+    _, pools = app_and_pools()
+    checks = {name: gevent.spawn(_check, pools, name, timeout) for name in pools}
+    gevent.joinall(list(checks.values()))
+    results = {name: greenlet.get() for name, greenlet in checks.items()}
+    is_ok = bool(results) and all(result["ok"] for result in results.values())
+    if as_json:
+        print_json({"ok": is_ok, "pools": results})
+    elif results:
+        print_table(("pool", "address", "time", "result"), *(_row(*item) for item in results.items()))
+    if not results:
+        click.echo(NO_POOLS, err=True)
+    if not is_ok:
+        click.get_current_context().exit(1)
+
+
+def _check(pools: Pools, name: str, timeout: float | None) -> dict[str, Any]:
+    config = pools.config.pools[name]
+    defaults = Settings(**config.settings)
+    limit = timeout or defaults.open_timeout or OPEN_TIMEOUT
+    pool = pools.apart(name, open_timeout=limit, close_timeout=min(limit, defaults.close_timeout))
+    began = time.perf_counter()
+    error: BaseException | None = None
+    try:
+        # A little more than opening has, whose own error says more. An opening that does not heed its limit ends here.
+        pool.acquire(timeout=limit + 1)
+    except (Exception, gevent.Timeout) as caught:
+        error = caught
+    seconds = time.perf_counter() - began
+    pool.close(timeout=0)
+    options = pools.options_of(name)
+    return {
+        "ok": error is None,
+        "address": address_of(options),
+        "seconds": round(seconds, 6),
+        "error": None if error is None else error_as_dict(error, options),
+    }
+
+
+def _row(name: str, result: dict[str, Any]) -> tuple[str, str, str, str]:
+    error = result["error"]
+    shown = "ok" if error is None else f"{error['type']}: {error['message']}"
+    return name, result["address"] or "-", milliseconds(result["seconds"]), shown
