@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+from flask import request
 from gevent import getcurrent
 from gevent.hub import Hub
 
@@ -15,21 +16,35 @@ logger = logging.getLogger("gsocketpool")
 #: Whether no request of a server's has used a pool yet. One is enough, for a process has one server.
 is_unknown = True
 
+#: Where the environ of a request says whether that began in a greenlet of gevent's.
+BEGAN_IN_GREENLET = "flask_gsocketpool.began_in_greenlet"
+
 # Threads may come here at the same time: the first one tells.
 _tellers = itertools.count()
 
 
+def begin_request() -> None:
+    """Notes where the current request begins. It may use a pool elsewhere: in a greenlet or a thread that it starts."""
+    if is_unknown:
+        note(request.environ)
+
+
+def note(environ: MutableMapping[str, Any]) -> None:
+    environ[BEGAN_IN_GREENLET] = _is_in_greenlet()
+
+
 def look(environ: Mapping[str, Any]) -> None:
     """To be called by a request that uses a pool, as long as :data:`is_unknown`. Warns in the log, once a process,
-    if it does not run in a greenlet of gevent's.
+    if it did not begin in a greenlet of gevent's.
 
-    :param environ: the request's. One that was made without a server, as by a test client, tells nothing.
+    :param environ: the request's. One that was made without a server, as by a test client, tells nothing, and nor does
+        one that has not begun, which happens in a context that was pushed by hand.
     """
     global is_unknown
     server = _server_of(environ)
-    if server is None:
+    if server is None or BEGAN_IN_GREENLET not in environ:
         return
-    if not _is_in_greenlet() and next(_tellers) == 0:
+    if not environ[BEGAN_IN_GREENLET] and next(_tellers) == 0:
         logger.warning(
             "a pool is used under %s, which does not run requests in greenlets: each thread has pools of its own, a"
             " request blocks its thread while it waits, and connections end with their thread. That will do for"

@@ -9,7 +9,7 @@ from flask import Flask, current_app
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import ServiceUnavailable
 
-from flask_gsocketpool import commands
+from flask_gsocketpool import commands, cooperation
 from flask_gsocketpool.config import read_app_config
 from flask_gsocketpool.globals import current_pool, current_pools
 from flask_gsocketpool.pools import EXTENSION, Pools
@@ -46,8 +46,9 @@ class GSocketPool:
         scopes = Scopes(app, config.request_timeout)
         if _handler_of(app, PoolExhaustedError) is None:
             app.register_error_handler(PoolExhaustedError, _answer_exhaustion)
+        # Before anybody else's, which may use a pool, and whose time counts, too.
+        app.before_request_funcs[None].insert(0, cooperation.begin_request)
         if config.request_timeout is not None:
-            # Before anybody else's, whose time counts, too.
             app.before_request_funcs[None].insert(0, scopes.begin_request)
         app.after_request(scopes.hold_for_body)
         app.teardown_request(scopes.end_request)

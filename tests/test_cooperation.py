@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gevent
 import greenlet
 import pytest
-from flask import Flask
+from flask import Flask, copy_current_request_context
 from gevent.pywsgi import WSGIServer
 
 from flask_gsocketpool import GSocketPool, cooperation, current_connection, current_pool
@@ -55,6 +56,15 @@ def site() -> Flask:
     def own() -> str:
         return str(current_connection.is_open)
 
+    @site.get("/in-a-greenlet")
+    def in_a_greenlet() -> Any:
+        return gevent.spawn(copy_current_request_context(index)).get()
+
+    @site.get("/in-a-thread")
+    def in_a_thread() -> str:
+        with ThreadPoolExecutor(1) as threads:
+            return threads.submit(copy_current_request_context(index)).result(PATIENCE)
+
     @site.get("/nothing")
     def nothing() -> str:
         return f"{current_pool.size} used"
@@ -62,11 +72,23 @@ def site() -> Flask:
     return site
 
 
+def begun(environ: dict[str, Any]) -> dict[str, Any]:
+    """That of a request which begins here."""
+    environ = dict(environ)
+    cooperation.note(environ)
+    return environ
+
+
+def look() -> None:
+    """What a request does that begins here and uses a pool."""
+    cooperation.look(begun(SERVER))
+
+
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if WARNING in record.getMessage()]
 
 
-@pytest.mark.parametrize("path", ["/", "/own"])
+@pytest.mark.parametrize("path", ["/", "/own", "/in-a-greenlet", "/in-a-thread"])
 def test_the_first_use_warns_and_no_other(site: Flask, caplog: pytest.LogCaptureFixture, path: str) -> None:
     client = site.test_client()
     for _ in range(3):
@@ -82,18 +104,18 @@ def test_the_first_use_warns_and_no_other(site: Flask, caplog: pytest.LogCapture
 def test_threads_that_come_at_the_same_time_warn_once(site: Flask, caplog: pytest.LogCaptureFixture) -> None:
     together = threading.Barrier(8)
 
-    def look() -> None:
+    def look_together() -> None:
         together.wait(PATIENCE)
-        cooperation.look(SERVER)
+        look()
 
     with ThreadPoolExecutor(8) as threads:
-        for looking in [threads.submit(look) for _ in range(8)]:
+        for looking in [threads.submit(look_together) for _ in range(8)]:
             looking.result(PATIENCE)
     assert len(warnings(caplog)) == 1
 
 
 def test_a_server_that_tells_its_name_in_its_own_way(caplog: pytest.LogCaptureFixture) -> None:
-    cooperation.look({"uwsgi.version": b"2.0"})
+    cooperation.look(begun({"uwsgi.version": b"2.0"}))
     (said,) = warnings(caplog)
     assert "under uWSGI" in said
 
@@ -111,15 +133,17 @@ def test_without_a_server_there_is_no_warning_and_nothing_is_known(
     assert site.test_client().get("/").text == "used"
     with site.app_context(), current_pool.connection():
         pass
-    with site.test_request_context(), current_pool.connection():
-        pass
+    for environ in ({}, SERVER):
+        with site.test_request_context(environ_overrides=environ), current_pool.connection():
+            pass
     assert not caplog.records
     assert cooperation.is_unknown
 
 
-def test_in_a_greenlet_there_is_no_warning(site: Flask, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("path", ["/", "/in-a-greenlet", "/in-a-thread"])
+def test_in_a_greenlet_there_is_no_warning(site: Flask, caplog: pytest.LogCaptureFixture, path: str) -> None:
     def ask() -> str:
-        return site.test_client().get("/", environ_overrides=SERVER).text
+        return site.test_client().get(path, environ_overrides=SERVER).text
 
     assert gevent.spawn(ask).get(timeout=PATIENCE) == "used"
     assert not caplog.records
@@ -127,9 +151,9 @@ def test_in_a_greenlet_there_is_no_warning(site: Flask, caplog: pytest.LogCaptur
 
 
 def test_nor_in_a_plain_greenlet_within_one(caplog: pytest.LogCaptureFixture) -> None:
-    gevent.spawn(lambda: greenlet.greenlet(cooperation.look).switch(SERVER)).get(timeout=PATIENCE)
+    gevent.spawn(lambda: greenlet.greenlet(look).switch()).get(timeout=PATIENCE)
     assert not caplog.records
-    greenlet.greenlet(cooperation.look).switch(SERVER)
+    greenlet.greenlet(look).switch()
     assert warnings(caplog), "one within the main greenlet"
 
 
