@@ -72,7 +72,7 @@ class PoolConfig:
     factory: Callable[..., Any]
     options: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
     settings: Mapping[str, Any]
-    #: The keys that were given, by what they are about: ``{"url": "SOCKETPOOL_URL"}``. The rest is by default.
+    #: The keys that were given and used, by what they are about: ``{"url": "SOCKETPOOL_URL"}``. The rest is by default.
     keys: Mapping[str, str] = field(default_factory=dict, compare=False)
     #: The URL as it was given, with whatever secrets are in its query.
     url: str | None = field(default=None, compare=False, repr=False)
@@ -172,7 +172,8 @@ def _read_pool(given: Mapping[str, Any], name: str, key_of: Callable[[str], str]
     settings = _read_settings(given, key_of)
     settings.setdefault("name", name)
     factory, options = _read_target(given, key_of)
-    keys = {setting: key_of(setting) for setting in given}
+    # A target that is empty is passed over; of the other settings any value counts.
+    keys = {setting: key_of(setting) for setting, value in given.items() if value or setting not in TARGETS}
     return PoolConfig(factory, options, settings, keys, given.get("url") or None)
 
 

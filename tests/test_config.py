@@ -130,6 +130,16 @@ def test_words_for_nothing(word: str) -> None:
     assert default(URL=URL, MAX_WAITING=word).settings["max_waiting"] is None
 
 
+def test_the_keys_that_were_given_are_those_that_are_used() -> None:
+    empty = {"URL": "", "OPTIONS": {}}
+    assert default(FACTORY=dict, MAX_WAITING=0, ACQUIRE_TIMEOUT="", **empty).keys == {
+        "factory": "SOCKETPOOL_FACTORY",
+        "max_waiting": "SOCKETPOOL_MAX_WAITING",
+        "acquire_timeout": "SOCKETPOOL_ACQUIRE_TIMEOUT",
+    }
+    assert set(default(URL=URL, FACTORY="").keys) == {"url"}
+
+
 def test_named_pools() -> None:
     pools = read_config(
         {
