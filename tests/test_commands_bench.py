@@ -83,6 +83,14 @@ def test_bench_of_a_backend_that_refuses() -> None:
     assert "ConnectionRefusedError" in result.stderr
 
 
+def test_bench_shows_no_control_characters(backend: Backend) -> None:
+    app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_OPTIONS={"path": "/run/\nsock"})
+    backend.failures += [OSError("\x1b[31mred")] * 3
+    result = run(app, "bench", *QUICK)
+    assert result.stdout == "pool 'default' to \"/run/\\nsock\", 3 greenlets, 0.02 s each\n"
+    assert result.stderr == '"OSError: \\u001b[31mred"\n'
+
+
 def test_bench_ends_at_an_exchange_that_fails(backend: Backend) -> None:
     app = make_app(SOCKETPOOL_FACTORY=backend.connect)
     arguments = *QUICK, "--exchange", "tests.test_commands_bench:exchange_badly"

@@ -113,6 +113,14 @@ def test_check_shows_no_secret_of_an_error(backend: Backend) -> None:
     assert SECRET not in run(app, "check", "--json").output
 
 
+def test_check_shows_no_control_characters(backend: Backend) -> None:
+    app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_OPTIONS={"path": "/run/\nsock"})
+    backend.failures.append(OSError("\x1b[31mred"))
+    (line,) = run(app, "check").stdout.splitlines()[1:]
+    assert line.split()[1] == r'"/run/\nsock"'
+    assert line.endswith(r'"OSError: \u001b[31mred"')
+
+
 def test_check_of_an_app_without_pools_fails_and_says_why() -> None:
     result = run(make_app(), "check")
     assert result.exit_code == 1

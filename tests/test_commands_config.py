@@ -93,6 +93,23 @@ def test_config_shows_no_secret(backend: Backend, form: list[str]) -> None:
     assert "tcp://db:2000?pass%77ord=***&timeout=3&extra=***" in result.output
 
 
+def test_config_keeps_to_a_line_for_each_setting(backend: Backend) -> None:
+    app = make_app(
+        SOCKETPOOL_FACTORY=backend.connect,
+        SOCKETPOOL_OPTIONS={"greeting": "hello\n  there", "bell": "\x07\x7f\udcff", "key\rboard": 1, "name": "é à"},
+        SOCKETPOOL_POOLS={"a\nb": {"factory": backend.connect}},
+    )
+    output = run(app, "config").stdout
+    assert all(line.isprintable() for line in output.split("\n"))
+    lines = [" ".join(line.split()) for line in output.splitlines()]
+    assert r'greeting "hello\n there"' in lines
+    assert r'bell "\u0007\u007f\udcff"' in lines
+    assert r'"key\rboard" ***' in lines
+    assert "name é à" in lines
+    assert r'pool "a\nb"' in lines
+    assert run_json(app, "config")["pools"]["default"]["options"]["value"]["greeting"] == "hello\n  there"
+
+
 def test_config_of_an_app_without_pools() -> None:
     result = run(make_app(SOCKETPOOL_DRAIN_TIMEOUT=3), "config")
     assert result.exit_code == 0

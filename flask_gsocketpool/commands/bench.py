@@ -24,6 +24,7 @@ from flask_gsocketpool.commands.common import (
     milliseconds,
     print_json,
     print_table,
+    printable,
 )
 from flask_gsocketpool.config import DEFAULT
 from flask_gsocketpool.masking import address_of, error_as_dict
@@ -190,7 +191,7 @@ def _percentile(times: Sequence[float], percent: float) -> float:
 
 
 def _print_result(result: dict[str, Any]) -> None:
-    where = f" to {result['address']}" if result["address"] else ""
+    where = f" to {printable(result['address'])}" if result["address"] else ""
     click.echo(f"pool {result['pool']!r}{where}, {result['greenlets']} greenlets, {result['seconds']:g} s each")
     rows = [
         (what, f"{result[key]:,.0f} a second")
@@ -206,4 +207,4 @@ def _print_result(result: dict[str, Any]) -> None:
     if rows:
         print_table(*rows)
     if "error" in result:
-        click.echo(f"{result['error']['type']}: {result['error']['message']}", err=True)
+        click.echo(printable(f"{result['error']['type']}: {result['error']['message']}"), err=True)

@@ -42,7 +42,13 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def printable(text: str) -> str:
+    """A text that keeps to its line and does nothing to a terminal: as a JSON string, where it would."""
+    return text if text.isprintable() else json.dumps(text).replace("\x7f", r"\u007f")
+
+
 def print_table(*rows: Sequence[str]) -> None:
+    rows = tuple([printable(cell) for cell in row] for row in rows)
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -9,7 +9,14 @@ from typing import Any
 import click
 from flask.cli import with_appcontext
 
-from flask_gsocketpool.commands.common import NO_POOLS, app_and_pools, as_json_option, print_json, print_table
+from flask_gsocketpool.commands.common import (
+    NO_POOLS,
+    app_and_pools,
+    as_json_option,
+    print_json,
+    print_table,
+    printable,
+)
 from flask_gsocketpool.config import APP_WIDE, AppConfig, PoolConfig
 from flask_gsocketpool.masking import masked_url, masked_value
 from gsocketpool.settings import Settings
@@ -33,7 +40,7 @@ def config(as_json: bool) -> None:
         return
     rows = [("setting", "value", "from"), *_rows("", in_force["app"])]
     for name, settings in in_force["pools"].items():
-        rows += [("", "", ""), (f"pool {name}", "", ""), *_rows("  ", settings)]
+        rows += [("", "", ""), (f"pool {printable(name)}", "", ""), *_rows("  ", settings)]
     print_table(*rows)
     if not pools:
         click.echo(NO_POOLS, err=True)
@@ -45,7 +52,7 @@ def _rows(indent: str, settings: dict[str, Any]) -> Iterator[tuple[str, str, str
         if isinstance(value, dict) and value:
             yield f"{indent}{name}", "", setting["from"]
             for option, inner in value.items():
-                yield f"{indent}  {option}", _shown(inner), ""
+                yield f"{indent}  {printable(option)}", _shown(inner), ""
         else:
             yield f"{indent}{name}", _shown(value), setting["from"]
 
