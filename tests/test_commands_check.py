@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from flask_gsocketpool import current_pools
 from gsocketpool.testing import FlakyServer
-from tests.scripted import PATIENCE, Backend, settle
+from tests.scripted import PATIENCE, Backend, Plain, settle
 from tests.servers import hanging_address, refusing_address, silent_listener
 from tests.shell import SECRET, make_app, run, run_json, url
 
@@ -83,6 +86,49 @@ def test_check_is_bounded_where_closing_hangs(backend: Backend) -> None:
     app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_CLOSE_TIMEOUT=1000)
     backend.closes.clear()
     assert run_json(app, "check", "--timeout", "0.05")["ok"] is True
+
+
+class Stubborn(Plain):
+    """A connection that opens, or closes, when it pleases."""
+
+    def __init__(self, opens: Event, closes: Event) -> None:
+        self.opens, self.closes = opens, closes
+
+    def open(self) -> None:
+        insist_on(self.opens)
+        super().open()
+
+    def close(self) -> None:
+        insist_on(self.closes)
+        super().close()
+
+
+def insist_on(event: Event) -> None:
+    while not event.is_set():
+        with suppress(gevent.Timeout, gevent.GreenletExit):
+            event.wait()
+
+
+@pytest.fixture
+def stubborn() -> Iterator[Stubborn]:
+    stubborn = Stubborn(Event(), Event())
+    yield stubborn
+    stubborn.opens.set()
+    stubborn.closes.set()
+    settle()
+
+
+def test_check_is_bounded_where_opening_does_not_heed_its_limit(stubborn: Stubborn) -> None:
+    app = make_app(SOCKETPOOL_FACTORY=lambda: stubborn)
+    error = run_json(app, "check", "--timeout", "0.05", status=1)["pools"]["default"]["error"]
+    assert error == {"type": "TimeoutError", "message": "not open after 0.05 s"}
+
+
+def test_check_does_not_wait_for_a_closing_that_does_not_heed_its_limit(stubborn: Stubborn) -> None:
+    stubborn.opens.set()
+    app = make_app(SOCKETPOOL_FACTORY=lambda: stubborn)
+    assert run_json(app, "check", "--timeout", "0.05")["ok"] is True
+    assert stubborn.is_open, "nobody has lost patience yet and taken its descriptor"
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "inf", "nan", "soon"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -20,9 +21,10 @@ from flask_gsocketpool.commands.common import (
 )
 from flask_gsocketpool.masking import address_of, error_as_dict
 from flask_gsocketpool.pools import Pools
+from gsocketpool import Pool
 from gsocketpool.settings import Settings
 
-#: Seconds for opening a connection where neither the option nor the pool has a limit.
+#: Seconds for a pool where neither the option nor the pool has a limit.
 OPEN_TIMEOUT = 10.0
 
 
@@ -30,16 +32,18 @@ OPEN_TIMEOUT = 10.0
 @click.option(
     "--timeout",
     type=Seconds(),
-    help="Seconds for opening each connection; by default the pool's open_timeout.",
+    help="The most seconds that this takes for each pool; by default the pool's open_timeout.",
 )
 @as_json_option
 @with_appcontext
 def check(timeout: float | None, as_json: bool) -> None:
     """Open one connection of each pool, and close it.
 
-    All pools are tried at the same time. The exit status is 1 if any of them fails, or there is none. What blocks the
-    whole process, as a client of the standard library does without monkey patching, is bounded by its own timeouts
-    only.
+    All pools are tried at the same time, so that all of it takes --timeout at the most, and the import of the app
+    before it. What is not closed by then ends with the process. What blocks the whole process, as a client of the
+    standard library does without monkey patching, is bounded by its own timeouts only.
+
+    The exit status is 1 if any of the pools fails, or there is none.
     """
     _, pools = app_and_pools()
     checks = {name: gevent.spawn(_check, pools, name, timeout) for name in pools}
@@ -62,14 +66,12 @@ def _check(pools: Pools, name: str, timeout: float | None) -> dict[str, Any]:
     limit = timeout or defaults.open_timeout or OPEN_TIMEOUT
     pool = pools.apart(name, open_timeout=limit, close_timeout=min(limit, defaults.close_timeout))
     began = time.perf_counter()
-    error: BaseException | None = None
-    try:
-        # A little more than opening has, whose own error says more. An opening that does not heed its limit ends here.
-        pool.acquire(timeout=limit + 1)
-    except (Exception, gevent.Timeout) as caught:
-        error = caught
+    # In a greenlet, for an opening may not heed its limit, nor a closing.
+    opening = gevent.spawn(_open_one, pool)
+    opening.join(limit)
     seconds = time.perf_counter() - began
-    pool.close(timeout=0)
+    error = opening.value if opening.ready() else TimeoutError(f"not open after {limit:g} s")
+    gevent.spawn(pool.close, timeout=0).join(max(0.0, limit - seconds))
     options = pools.options_of(name)
     return {
         "ok": error is None,
@@ -77,6 +79,16 @@ def _check(pools: Pools, name: str, timeout: float | None) -> dict[str, Any]:
         "seconds": round(seconds, 6),
         "error": None if error is None else error_as_dict(error, options),
     }
+
+
+def _open_one(pool: Pool[Any]) -> BaseException | None:
+    """Returns why it can't be opened. Raised here, it would be printed as well."""
+    try:
+        # Its opening is what is bounded.
+        pool.acquire(timeout=math.inf)
+    except (Exception, gevent.Timeout) as error:
+        return error
+    return None
 
 
 def _row(name: str, result: dict[str, Any]) -> tuple[str, str, str, str]:
