@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote, unquote_plus
+from urllib.parse import quote, unquote, unquote_plus
 
 MASK = "***"
 
@@ -15,8 +15,8 @@ SHORTEST = 3
 
 _WORDS = r"pass|pwd|secret|token|key|cred|auth|private|dsn|conninfo|cookie|login|sasl"
 _SECRET_NAME = re.compile(_WORDS, re.IGNORECASE)
-_USER_IN_URL = re.compile(r"://[^\s'\"]*@")
-_PASSWORD_IN_URL = re.compile(r"://[^/:@]*:([^@]*)@")
+#: Up to the last @ before a blank or a quote. These may be in a password: it is one if no port follows the colon.
+_USER_IN_URL = re.compile(r"://(?:[^\s'\"]*|[^\s/:@'\"]*:[^\d\s/@][^@\n]*)@")
 #: As in ``password=…``, ``password: …``, ``Authorization: Bearer …``, and a mapping that is shown: ``'password': …``.
 _ASSIGNMENT = re.compile(
     rf"((?:{_WORDS})\w*(?:\s*=\s*|['\"]?\s*:\s*)(?:(?:Basic|Bearer)\s+)?)(?:b?\"(?:\\.|[^\"\\])*\"|b?'(?:\\.|[^'\\])*'|[^\s,;&)\]}}]+)",
@@ -52,7 +52,7 @@ def masked_value(name: object, value: object) -> Any:
         # There is no infinity in JSON.
         return value if math.isfinite(value) else str(value)
     if isinstance(value, str):
-        return masked_text(value)
+        return masked_text(value, {str(name): value})
     if isinstance(value, Mapping):
         return {str(key): masked_value(key, inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -68,11 +68,10 @@ def masked_url(url: str) -> str:
     shown = []
     for part in query.split("&"):
         name, equals, value = part.partition("=")
-        is_secret = equals and looks_secret(unquote_plus(name))
-        # One that holds a mapping, as JSON, may have a secret inside.
-        is_legible = masked_text(unquote_plus(value)) == unquote_plus(value)
-        shown.append(f"{name}={MASK}" if is_secret or not is_legible else part)
-    return _without_user(target) + mark + "&".join(shown)
+        # One that holds a URL, or a mapping as JSON, may have a secret inside.
+        is_legible = not equals or masked_value(unquote_plus(name), unquote_plus(value)) == unquote_plus(value)
+        shown.append(part if is_legible else f"{name}={MASK}")
+    return masked_text(target, {"url": target}) + mark + "&".join(shown)
 
 
 def masked_text(text: str, options: Mapping[str, Any] | None = None) -> str:
@@ -83,23 +82,19 @@ def masked_text(text: str, options: Mapping[str, Any] | None = None) -> str:
     """
     if options is not None:
         for secret in sorted(set(_secrets("", options)), key=len, reverse=True):
-            for spelling in (secret, repr(secret)[1:-1], quote(secret, safe="")):
+            for spelling in (secret, repr(secret)[1:-1], quote(secret, safe="", errors="replace")):
                 if spelling.isdigit():
                     # Not within another number, a port for instance.
                     text = re.sub(rf"(?<!\w){spelling}(?!\w)", MASK, text)
                 else:
                     text = text.replace(spelling, MASK)
-    return _ASSIGNMENT.sub(rf"\1{MASK}", _without_user(text))
+    return _ASSIGNMENT.sub(rf"\1{MASK}", _USER_IN_URL.sub(f"://{MASK}@", text))
 
 
 def error_as_dict(error: BaseException, options: Mapping[str, Any]) -> dict[str, str]:
     """Returns the type and the message of an error that a pool with these `options` has raised, for JSON."""
     # In this order, for a secret may have spaces and line breaks, too.
     return {"type": type(error).__name__, "message": " ".join(masked_text(str(error), options).split())}
-
-
-def _without_user(text: str) -> str:
-    return _USER_IN_URL.sub(f"://{MASK}@", text)
 
 
 def _is_pair(value: Sequence[Any]) -> bool:
@@ -118,11 +113,20 @@ def _secrets(name: object, value: object) -> Iterator[str]:
         else:
             for inner in value:
                 yield from _secrets(name, inner)
-    elif isinstance(value, str) and not looks_secret(name):
-        for password in _PASSWORD_IN_URL.findall(value):
-            yield from _secrets("password", unquote_plus(password))
-            yield from _secrets("password", password)
-    elif looks_secret(name) and isinstance(value, str | bytes | int | float) and not isinstance(value, bool):
-        secret = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-        if len(secret) >= SHORTEST:
-            yield secret
+    elif isinstance(value, str | bytes | int | float) and not isinstance(value, bool):
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        found = [*_passwords_in_urls(text), *([text] if looks_secret(name) else [])]
+        yield from (secret for secret in found if len(secret) >= SHORTEST)
+
+
+def _passwords_in_urls(text: str) -> Iterator[str]:
+    """Those in the URLs of an option, and in all of it taken for one URL, as it is where a password has :// inside.
+
+    One that is not quoted may have an @ inside, too, and so may a path.
+    """
+    _, *urls = text.split("://")
+    for url in (*urls, "://".join(urls)):
+        for before, at, _ in (url.partition("@"), url.rpartition("@")):
+            if at:
+                password = before.partition(":")[2]
+                yield from (password, unquote(password), unquote_plus(password))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 
-from flask_gsocketpool.masking import address_of, error_as_dict, masked_text, masked_url, masked_value
+from flask_gsocketpool.masking import SHORTEST, address_of, error_as_dict, masked_text, masked_url, masked_value
 
 
 @pytest.mark.parametrize(
@@ -32,6 +35,8 @@ def test_addresses(options: dict[str, Any], address: str | None) -> None:
         ("connection refused by db:2000", "connection refused by db:2000"),
         ("authentication failed: no such user", "authentication failed: no such user"),
         ("redis://me:hunter2@db:1/0 is down", "redis://***@db:1/0 is down"),
+        ("redis://me@db:1/0 is down", "redis://***@db:1/0 is down"),
+        ("redis://db:1 is down, says me@example.com", "redis://db:1 is down, says me@example.com"),
         ("dbname=x password=hunter2 user=me", "dbname=x password=*** user=me"),
         ("{'password': 'hunter\\'2', 'host': 'db'}", "{'password': ***, 'host': 'db'}"),
         ("{'api_token': b'hunter2'}", "{'api_token': ***}"),
@@ -68,6 +73,9 @@ def test_secrets_of_the_options_in_texts(secret: object, text: str) -> None:
         ("tcp://db:1?timeout=2&x", "tcp://db:1?timeout=2&x"),
         ("tcp://db:1?password=hunter2&timeout=2", "tcp://db:1?password=***&timeout=2"),
         ("tcp://me:hunter2@db:1?%74oken=a", "tcp://***@db:1?%74oken=***"),
+        ("tcp://me:hun'ter 2@db:1", "tcp://***@db:1"),
+        ("tcp://me@db:1", "tcp://***@db:1"),
+        ("tcp://db:1?via=http://me:hun'ter+2@proxy&x=1", "tcp://db:1?via=***&x=1"),
         ("unix:///run/sock?AUTH=", "unix:///run/sock?AUTH=***"),
     ],
 )
@@ -85,6 +93,9 @@ def test_urls(url: str, shown: str) -> None:
         ("password", "hunter2", "***"),
         ("hosts", ("one", "two"), ["one", "two"]),
         ("raw", b"hunter2", "<bytes>"),
+        ("target", "redis://me:hun'ter 2@db", "redis://***@db"),
+        ("target", "redis://me:1 2'3@db", "redis://***@db"),
+        ("target", "redis://me@db", "redis://***@db"),
     ],
 )
 def test_options(name: str, value: object, shown: object) -> None:
@@ -101,6 +112,11 @@ PEM = "-----BEGIN KEY-----\nabc  def\n-----END KEY-----"
         ({"password": "hun  ter2"}, "bad password 'hun  ter2'", "ter2"),
         ({"headers": [("Authorization", "Bearer hunter2")]}, "sent Bearer hunter2", "hunter2"),
         ({"url": "redis://u:hunter2@h"}, "AUTH hunter2 refused for u", "hunter2"),
+        ({"dsn": "redis://u:hunter2@h"}, "AUTH hunter2 refused for u", "hunter2"),
+        ({"url": b"redis://u:hunter2@h"}, "AUTH hunter2 refused for u", "hunter2"),
+        ({"urls": "http://one,redis://u:hunter2@two"}, "AUTH hunter2 refused for u", "hunter2"),
+        ({"url": "https://u:hunter2@h/@scope"}, "AUTH hunter2 refused for u", "hunter2"),
+        ({}, "can't connect to redis://u:hun'ter 2@h:1", "ter"),
         ({}, "Authorization: Bearer hunter2", "hunter2"),
         ({}, "password: hunter2", "hunter2"),
     ],
@@ -117,3 +133,30 @@ def test_a_secret_number_is_not_looked_for_within_others() -> None:
 def test_secrets_in_pairs_are_masked() -> None:
     shown = masked_value("headers", [("Authorization", "Bearer hunter2"), ("Accept", "all")])
     assert shown == [["Authorization", "***"], ["Accept", "all"]]
+
+
+# No asterisk, which a mask is made of.
+PASSWORDS = st.text(
+    st.sampled_from("'\" \n\\:/@%+?#&=[],;\0\udcff") | st.characters(exclude_characters="*"), min_size=SHORTEST
+)
+URL = "redis://me:{}@db:1/0"
+
+
+@given(
+    PASSWORDS,
+    st.sampled_from([None, str, quote, quote_plus]),
+    st.sampled_from(["login {} refused", "'{}' is wrong", f"can't reach {URL}"]),
+)
+@example("pa'ss word", str, f"can't reach {URL}")
+@example("a+b!", lambda password: "a+b%21", "login {} refused")
+@settings(deadline=None, max_examples=500, database=None)
+def test_no_password_is_shown(password: str, in_url: Any, text: str) -> None:
+    # By chance it may be a part of what is shown besides.
+    rest = " ".join(text.format("***").split())
+    assume(password not in rest and password not in URL)
+    try:
+        options = {"password": password} if in_url is None else {"url": URL.format(in_url(password))}
+    except UnicodeEncodeError:
+        assume(False)
+    assert password not in error_as_dict(OSError(text.format(password)), options)["message"]
+    assert set(masked_value("options", options).values()) <= {"***", URL.replace("me:{}", "***")}
