@@ -273,7 +273,9 @@ def _read_url(given: Any, key: str) -> tuple[type[StreamConnection], dict[str, A
         url = urlsplit(given)
         port = url.port
     except ValueError as error:
-        raise ConfigurationError(key, f"can't be used: {error}") from None
+        # What it says shows a part of the URL, which may be one of a password that has a ? inside.
+        why = "" if "@" in given else f": {error}"
+        raise ConfigurationError(key, f"can't be used{why}") from None
     if url.fragment:
         raise ConfigurationError(key, "must not have a fragment (#...)")
     options: dict[str, Any]
@@ -293,8 +295,8 @@ def _read_url(given: Any, key: str) -> tuple[type[StreamConnection], dict[str, A
 
 
 def _shown(url: SplitResult) -> str:
-    """A URL without its query, which may hold secrets."""
-    return url._replace(query="").geturl()
+    """A URL without its query, which may hold secrets, or be the end of one."""
+    return "***" if "@" in url.query else url._replace(query="").geturl()
 
 
 def _read_option(value: str) -> Any:

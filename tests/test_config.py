@@ -353,6 +353,9 @@ def test_no_complaint_tells_a_secret() -> None:
         {"URL": "tcp://user:hunter2/x@host:1"},
         {"URL": "tcp://user:hunter2#x@host:1"},
         {"URL": "tcp://user:12/hunter2@host:1"},
+        {"URL": "tcp://user:hunter2?x@host:1"},
+        {"URL": "tcp://hunter2?x@host:1"},
+        {"URL": "unix://user:hunter2?x@host"},
         {"URL": "tcp:user:hunter2@host"},
         {"URL": "hunter2@host:1000"},
     ):
