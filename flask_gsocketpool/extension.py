@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, cast
 
-from flask import Flask, current_app
+from flask import Flask, current_app, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import ServiceUnavailable
 
@@ -70,7 +70,11 @@ def _answer_exhaustion(error: PoolExhaustedError) -> ResponseReturnValue:
             answer: ResponseReturnValue = current_app.ensure_sync(handler)(error)
             return answer
     logger.warning("answered 503: %s", error)
-    return current_app.handle_http_exception(ServiceUnavailable(retry_after=1))
+    unavailable = ServiceUnavailable(retry_after=1)
+    # handle_http_exception() would do, but takes the context as well from Flask 3.2 on.
+    handler = current_app._find_error_handler(unavailable, request.blueprints)
+    page: Any = unavailable if handler is None else current_app.ensure_sync(handler)(unavailable)
+    return cast(ResponseReturnValue, page)
 
 
 def _handler_of(app: Flask, kind: type) -> Any:
