@@ -103,6 +103,13 @@ class AppPool(Pool[Any]):
             signal.send(app, pool=self, **what)
 
 
+class QuietPool(AppPool):
+    """A pool that is not the app's own, so that nobody who listens to those is told of it."""
+
+    def _send(self, signal: NamedSignal, **what: Any) -> None:
+        pass
+
+
 class AppBlock(Block[Any]):
     """A block that its request knows of."""
 

@@ -15,7 +15,7 @@ from gevent.monkey import get_original
 
 from flask_gsocketpool import drain
 from flask_gsocketpool.config import DEFAULT, PREFIX, AppConfig
-from flask_gsocketpool.pool import AppPool
+from flask_gsocketpool.pool import AppPool, QuietPool
 from flask_gsocketpool.scope import Scopes
 from gsocketpool import Pool, PoolClosedError, PoolError, PoolNotReadyError
 
@@ -192,7 +192,7 @@ class Pools(Mapping[str, Pool[Any]]):
     def apart(self, name: str, **settings: Any) -> Pool[Any]:
         """Makes a pool like the one called `name` that is the caller's own, to close and to have to itself.
 
-        It opens nothing before it is asked for a connection.
+        It opens nothing before it is asked for a connection, and sends no signals.
 
         :param settings: what is to be different about it.
         """
@@ -200,7 +200,7 @@ class Pools(Mapping[str, Pool[Any]]):
             raise UnknownPoolError(self._complaint_about(name))
         config = self._config.pools[name]
         changed = {**config.settings, "initial_connections": 0, "min_connections": 0, **settings}
-        return AppPool(self._app, self.scopes, config.factory, self._options[name], **changed)
+        return QuietPool(self._app, self.scopes, config.factory, self._options[name], **changed)
 
     def afresh(self) -> Pools:
         """The same pools, none of them made yet."""

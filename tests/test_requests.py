@@ -711,6 +711,18 @@ def test_signals_tell_what_happens_in_the_apps_context(backend: Backend) -> None
     assert len(told) == 3
 
 
+@pytest.mark.parametrize("command", [["check"], ["bench", "--seconds", "0.01"]], ids=["check", "bench"])
+def test_what_commands_do_with_pools_of_their_own_is_not_signalled(site: App, command: list[str]) -> None:
+    def note(sender: Flask, **what: Any) -> None:
+        told.append(what)
+
+    told: list[Any] = []
+    with connection_opened.connected_to(note, site), connection_closed.connected_to(note, site):
+        assert site.test_cli_runner().invoke(args=["socketpool", *command]).exit_code == 0
+        settle()
+    assert told == []
+
+
 def test_a_receiver_that_waits_keeps_nobody(site: App) -> None:
     def wait(sender: Flask, **what: Any) -> None:
         gevent.sleep(PATIENCE)
