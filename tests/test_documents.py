@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import runpy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask
 
 from flask_gsocketpool.config import APP_WIDE, SETTINGS, TARGETS
 from gsocketpool import Pool
@@ -17,21 +19,40 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
 
 
-def examples(document: Path) -> str:
-    """The Python of a document, each line where it stands in it."""
-    lines: list[str] = []
+def blocks(document: Path) -> list[str]:
+    """The examples in Python of a document, each line where it stands in it."""
+    found: list[list[str]] = []
     indent = None
-    for line in document.read_text().splitlines():
+    for number, line in enumerate(document.read_text().splitlines()):
         if line.strip() == ".. code-block:: python":
             indent = len(line) - len(line.lstrip()) + 4
+            found.append([""] * (number + 1))
         elif indent is not None and line.strip() and len(line) - len(line.lstrip()) < indent:
             indent = None
-        lines.append(line[indent:] if indent is not None and not line.strip().startswith(".. ") else "")
-    return "\n".join(lines)
+        elif indent is not None:
+            found[-1].append(line[indent:])
+    return ["\n".join(lines) + "\n" for lines in found]
 
 
-#: Its examples are tests.
-ABOUT_TESTS = ROOT / "docs" / "failures.rst"
+def is_of_tests(block: str) -> bool:
+    return "def test_" in block
+
+
+def examples(document: Path) -> str:
+    """Those examples that are no tests, one after the other."""
+    return joined(block for block in blocks(document) if not is_of_tests(block))
+
+
+def examples_of_tests(document: Path) -> str:
+    return joined(filter(is_of_tests, blocks(document)))
+
+
+def joined(found: Iterable[str]) -> str:
+    whole = ""
+    for block in found:
+        whole += "\n".join(block.split("\n")[whole.count("\n") :])
+    return whole
+
 
 APP = """
 import pytest
@@ -55,13 +76,13 @@ def app():
 
 @pytest.mark.parametrize(
     "document",
-    [path for path in DOCUMENTS if examples(path).strip() and path != ABOUT_TESTS],
+    [path for path in DOCUMENTS if examples(path)],
     ids=lambda path: path.name,
 )
 def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.CaptureFixture[str]) -> None:
-    program = examples(document).replace("2000", str(echo_port))
+    source = examples(document).replace("2000", str(echo_port))
     names: dict[str, Any] = {"__name__": "example"}
-    exec(compile(program, document.name, "exec"), names)
+    exec(compile(source, document.name, "exec"), names)
     if "app" in names:
         client = names["app"].test_client()
         if document.name == "README.rst":
@@ -69,6 +90,8 @@ def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.Capture
         elif document.name == "flask.rst":
             assert client.get("/").text == "one\ntwo\n"
             assert client.get("/both").text == "first\nsecond\n"
+            assert client.get("/health/ready").status_code == 200
+            check_the_guides_deadlines(names["app_with_deadlines"])
         else:
             assert client.get("/").text == "hello\n"
         for pool in names["app"].extensions["gsocketpool"].values():
@@ -79,14 +102,41 @@ def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.Capture
         assert "100 answers over 10 connections" in capsys.readouterr().out
 
 
-def test_the_examples_of_tests_pass(pytester: pytest.Pytester) -> None:
+def check_the_guides_deadlines(app: Flask) -> None:
+    client = app.test_client()
+    # There is none yet, and no time to open one.
+    assert client.get("/", headers={"X-Request-Timeout": "0"}).status_code == 503
+    assert client.get("/", headers={"X-Request-Timeout": "soon"}).status_code == 200
+    for pool in app.extensions["gsocketpool"].values():
+        pool.close()
+
+
+@pytest.mark.parametrize(
+    ("document", "passed"), [("failures.rst", 4), ("flask.rst", 4)], ids=["failures.rst", "flask.rst"]
+)
+def test_the_examples_of_tests_pass(pytester: pytest.Pytester, document: str, passed: int) -> None:
+    path = ROOT / "docs" / document
     pytester.makeconftest(APP)
-    pytester.makepyfile(examples(ABOUT_TESTS))
-    pytester.runpytest_subprocess().assert_outcomes(passed=4)
+    pytester.makepyfile(module=blocks(path)[0])
+    pytester.makepyfile(examples_of_tests(path))
+    pytester.runpytest_subprocess("-W", "error").assert_outcomes(passed=passed)
 
 
 def test_there_are_examples() -> None:
-    assert {path.name for path in DOCUMENTS if examples(path).strip()} >= {"README.rst", "start.rst", "moving.rst"}
+    assert {path.name for path in DOCUMENTS if examples(path)} >= {"README.rst", "start.rst", "moving.rst", "flask.rst"}
+
+
+def test_the_guide_quotes_messages_as_they_are() -> None:
+    text = (ROOT / "docs" / "flask.rst").read_text()
+    quoted = re.findall(r'"([^"\n]+)"', text[text.index("Troubleshooting") :])
+    said = "".join(
+        path.read_text() for package in ("gsocketpool", "flask_gsocketpool") for path in (ROOT / package).glob("*.py")
+    )
+    # Without how Python breaks and fills in a message.
+    said = re.sub(r'"\s*f?"', "", said)
+    pieces = [piece.strip(" ,'") for quote in quoted for piece in re.split(r"…|\b1\b", quote)]
+    assert len(quoted) >= 8
+    assert [piece for piece in pieces if piece not in said] == []
 
 
 def test_the_reference_of_the_configuration_is_made_of_the_code() -> None:

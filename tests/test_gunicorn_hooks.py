@@ -22,6 +22,7 @@ from gsocketpool import InvalidArgumentError
 from tests import gunicorn_support
 from tests.gunicorn_support import Start, gunicorns, results
 from tests.scripted import Backend, numbers
+from tests.test_documents import ROOT, blocks
 
 TOO_LONG = 1000
 
@@ -314,6 +315,19 @@ def test_the_hooks_are_imported_and_that_is_all(
     lines.wait_until_ended(workers)
     assert all(seen.has_ended_well for seen in lines.seen), lines
     # Gunicorn reads its configuration before gevent patches anything, so it matters what that imports.
+    assert "Warning" not in gunicorn.log
+    assert "Traceback" not in gunicorn.log
+
+
+def test_the_configuration_in_the_guide(lines: gunicorn_support.Backend, start: Start, tmp_path: Path) -> None:
+    (text,) = [block for block in blocks(ROOT / "docs" / "flask.rst") if "worker_class" in block]
+    gunicorn = start(*written(tmp_path, text), SOCKETPOOL_MIN_CONNECTIONS=1)
+    lines.wait_until(lambda: sum(seen.texts == ["hello"] for seen in lines.seen) == 4, "its workers fill their pools")
+    workers = gunicorn.workers(4)
+    gunicorn.send_signal(signal.SIGTERM)
+    assert gunicorn.wait_for_exit() == 0
+    lines.wait_until_ended(workers)
+    assert all(seen.has_ended_well for seen in lines.seen), lines
     assert "Warning" not in gunicorn.log
     assert "Traceback" not in gunicorn.log
 
