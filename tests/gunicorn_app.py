@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 
-from flask import Flask
+from flask import Flask, Response, current_app, stream_with_context
 from flask.typing import ResponseReturnValue
 from gevent.event import Event
 
-from flask_gsocketpool import GSocketPool, current_pool
+from flask_gsocketpool import GSocketPool, current_connection, current_pool, health
 from gsocketpool import TcpConnection
 
 
@@ -57,6 +58,7 @@ class SingleUseConnection(PoliteConnection):
 app = Flask(__name__)
 app.config.from_prefixed_env()
 GSocketPool(app)
+app.register_blueprint(health.blueprint, url_prefix="/health")
 
 
 @app.get("/echo/<text>")
@@ -64,6 +66,18 @@ def echo(text: str) -> ResponseReturnValue:
     with current_pool.connection() as connection:
         answer = connection.exchange(text)
     return answer, {"X-Worker": str(os.getpid())}
+
+
+@app.get("/stream/<text>")
+def stream(text: str) -> ResponseReturnValue:
+    """Asks for every piece of the body when the one before is sent."""
+
+    def body() -> Iterator[str]:
+        for number in range(current_app.config["PIECES"]):
+            yield current_connection.exchange(f"{text}-{number}") + "\n"
+
+    current_connection.exchange("first")
+    return Response(stream_with_context(body()), headers={"X-Worker": str(os.getpid())})
 
 
 @app.get("/stuck/<text>")

@@ -8,13 +8,21 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import gevent
 import pytest
 from flask import Blueprint, Flask
 
-from flask_gsocketpool import ConfigurationError, GSocketPool, current_pool, current_pools
+from flask_gsocketpool import (
+    ConfigurationError,
+    GSocketPool,
+    current_connection,
+    current_connections,
+    current_pool,
+    current_pools,
+)
 from flask_gsocketpool.pools import Pools, UnknownPoolError
 from gsocketpool import Pool, PoolError, PoolExhaustedError
 from tests.scripted import PATIENCE, Backend, Plain, numbers, settle
@@ -188,8 +196,17 @@ def test_an_app_without_a_key() -> None:
     GSocketPool(app)
     with app.app_context():
         assert not list(current_pools)
-        with pytest.raises(UnknownPoolError, match=r"no default pool: set SOCKETPOOL_URL, or .* \(pools: none\)"):
-            current_pool.acquire()
+        uses: list[Callable[[], object]] = [
+            lambda: current_pool.acquire(),
+            lambda: current_pools["default"],
+            lambda: current_connection.send(b"?"),
+            lambda: current_connections["default"],
+        ]
+        for use in uses:
+            with pytest.raises(UnknownPoolError, match=r"no default pool: set SOCKETPOOL_URL, or .* \(pools: none\)"):
+                use()
+    app.add_url_rule("/", "nothing", lambda: "uses nothing")
+    assert app.test_client().get("/").text == "uses nothing"
 
 
 def test_an_unknown_pool(backend: Backend) -> None:

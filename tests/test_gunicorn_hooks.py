@@ -319,6 +319,26 @@ def test_the_hooks_are_imported_and_that_is_all(
     assert "Traceback" not in gunicorn.log
 
 
+@pytest.mark.parametrize("hook", ["post_worker_init", "worker_exit"])
+def test_each_hook_works_without_the_other(
+    lines: gunicorn_support.Backend, start: Start, tmp_path: Path, hook: str
+) -> None:
+    config = written(tmp_path, f"from flask_gsocketpool.gunicorn import {hook}\n")
+    gunicorn = start("--workers", "1", *config, SOCKETPOOL_INITIAL_CONNECTIONS=3)
+    if hook == "post_worker_init":
+        # No request has come.
+        lines.wait_until(lambda: [seen.texts for seen in lines.seen] == [["hello"]] * 3, "the worker fills its pool")
+    else:
+        gunicorn.wait_for_log("(Booting worker)")
+        assert not lines.seen
+    workers = gunicorn.workers(1)
+    gunicorn.send_signal(signal.SIGTERM)
+    assert gunicorn.wait_for_exit() == 0
+    lines.wait_until_ended(workers)
+    assert all(seen.has_ended_well for seen in lines.seen), lines
+    assert "Traceback" not in gunicorn.log
+
+
 def test_the_configuration_in_the_guide(lines: gunicorn_support.Backend, start: Start, tmp_path: Path) -> None:
     (text,) = [block for block in blocks(ROOT / "docs" / "flask.rst") if "worker_class" in block]
     gunicorn = start(*written(tmp_path, text), SOCKETPOOL_MIN_CONNECTIONS=1)

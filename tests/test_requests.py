@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import gevent
 import pytest
 from flask import Flask, Response, abort, copy_current_request_context, current_app, request, stream_with_context
+from werkzeug.test import create_environ
 
 from flask_gsocketpool import (
     ConfigurationError,
@@ -25,10 +26,11 @@ from flask_gsocketpool import (
     current_pool,
     current_pools,
     pool_exhausted,
+    scope,
 )
 from flask_gsocketpool.testing import override_pool
 from gsocketpool import ConnectionNotFoundError, InvalidArgumentError, PoolExhaustedError
-from tests.scripted import PATIENCE, Backend, CheckedConnection, eventually, numbers, settle
+from tests.scripted import PATIENCE, Backend, CheckedConnection, Clock, eventually, numbers, settle
 
 TOO_LONG = 1000
 
@@ -200,6 +202,48 @@ def test_a_request_within_a_request_has_its_own(site: App) -> None:
     assert site.numbers() == (0, 2, 0, 0)
 
 
+def test_a_client_that_keeps_the_context_keeps_the_connection(site: App) -> None:
+    site.testing = True
+    with site.test_client() as client:
+        site.ask(lambda: str(touch()))
+        for _ in range(3):
+            assert client.get("/").text == "0"
+            # As a test does that looks at what the view has done.
+            assert request.path == "/"
+            assert touch() == 0
+            assert site.numbers() == (1, 0, 0, 0)
+    assert site.numbers() == (0, 1, 0, 0)
+
+
+def test_in_a_context_that_is_pushed_twice_it_lasts_until_the_second_pop(site: App) -> None:
+    context = site.test_request_context()
+    context.push()
+    context.push()
+    assert touch() == 0
+    context.pop()
+    assert touch() == 0
+    assert site.numbers() == (1, 0, 0, 0)
+    context.pop()
+    assert site.numbers() == (0, 1, 0, 0)
+
+
+def test_a_request_to_another_app_within_a_request(backend: Backend) -> None:
+    one, two = App(backend), App(backend)
+
+    def inner() -> str:
+        return str(touch())
+
+    def outer() -> str:
+        own = touch()
+        other = two.ask(inner).text
+        assert touch() == own
+        assert (one.numbers(), two.numbers()) == ((1, 0, 0, 0), (0, 1, 0, 0))
+        return f"{own} {other}"
+
+    assert one.ask(outer).text == "0 1"
+    assert (one.numbers(), two.numbers()) == ((0, 1, 0, 0), (0, 1, 0, 0))
+
+
 def test_a_request_of_one_app_within_that_of_another(backend: Backend) -> None:
     one, two = App(backend), App(backend)
 
@@ -280,6 +324,16 @@ def test_a_streamed_body_keeps_it_until_its_end(site: App, touch_first: bool) ->
     assert site.stats().discarded == {}
 
 
+def test_between_the_view_and_its_body_nobody_else_can_have_it(site: App) -> None:
+    assert site.ask(stream(touch_first=True)).text == "000"
+    # A client of Flask's asks for the first piece at once.
+    body: Any = site.wsgi_app(create_environ("/"), lambda *arguments: len)
+    assert site.numbers() == (1, 0, 0, 0)
+    assert b"".join(body) == b"000"
+    body.close()
+    assert site.numbers() == (0, 1, 0, 0)
+
+
 @pytest.mark.parametrize("touch_first", [True, False])
 def test_a_body_that_is_closed_before_its_end_discards_it(site: App, touch_first: bool) -> None:
     response = site.ask(stream(touch_first=touch_first), buffered=False)
@@ -287,6 +341,24 @@ def test_a_body_that_is_closed_before_its_end_discards_it(site: App, touch_first
     response.close()
     assert site.numbers() == (0, 0, 0, 0)
     assert site.stats().discarded == {"error": 1}
+
+
+@pytest.mark.parametrize("end", ["read", "closed"])
+def test_a_body_that_runs_without_a_context_may_use_what_the_view_has_touched(site: App, end: str) -> None:
+    def view() -> Response:
+        # Not the proxy, which is nothing there.
+        connection = current_connections["default"]
+        return Response(str(connection.number) for _ in range(3))
+
+    response = site.ask(view, buffered=False)
+    parts = response.iter_encoded()
+    assert next(parts) == b"0"
+    assert site.numbers() == (1, 0, 0, 0)
+    if end == "read":
+        assert b"".join(parts) == b"00"
+    response.close()
+    assert site.numbers()[0] == 0
+    assert site.stats().discarded == ({} if end == "read" else {"error": 1})
 
 
 def test_a_body_that_nobody_wants_keeps_it(site: App) -> None:
@@ -392,14 +464,31 @@ def forget() -> str:
     return "forgotten"
 
 
-def test_what_a_request_has_not_given_back_is_taken_back_and_reported_once_a_place(site: App) -> None:
-    site.testing = True
+@pytest.mark.parametrize("mode", ["testing", "debug"])
+def test_what_a_request_has_not_given_back_is_taken_back_and_reported_once_a_place(site: App, mode: str) -> None:
+    setattr(site, mode, True)
     with pytest.warns(UnreleasedConnectionWarning, match=r"a request has not given back <connection 0> .* in forget"):
         site.ask(forget)
     assert site.numbers() == (0, 0, 0, 0)
     assert site.stats().discarded == {"not released": 1}
     site.ask(forget)
     assert site.stats().discarded == {"not released": 2}
+
+
+def test_each_place_is_reported_by_itself(site: App, caplog: pytest.LogCaptureFixture) -> None:
+    def view() -> str:
+        current_pool.acquire()
+        current_pool.acquire()
+        return "both forgotten"
+
+    first = view.__code__.co_firstlineno + 1
+    for _ in range(2):
+        site.ask(view)
+    places = [f"acquired at {__file__}:{line} in view" for line in (first, first + 1)]
+    assert [record.getMessage().endswith(place) for record, place in zip(caplog.records, places, strict=True)] == [
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("what", ["own", "forgotten"])
@@ -597,6 +686,38 @@ def test_a_request_has_so_much_time_for_all_of_its_acquires(backend: Backend) ->
     assert app.ask(lambda: str(current_connection.number)).text == "0"
 
 
+def test_an_acquire_gets_what_others_have_left_of_the_time(
+    backend: Backend, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scope, "time", SimpleNamespace(monotonic=clock))
+    other = {"factory": backend.connect, "max_connections": 1}
+    app = App(backend, SOCKETPOOL_REQUEST_TIMEOUT=10, SOCKETPOOL_MAX_CONNECTIONS=1, SOCKETPOOL_POOLS={"other": other})
+    with app.app_context():
+        assert current_pools["default"].acquire() is not current_pools["other"].acquire()
+    acquires: list[Callable[[], object]] = [
+        lambda: current_pool.acquire(),
+        lambda: current_pool.connection().__enter__(),
+        lambda: touch(),
+        lambda: current_pools["other"].acquire(),
+        lambda: current_connections["other"],
+    ]
+
+    @app.before_request
+    def be_slow() -> None:
+        clock.advance(9.99)
+
+    def view() -> str:
+        for left, late in (0.01, 0.004), (0.006, 1000), (0, 0):
+            for acquire in acquires:
+                with pytest.raises(PoolExhaustedError) as caught:
+                    acquire()
+                assert caught.value.timeout == pytest.approx(left, abs=1e-6)
+            clock.advance(late)
+        return "over"
+
+    assert app.ask(view).text == "over"
+
+
 def test_the_time_of_a_request_may_be_told_by_the_request(backend: Backend) -> None:
     def seconds() -> float | None:
         header = request.headers.get("X-Seconds")
@@ -648,6 +769,10 @@ def test_a_time_that_cannot_be_used_is_refused(given: Any) -> None:
 
 def test_everything_of_a_connection_runs_in_the_apps_context(backend: Backend) -> None:
     class Asking(CheckedConnection):
+        def __init__(self, backend: Backend, options: dict[str, Any]) -> None:
+            names.append(f"make {current_app.name}")
+            super().__init__(backend, options)
+
         def open(self) -> None:
             names.append(f"open {current_app.name}")
             super().open()
@@ -679,7 +804,7 @@ def test_everything_of_a_connection_runs_in_the_apps_context(backend: Backend) -
         connection = gevent.spawn(pool.acquire).get()
         pool.release(connection)
     gevent.spawn(pool._sweep).join()
-    assert names == ["options app", "open app", "check app", "expire app", "close app"]
+    assert names == ["options app", "make app", "open app", "check app", "expire app", "close app"]
 
 
 def test_signals_tell_what_happens_in_the_apps_context(backend: Backend) -> None:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 UNKNOWN = {"current_connection"}
 
 PROGRAM = """
+from functools import partial
 from typing import Any
 
 import flask_gsocketpool
@@ -39,6 +40,10 @@ def make() -> LineConnection:
     return LineConnection("localhost", 2000)
 
 
+def ask_for_options() -> dict[str, Any]:
+    return {"host": "localhost", "port": 2000}
+
+
 def use(app: Flask, worker: Any) -> None:
     pool = Pool(LineConnection, {"host": "localhost", "port": 2000})
     reveal_type(pool)  # pool
@@ -50,6 +55,12 @@ def use(app: Flask, worker: Any) -> None:
     pool.release(acquired)
     with Pool(make) as by_callable:
         reveal_type(by_callable.acquire())  # by callable
+    with Pool(LineConnection, ask_for_options).connection() as conn:
+        reveal_type(conn)  # with options that are called
+    with Pool(lambda: LineConnection("localhost", 2000)).connection() as conn:
+        reveal_type(conn)  # by lambda
+    with Pool(partial(LineConnection, "localhost", 2000)).connection() as conn:
+        reveal_type(conn)  # by partial
     reveal_type(pool.stats())  # stats
     reveal_type(current_pool)  # current pool
     reveal_type(current_pools)  # current pools
@@ -133,6 +144,9 @@ def revealed(said: dict[int, str], what: str) -> str:
         ("answer", "str"),
         ("acquired", "LineConnection"),
         ("by callable", "LineConnection"),
+        ("with options that are called", "LineConnection"),
+        ("by lambda", "LineConnection"),
+        ("by partial", "LineConnection"),
         ("stats", "gsocketpool.stats.PoolStats"),
         ("current pool", "gsocketpool.pool.Pool[Any]"),
         ("current pools", "flask_gsocketpool.globals.CurrentPools"),
