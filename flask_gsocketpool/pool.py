@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import werkzeug.local
 from blinker import NamedSignal
 from flask import Flask, request
 from flask.globals import _cv_app
+from gevent import Greenlet
 
 from flask_gsocketpool import cooperation, signals
 from flask_gsocketpool.scope import Scope, Scopes, Use
@@ -20,6 +21,8 @@ from gsocketpool import Pool, PoolExhaustedError, _where
 from gsocketpool._block import Block
 from gsocketpool._state import Entry
 from gsocketpool.settings import check_seconds
+
+_NOTHING = nullcontext()
 
 # Nor is what a proxy does to find its object a place of the app's.
 for file in (__file__, werkzeug.local.__file__):
@@ -56,7 +59,8 @@ class AppPool(Pool[Any]):
     def _acquire(self, timeout: float | None) -> Entry:
         scope = self._scopes.of_request()
         if scope is None:
-            return super()._acquire(timeout)
+            with self._in_context():
+                return super()._acquire(timeout)
         if cooperation.is_unknown:
             cooperation.look(request.environ)
         try:
@@ -67,6 +71,15 @@ class AppPool(Pool[Any]):
             raise
         scope.note(Use(self, entry))
         return entry
+
+    def _hand_in(self, entry: Entry, error: BaseException | None) -> Greenlet | None:
+        with self._in_context():
+            return super()._hand_in(entry, error)
+
+    def _in_context(self) -> AbstractContextManager[object]:
+        """For what runs in the caller's greenlet, which mostly has the app's context."""
+        current = _cv_app.get(None)
+        return _NOTHING if current is not None and current.app is self._app() else self._context()
 
     def _bounded(self, timeout: float | None, scope: Scope) -> float:
         """What the request has left of a timeout."""

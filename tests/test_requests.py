@@ -781,6 +781,14 @@ def test_everything_of_a_connection_runs_in_the_apps_context(backend: Backend) -
             names.append(f"check {current_app.name}")
             return super().is_usable()
 
+        def is_connected(self) -> bool:
+            assert current_app.name == "app"
+            return super().is_connected()
+
+        def is_reusable(self, error: BaseException | None) -> bool:
+            names.append(f"reuse {current_app.name}")
+            return super().is_reusable(error)
+
         def is_expired(self) -> bool:
             names.append(f"expire {current_app.name}")
             return True
@@ -800,11 +808,22 @@ def test_everything_of_a_connection_runs_in_the_apps_context(backend: Backend) -
     GSocketPool(app)
     with app.app_context():
         pool = current_pool._get_current_object()
-    for _ in range(2):
-        connection = gevent.spawn(pool.acquire).get()
-        pool.release(connection)
+    other = Flask("other")
+
+    def use() -> None:
+        pool.release(pool.acquire())
+        with other.app_context():
+            pool.release(pool.acquire())
+            assert current_app.name == "other"
+
+    # Without a context, and in that of another app.
+    gevent.spawn(use).get()
     gevent.spawn(pool._sweep).join()
-    assert names == ["options app", "make app", "open app", "check app", "expire app", "close app"]
+    assert names == [
+        *("options app", "make app", "open app", "reuse app"),
+        *("check app", "reuse app"),
+        *("expire app", "close app"),
+    ]
 
 
 def test_signals_tell_what_happens_in_the_apps_context(backend: Backend) -> None:
