@@ -72,9 +72,9 @@ class AppPool(Pool[Any]):
         scope.note(Use(self, entry))
         return entry
 
-    def _hand_in(self, entry: Entry, error: BaseException | None) -> Greenlet | None:
+    def _hand_in(self, entry: Entry, uses: int, error: BaseException | None) -> Greenlet | None:
         with self._in_context():
-            return super()._hand_in(entry, error)
+            return super()._hand_in(entry, uses, error)
 
     def _in_context(self) -> AbstractContextManager[object]:
         """For what runs in the caller's greenlet, which mostly has the app's context."""

@@ -49,9 +49,9 @@ def is_usable_within(timeout: float, connection: Any, context: Context) -> bool:
 def _ask(connection: Any, context: Context) -> bool:
     try:
         with context():
-            return _steps.is_usable(connection)
-    except gevent.Timeout:
-        # One of its own, since nobody else throws any at this greenlet.
+            return bool(connection.is_usable())
+    except (Exception, gevent.Timeout):
+        # A timeout is one of its own, since nobody else throws any at this greenlet.
         logger.debug("%r failed its check", connection, exc_info=True)
         return False
 

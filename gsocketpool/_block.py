@@ -20,18 +20,19 @@ class Block(Generic[C]):
 
     # Written by hand: a generator would cost as much as the pool.
 
-    __slots__ = ("_driver", "_entry", "_is_used", "_timeout", "_uses")
+    __slots__ = ("_driver", "_entry", "_timeout", "_uses")
 
     def __init__(self, driver: Driver, timeout: float | None) -> None:
         self._driver = driver
         self._timeout = timeout
         self._entry: Entry
-        self._is_used = False
+        #: Which use of the entry is the block's; 0 before it is entered.
+        self._uses = 0
 
     def __enter__(self) -> C:
-        if self._is_used:
+        if self._uses:
             raise RuntimeError("a block is for one use: call connection() again for another")
-        self._is_used = True
+        self._uses = -1
         self._entry = entry = self._driver._acquire(self._timeout)
         self._uses = entry.uses
         connection: C = entry.connection
@@ -40,8 +41,9 @@ class Block(Generic[C]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        if self._is_held():
-            self._driver._give_back(self._entry, error)
+        closing = self._driver._hand_in(self._entry, self._uses, error)
+        if closing is not None:
+            self._driver._wait_for([closing])
 
     def _is_held(self) -> bool:
         # It may have been discarded, detached or even released by hand meanwhile, or closed with the pool.
@@ -49,4 +51,4 @@ class Block(Generic[C]):
 
     def _hand_in(self, error: BaseException | None) -> Greenlet | None:
         """What leaving the block does, but for waiting. Returns what closes the connection, if it is closed."""
-        return self._driver._hand_in(self._entry, error) if self._is_held() else None
+        return self._driver._hand_in(self._entry, self._uses, error)

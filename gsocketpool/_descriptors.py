@@ -25,7 +25,7 @@ def is_silent(candidate: Any) -> bool:
 
     It never switches.
     """
-    if not is_socket(candidate):
+    if not isinstance(candidate, _SOCKETS):
         return True
     descriptor = candidate.fileno()
     if descriptor < 0:

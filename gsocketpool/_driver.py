@@ -24,9 +24,10 @@ from gevent.hub import Waiter, get_hub
 from gevent.monkey import get_original
 
 from gsocketpool import _report, _steps, _where
+from gsocketpool._alarm import Alarm
 from gsocketpool._aside import Closer, Context, close_all, is_usable_within, open_within
 from gsocketpool._forking import keep_alive, tell_after_fork
-from gsocketpool._state import GONE, IN_USE, Entry, State, Ticket
+from gsocketpool._state import ASIDE, GONE, IN_USE, PLAINLY, PROMPTLY, Entry, State, Ticket
 from gsocketpool.exceptions import (
     ConnectionNotFoundError,
     PoolClosedError,
@@ -46,6 +47,8 @@ get_ident = get_original("_thread", "get_ident")
 
 #: Seconds between attempts to fill up to ``min_connections`` after a failure: the first, and the most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+#: Seconds that a waiter may be woken too late, at the end of its time, for each that waits.
+LATENESS = 1e-6
 
 
 class Driver:
@@ -70,6 +73,10 @@ class Driver:
             idle_timeout=settings.idle_timeout,
         )
         self._acquire_timeout = math.inf if settings.acquire_timeout is None else settings.acquire_timeout
+        # Python looks up what an instance has of its own faster.
+        self._clock = self._clock
+        self._notes_where = settings.leak_threshold is not None
+        self._alarm = Alarm()
         self._closer = Closer(settings.close_timeout, self._context)
         self._reaper: gevent.Greenlet | None = None
         self._changed = Event()
@@ -97,21 +104,26 @@ class Driver:
     # Acquiring
 
     def _acquire(self, timeout: float | None) -> Entry:
-        if get_hub() is not self._hub:
-            self._enter()
-        state = self._state
         caller = getcurrent()
-        now = self._clock()
+        # A greenlet's parent is its hub as a rule, which tells threads apart in half the time that get_hub() takes.
+        hub = caller.parent
+        if (hub is not self._hub or hub is None) and get_hub() is not self._hub:
+            self._enter()
         if timeout is None:
             timeout = self._acquire_timeout
         else:
             check_seconds("timeout", timeout, zero=True, endless=True)
+        state = self._state
+        clock = self._clock
+        now = clock()
         entry = state.take(now, caller)
-        if entry is not None and self._is_fit(entry, now, now + timeout):
+        if entry is None:
+            entry = self._acquire_slowly(caller, now, timeout, is_again=False)
+        elif self._is_fit(entry, now, now + timeout):
             state.acquired_at_once += 1
         else:
-            entry = self._acquire_slowly(caller, now, timeout, is_again=entry is not None)
-        if self._settings.leak_threshold is not None:
+            entry = self._acquire_slowly(caller, now, timeout, is_again=True)
+        if self._notes_where:
             entry.where = _where.callers()
         return entry
 
@@ -122,52 +134,57 @@ class Driver:
         """
         state = self._state
         deadline = began + timeout
-        now = self._clock() if is_again else began
+        now = began
+        entry: Entry | None = None
         try:
             while True:
                 if state.closed:
                     raise self._closed_error()
-                if not is_again and state.must_refuse():
+                if is_again:
+                    now = self._clock()
+                    entry = state.take(now, caller) if now < deadline or not timeout else None
+                elif len(state.waiters) >= state.max_waiting and state.must_refuse():
                     state.refused += 1
                     raise self._exhausted_error(caller, now - began, timeout, is_refused=True)
-                entry = state.take(now, caller) if now < deadline or not timeout else None
                 if entry is None and now < deadline:
-                    entry = self._wait(caller, began, deadline - now, is_again)
-                    now = self._clock()
+                    entry = self._wait(caller, began, deadline, is_again)
                 if entry is None:
                     state.timed_out += 1
                     if not timeout:
                         # The next one who can't wait shall be luckier.
                         self._start_openings(more=1)
-                    raise self._exhausted_error(caller, now - began, timeout)
+                    raise self._exhausted_error(caller, self._clock() - began, timeout)
+                # It was handed over just now.
+                now = entry.since
                 # A new one need not be checked: it may even have something to read, a greeting for instance.
                 is_fit = entry.is_new or self._is_fit(entry, now, deadline)
                 if is_fit and entry.status is IN_USE:
                     entry.is_new = False
                     state.acquired_after_wait += 1
+                    state.wait_time += now - began
                     return entry
                 is_again = True
-                now = self._clock()
-        finally:
+        except BaseException:
             state.wait_time += self._clock() - began
+            raise
 
-    def _wait(self, caller: Any, began: float, seconds: float, is_again: bool) -> Entry | None:
+    def _wait(self, caller: Any, began: float, deadline: float, is_again: bool) -> Entry | None:
         """Queues, and returns what has been handed over; None if nothing was in time."""
-        self._enter()
-        state, loop = self._state, self._hub.loop
+        if self._hub is None:
+            # This greenlet was copied by a fork.
+            self._enter()
+        state = self._state
         waiter = Waiter(self._hub)
-        wake = waiter.switch
-        ticket = Ticket(caller, began, wake)
-        timer = None if seconds == math.inf else loop.timer(seconds)
+        ticket = Ticket(caller, began, deadline, waiter.switch)
         if is_again:
             state.enqueue_again(ticket)
         else:
             state.enqueue(ticket)
         try:
-            self._start_openings()
-            if timer is not None:
-                # The event loop's idea of the time is as old as its present turn, which may have been a long one.
-                timer.start(wake, None, update=True)
+            if state.size < state.max_connections:
+                self._start_openings()
+            if deadline < self._alarm.at:
+                self._set_alarm(deadline)
             waiter.get()
         except BaseException:
             # What was handed over while the exception was on its way belongs to the next one.
@@ -176,36 +193,52 @@ class Driver:
                 self._put_back(entry)
             raise
         finally:
-            if timer is not None:
-                timer.close()
+            if not state.waiters:
+                self._alarm.stop()
         if ticket.error is not None:
             try:
                 raise ticket.error
             finally:
                 # The error's traceback has this frame, and so this frame must not have the error.
                 del ticket
-        return state.withdraw(ticket)
+        return ticket.entry
+
+    def _set_alarm(self, at: float) -> None:
+        self._enter()
+        self._alarm.set(at, self._clock(), self._hub.loop, self._alarm_rings)
+
+    def _alarm_rings(self) -> None:
+        now = self._clock()
+        for ticket in self._state.take_overdue_waiters_out(now):
+            self._hub.loop.run_callback(ticket.wake, None)
+        self._alarm.stop()
+        waiting = len(self._state.waiters)
+        if waiting:
+            # Looking at all of them takes its time, so it is not done too often where they are many.
+            self._set_alarm(max(self._state.next_deadline(), now + waiting * LATENESS))
 
     def _is_fit(self, entry: Entry, now: float, deadline: float) -> bool:
         """Whether an entry that was idle or in use a moment ago may be handed out. One that may not is let go of."""
         if now >= entry.retire_at:
             self._retire(entry, "lifetime" if now >= entry.expires_at else "idle")
             return False
-        connection = entry.connection
         try:
-            if not entry.is_asked_aside:
-                usable = _steps.is_usable(connection)
+            if entry.asked is PLAINLY:
+                usable = entry.connection.is_connected()
+            elif entry.asked is PROMPTLY:
+                usable = entry.connection.is_usable()
             elif now < deadline:
-                usable = is_usable_within(deadline - now, connection, self._context)
+                usable = is_usable_within(deadline - now, entry.connection, self._context)
             else:
-                usable = _steps.is_usable(connection, at_a_glance=True)
-        except BaseException:
-            self._discard(entry, "interrupted")
-            raise
+                usable = _steps.looks_usable(entry.connection)
+        except BaseException as error:
+            if self._was_thrown(entry, error):
+                raise
+            usable = False
         if not usable or entry.status is not IN_USE:
             self._discard(entry, "unusable")
             return False
-        if entry.is_asked_aside:
+        if entry.asked is ASIDE:
             # Much may have happened meanwhile.
             reason = self._state.reason_to_retire(entry, self._clock())
             if reason is not None:
@@ -213,26 +246,38 @@ class Driver:
                 return False
         return True
 
+    def _was_thrown(self, entry: Entry, error: BaseException) -> bool:
+        """Whether what a check has raised was thrown at who asked, and says nothing of the connection."""
+        if entry.asked is ASIDE or not isinstance(error, Exception):
+            self._discard(entry, "interrupted")
+            return True
+        logger.debug("%r failed its check", entry.connection, exc_info=True)
+        return False
+
     # Giving back
 
     def _find(self, connection: object, status: str) -> Entry:
         entry = self._state.find(connection, status)
         if entry is None:
-            raise ConnectionNotFoundError(f"{shown(connection)} is not {status} in pool {self.name!r}")
+            raise self._not_found(connection, status)
         return entry
 
-    def _give_back(self, entry: Entry, error: BaseException | None) -> None:
-        closing = self._hand_in(entry, error)
-        if closing is not None:
-            self._wait_for([closing])
-
-    def _hand_in(self, entry: Entry, error: BaseException | None) -> gevent.Greenlet | None:
-        """Gives an entry back, and returns what closes it, if it is closed."""
-        if get_hub() is not self._hub:
+    def _hand_in(self, entry: Entry, uses: int, error: BaseException | None) -> gevent.Greenlet | None:
+        """Ends one use of an entry, if that is not over yet. Returns what closes the connection, if it is closed."""
+        if getcurrent() is not entry.holder:
             self._enter()
-        uses = entry.uses
+        if entry.status is not IN_USE or entry.uses != uses:
+            return None
         try:
-            reusable = _steps.is_reusable(entry.connection, error)
+            if entry.asked is PLAINLY:
+                reusable = error is None and entry.connection.is_connected()
+            else:
+                reusable = entry.connection.is_reusable(error) is True
+        except Exception:
+            logger.warning(
+                "%r could not say whether it can be used again, and is closed", entry.connection, exc_info=True
+            )
+            reusable = False
         except BaseException:
             if entry.status is IN_USE and entry.uses == uses:
                 self._discard(entry, "interrupted")
@@ -240,18 +285,23 @@ class Driver:
         if entry.status is not IN_USE or entry.uses != uses:
             # A step that switched, though it should not, has let somebody else give it back.
             return None
-        if reusable:
-            return self._put_back(entry)
-        return self._discard(entry, "not reusable" if error is None else "error")
+        if not reusable:
+            return self._discard(entry, "not reusable" if error is None else "error")
+        clock = self._clock
+        outcome = self._state.put_back(entry, clock())
+        return None if outcome is None else self._follow(outcome, entry)
 
-    def _put_back(self, entry: Entry) -> gevent.Greenlet | None:
-        now = self._clock()
-        reason = self._state.reason_to_retire(entry, now)
-        if reason is not None:
-            return self._retire(entry, reason)
-        ticket = self._state.put_back(entry, now)
-        if ticket is not None:
-            self._hub.loop.run_callback(ticket.wake, None)
+    def _put_back(self, entry: Entry) -> None:
+        """Gives back an entry that need not be asked."""
+        outcome = self._state.put_back(entry, self._clock())
+        if outcome is not None:
+            self._follow(outcome, entry)
+
+    def _follow(self, outcome: Ticket | str, entry: Entry) -> gevent.Greenlet | None:
+        """Does what the state says of an entry that was given back, and does not lie idle now."""
+        if isinstance(outcome, str):
+            return self._retire(entry, outcome)
+        self._hub.loop.run_callback(outcome.wake, None)
         return None
 
     def _discard(self, entry: Entry, reason: str) -> gevent.Greenlet | None:
@@ -336,7 +386,7 @@ class Driver:
             _steps.let_go(connection)
             return
         now = self._clock()
-        entry.is_asked_aside = _steps.may_block_when_asked(connection)
+        entry.asked = _steps.how_to_ask(connection)
         lifetime = self._settings.max_lifetime
         expires_at = math.inf if lifetime is None else now + lifetime * uniform(0.9, 1.0)
         self._state.open_time += now - began
@@ -444,6 +494,7 @@ class Driver:
         if hub.thread_ident != get_ident():
             # Whoever waits does so in a thread that the child does not have.
             state.waiters.clear()
+            self._alarm.stop()
         elif state.waiters:
             # Their greenlets were copied by the fork, too, and go on waiting.
             hub.loop.run_callback(_call_if_alive, weakref.WeakMethod(self._enter))
@@ -458,6 +509,9 @@ class Driver:
 
     def _closed_error(self) -> PoolClosedError:
         return PoolClosedError(f"pool {self.name!r} is closed")
+
+    def _not_found(self, connection: object, status: str) -> ConnectionNotFoundError:
+        return ConnectionNotFoundError(f"{shown(connection)} is not {status} in pool {self.name!r}")
 
     def _exhausted_error(
         self, caller: Any, waited: float, timeout: float, is_refused: bool = False

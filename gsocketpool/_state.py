@@ -8,7 +8,7 @@ whoever called it does that afterwards. `now` is always the caller's clock, in s
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
 from itertools import takewhile
 from typing import Any, Final
@@ -20,16 +20,25 @@ IDLE: Final = "idle"
 IN_USE: Final = "in use"
 GONE: Final = "gone"
 
+# How a connection is asked whether it is still good, when it is handed out and when it comes back. Plainly: by
+# is_connected() and nothing else. Promptly: by is_usable() and is_reusable(), which don't block. Aside: its is_usable()
+# may block, and so needs a greenlet of its own.
+PLAINLY: Final = "plainly"
+PROMPTLY: Final = "promptly"
+ASIDE: Final = "aside"
+
+#: Before any time there is.
+DRAINED: Final = -math.inf
+
 
 class Entry:
     """What the pool knows about one connection, from the moment somebody starts to open it."""
 
     __slots__ = (
+        "asked",
         "connection",
         "expires_at",
-        "generation",
         "holder",
-        "is_asked_aside",
         "is_new",
         "reported_use",
         "retire_at",
@@ -40,7 +49,7 @@ class Entry:
         "where",
     )
 
-    def __init__(self, holder: Hashable, generation: int) -> None:
+    def __init__(self, holder: Hashable) -> None:
         self.connection: Any = None
         self.status: str = OPENING
         #: Who opens or uses it.
@@ -49,15 +58,14 @@ class Entry:
         self.uses = 0
         #: When its present use began.
         self.since = 0.0
-        #: When its lifetime ends.
+        #: When its lifetime ends; :data:`DRAINED` where the pool wants to be rid of it.
         self.expires_at = math.inf
         #: When it is to be retired, should it stay idle until then.
         self.retire_at = math.inf
-        self.generation = generation
         #: Whether it has been neither idle nor in use yet, so that it need not be checked.
         self.is_new = True
-        #: Whether its check may block, and so needs a greenlet of its own.
-        self.is_asked_aside = False
+        #: In which of the ways it is asked whether it is still good.
+        self.asked: str = PLAINLY
         #: Where it was acquired, when leaks are looked for.
         self.where: list[tuple[str, int, str]] | None = None
         #: The use that has been reported as a leak.
@@ -67,14 +75,17 @@ class Entry:
 
 
 class Ticket:
-    """A place in the queue. It gets an entry or an error, then `wake` is to be called by whoever gave it."""
+    """A place in the queue. It gets an entry, an error or, when its time is over, nothing, and leaves the queue; then
+    `wake` is to be called by whoever took it out.
+    """
 
-    __slots__ = ("came_at", "entry", "error", "holder", "wake")
+    __slots__ = ("came_at", "deadline", "entry", "error", "holder", "wake")
 
-    def __init__(self, holder: Hashable, came_at: float, wake: Callable[..., object]) -> None:
+    def __init__(self, holder: Hashable, came_at: float, deadline: float, wake: Callable[..., object]) -> None:
         self.holder = holder
         #: When its holder began to acquire, which decides the order.
         self.came_at = came_at
+        self.deadline = deadline
         self.wake = wake
         self.entry: Entry | None = None
         self.error: BaseException | None = None
@@ -100,7 +111,7 @@ class State:
         self.min_connections = min_connections
         self.max_opening = math.inf if max_opening is None else max_opening
         self.max_waiting = math.inf if max_waiting is None else max_waiting
-        self.idle_timeout = math.inf if idle_timeout is None else idle_timeout
+        self.idle_timeout = idle_timeout
 
         #: The idle entries; the last one was used last.
         self.idle: list[Entry] = []
@@ -112,9 +123,10 @@ class State:
         #: The entries being opened, by who opens them.
         self.opening: dict[Hashable, Entry] = {}
         #: The queue, in the order of coming.
-        self.waiters: OrderedDict[Ticket, None] = OrderedDict()
-        self.generation = 0
+        self.waiters: deque[Ticket] = deque()
         self.closed = False
+        #: Set where the limit was lowered, until enough connections have come back.
+        self.has_surplus = False
         #: Set while opening has just failed with nobody waiting: `min_connections` is not insisted on meanwhile.
         self.filling_paused = False
 
@@ -169,22 +181,19 @@ class State:
         entry.uses += 1
         return entry
 
-    def reason_to_retire(self, entry: Entry, now: float) -> str | None:
-        """Why an entry that comes back must not be used again; None if it may be."""
-        if entry.generation != self.generation:
-            return "closed" if self.closed else "drain"
-        # However short its lifetime, one use it is good for: or whoever waits would have one opened after another.
-        if now >= entry.expires_at and not entry.is_new:
-            return "lifetime"
-        if self.size + len(self.opening) > self.max_connections:
-            return "surplus"
-        return None
+    def put_back(self, entry: Entry, now: float) -> Ticket | str | None:
+        """Ends a use of an entry, which lies idle then.
 
-    def put_back(self, entry: Entry, now: float) -> Ticket | None:
-        """Gives an in-use entry to the longest waiter, which is returned and to be woken, or makes it idle."""
+        Where somebody waits, it goes to the longest waiter, whose ticket is returned and to be woken. If it must not be
+        used again, nothing has happened yet, and the reason is returned.
+        """
+        if now >= entry.expires_at or self.has_surplus:
+            reason = self.reason_to_retire(entry, now)
+            if reason is not None:
+                return reason
         self.use_time += now - entry.since
         if self.waiters:
-            ticket, _ = self.waiters.popitem(last=False)
+            ticket = self.waiters.popleft()
             ticket.entry = entry
             entry.holder = ticket.holder
             entry.since = now
@@ -194,9 +203,24 @@ class State:
         entry.status = IDLE
         entry.is_new = False
         entry.holder = None
-        idle_until = now + self.idle_timeout
-        entry.retire_at = idle_until if idle_until < entry.expires_at else entry.expires_at
+        if self.idle_timeout is None:
+            entry.retire_at = entry.expires_at
+        else:
+            entry.retire_at = min(now + self.idle_timeout, entry.expires_at)
         self.idle.append(entry)
+        return None
+
+    def reason_to_retire(self, entry: Entry, now: float) -> str | None:
+        """Why an entry in use must not be used again; None if it may be."""
+        if entry.expires_at == DRAINED:
+            return "closed" if self.closed else "drain"
+        # However short its lifetime, one use it is good for: or whoever waits would have one opened after another.
+        if now >= entry.expires_at and not entry.is_new:
+            return "lifetime"
+        if self.has_surplus:
+            self.has_surplus = self.size + len(self.opening) > self.max_connections
+            if self.has_surplus:
+                return "surplus"
         return None
 
     def remove(self, entry: Entry, now: float) -> None:
@@ -230,20 +254,29 @@ class State:
 
     def enqueue(self, ticket: Ticket) -> None:
         """Queues the ticket of a newcomer, behind all others."""
-        self.waiters[ticket] = None
+        self.waiters.append(ticket)
 
     def enqueue_again(self, ticket: Ticket) -> None:
         """Queues the ticket of somebody who was given a bad one: behind those only who came earlier."""
-        ahead = list(takewhile(lambda other: other.came_at < ticket.came_at, self.waiters))
-        self.waiters[ticket] = None
-        for one in (ticket, *reversed(ahead)):
-            self.waiters.move_to_end(one, last=False)
+        ahead = takewhile(lambda other: other.came_at < ticket.came_at, self.waiters)
+        self.waiters.insert(len(list(ahead)), ticket)
 
     def withdraw(self, ticket: Ticket) -> Entry | None:
-        """Takes a ticket out of the queue, or returns the entry that it was given meanwhile."""
-        if self.waiters.pop(ticket, self) is self:
-            return ticket.entry
-        return None
+        """Takes a ticket out of the queue. Returns the entry, if it has been given one."""
+        if ticket in self.waiters:
+            self.waiters.remove(ticket)
+        return ticket.entry
+
+    def take_overdue_waiters_out(self, now: float) -> list[Ticket]:
+        """Takes those whose time is over out of the queue. They are to be woken, and have got nothing."""
+        overdue = [ticket for ticket in self.waiters if ticket.deadline <= now]
+        if overdue:
+            self.waiters = deque(ticket for ticket in self.waiters if ticket.deadline > now)
+        return overdue
+
+    def next_deadline(self) -> float:
+        """When the first of those who wait has waited for too long."""
+        return min((ticket.deadline for ticket in self.waiters), default=math.inf)
 
     # Opening
 
@@ -260,7 +293,7 @@ class State:
 
     def begin_opening(self, opener: Hashable) -> Entry:
         """A new entry that `opener` opens a connection for."""
-        entry = self.opening[opener] = Entry(opener, self.generation)
+        entry = self.opening[opener] = Entry(opener)
         return entry
 
     def land(self, entry: Entry, connection: object, now: float, expires_at: float) -> None:
@@ -269,7 +302,8 @@ class State:
         entry.connection = connection
         entry.status = IN_USE
         entry.since = now
-        entry.expires_at = expires_at
+        # It may have been drained meanwhile.
+        entry.expires_at = min(expires_at, entry.expires_at)
         entry.twin = self.entries.get(id(connection))
         self.entries[id(connection)] = entry
         self.size += 1
@@ -284,7 +318,7 @@ class State:
             # Closing the pool kills those who open, which is no error.
             self.open_errors += 1
         if len(self.waiters) > len(self.opening):
-            ticket, _ = self.waiters.popitem(last=False)
+            ticket = self.waiters.popleft()
             ticket.error = error
             return ticket
         return None
@@ -294,11 +328,20 @@ class State:
     def close(self) -> None:
         """Lets nothing be opened or kept any more."""
         self.closed = True
-        self.generation += 1
+        self.drain()
 
     def drain(self) -> None:
-        """Lets nothing be kept that is there now."""
-        self.generation += 1
+        """Lets nothing be kept that is in use or being opened now. What is idle is to be taken out."""
+        for entry in [*self.entries_in_use(), *self.opening.values()]:
+            entry.expires_at = DRAINED
+
+    def resize(self, max_connections: int) -> list[Entry]:
+        """Sets the limit. Removes idle entries above it, those idle for longest first, and returns them."""
+        self.max_connections = max_connections
+        surplus = self.size + len(self.opening) - max_connections
+        removed = self._take_out(self.idle[: max(0, surplus)])
+        self.has_surplus = surplus > len(removed)
+        return removed
 
     def take_idle_out(self) -> list[Entry]:
         """Removes every idle entry and returns them, the one idle for longest first."""
@@ -307,11 +350,6 @@ class State:
     def take_overdue_out(self, now: float) -> list[Entry]:
         """Removes the idle entries whose time is up and returns them."""
         return self._take_out([entry for entry in self.idle if now >= entry.retire_at])
-
-    def take_surplus_out(self) -> list[Entry]:
-        """Removes idle entries above the limit, those idle for longest first, and returns them."""
-        surplus = self.size + len(self.opening) - self.max_connections
-        return self._take_out(self.idle[: max(0, surplus)])
 
     def _take_out(self, entries: list[Entry]) -> list[Entry]:
         for entry in entries:
@@ -338,6 +376,7 @@ class State:
         self.entries.clear()
         self.opening.clear()
         self.size = 0
+        self.has_surplus = False
         self.filling_paused = False
         self._begin_to_count()
         return [entry.connection for entry in entries if entry.connection is not None]

@@ -11,6 +11,7 @@ import logging
 from typing import Any
 
 from gsocketpool._base import Connection
+from gsocketpool._state import ASIDE, PLAINLY, PROMPTLY
 from gsocketpool.connection import StreamConnection
 
 logger = logging.getLogger("gsocketpool")
@@ -39,32 +40,23 @@ def close_if_open(connection: Any) -> None:
         let_go(connection)
 
 
-def is_usable(connection: Any, *, at_a_glance: bool = False) -> bool:
-    """Whether an idle connection may be handed out, as it says itself, or by the check that no class can make block."""
+def how_to_ask(connection: Any) -> str:
+    """In which of the ways of :class:`~gsocketpool._state.Entry` a connection is asked whether it is still good."""
+    if not isinstance(connection, Connection):
+        return PLAINLY
+    asked = [getattr(getattr(connection, step, None), "__func__", None) for step in ("is_usable", "is_reusable", "get")]
+    if asked == [Connection.is_usable, Connection.is_reusable, Connection.get]:
+        # There is nothing else to look at.
+        return PLAINLY
+    return PROMPTLY if asked[0] in _PROMPT else ASIDE
+
+
+def looks_usable(connection: Connection) -> bool:
+    """Whether an idle connection may be handed out, by the check that no class can make block."""
     try:
-        if not isinstance(connection, Connection):
-            return bool(connection.is_connected())
-        return bool(Connection.is_usable(connection) if at_a_glance else connection.is_usable())
+        return Connection.is_usable(connection)
     except Exception:
         logger.debug("%r failed its check", connection, exc_info=True)
-        return False
-
-
-def may_block_when_asked(connection: Any) -> bool:
-    """Whether :func:`is_usable` runs code of the user's that is allowed to block."""
-    if not isinstance(connection, Connection):
-        return False
-    return getattr(connection.is_usable, "__func__", None) not in _PROMPT
-
-
-def is_reusable(connection: Any, error: BaseException | None) -> bool:
-    """Whether a connection that comes back may be used again."""
-    try:
-        if isinstance(connection, Connection):
-            return connection.is_reusable(error) is True
-        return error is None and bool(connection.is_connected())
-    except Exception:
-        logger.warning("%r could not say whether it can be used again, and is closed", connection, exc_info=True)
         return False
 
 

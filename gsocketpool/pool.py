@@ -196,7 +196,12 @@ class Pool(Driver, Generic[C]):
 
         :raises ConnectionNotFoundError: if it is not in use, or not this pool's; nothing happens then.
         """
-        self._give_back(self._find(connection, IN_USE), None)
+        entry = self._state.entries.get(id(connection))
+        if entry is None or entry.status is not IN_USE:
+            entry = self._find(connection, IN_USE)
+        closing = self._hand_in(entry, entry.uses, None)
+        if closing is not None:
+            self._wait_for([closing])
 
     def discard(self, connection: C) -> None:
         """Gives back a connection that must not be used again: it is closed, within `close_timeout`.
@@ -252,8 +257,7 @@ class Pool(Driver, Generic[C]):
         """
         self._enter()
         check_count("max_connections", max_connections, least=max(1, self._settings.min_connections))
-        self._state.max_connections = max_connections
-        self._retire_removed(self._state.take_surplus_out(), "surplus")
+        self._retire_removed(self._state.resize(max_connections), "surplus")
         self._start_openings()
 
     def _retire_removed(self, entries: list[Entry], reason: str) -> None:

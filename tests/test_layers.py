@@ -13,7 +13,14 @@ ROOT = Path(__file__).parents[1]
 
 #: Who is on which floor. A module imports from floors below its own only.
 FLOORS = [
-    {"gsocketpool.exceptions", "gsocketpool.stats", "gsocketpool._state", "gsocketpool._where", "gsocketpool._forking"},
+    {
+        "gsocketpool.exceptions",
+        "gsocketpool.stats",
+        "gsocketpool._alarm",
+        "gsocketpool._forking",
+        "gsocketpool._state",
+        "gsocketpool._where",
+    },
     {
         "gsocketpool.settings",
         "gsocketpool.reaper",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -19,10 +22,16 @@ class Connection:
         return True
 
 
-def land(state: State, opener: object, connection: object, now: float = 0.0, expires_at: float = 1e9) -> Ticket | None:
+def land(
+    state: State, opener: object, connection: object, now: float = 0.0, expires_at: float = 1e9
+) -> Ticket | str | None:
     entry = state.opening[opener]
     state.land(entry, connection, now, expires_at)
     return state.put_back(entry, now)
+
+
+def ticket_of(holder: Hashable, came_at: float = 0.0, deadline: float = math.inf) -> Ticket:
+    return Ticket(holder, came_at, deadline, print)
 
 
 def idle_state(count: int, **limits: int) -> State:
@@ -86,7 +95,7 @@ def test_twins_leave_in_any_order(closing_order: tuple[int, ...]) -> None:
 
 def test_a_failed_opening_goes_to_the_longest_waiter_unless_others_suffice() -> None:
     state = State(max_connections=2)
-    tickets = [Ticket(name, 0, print) for name in "ab"]
+    tickets = [ticket_of(name) for name in "ab"]
     for ticket in tickets:
         state.enqueue(ticket)
     openings = [state.begin_opening(opener) for opener in range(state.openings_due())]
@@ -101,7 +110,7 @@ def test_a_failed_opening_goes_to_the_longest_waiter_unless_others_suffice() -> 
 @pytest.mark.parametrize("again", [("a", "b", "c"), ("c", "b", "a"), ("b", "c", "a")])
 def test_those_who_queue_again_do_so_in_the_order_of_their_coming(again: tuple[str, ...]) -> None:
     state = State(max_connections=1)
-    tickets = {name: Ticket(name, number, print) for number, name in enumerate("abcde")}
+    tickets = {name: ticket_of(name, number) for number, name in enumerate("abcde")}
     for name in "de":
         state.enqueue(tickets[name])
     for name in again:
@@ -113,7 +122,7 @@ def test_who_queues_again_is_served_before_newcomers() -> None:
     state = idle_state(1)
     entry = state.take(0, "holder")
     assert entry is not None
-    ahead, behind = Ticket("ahead", 1, print), Ticket("behind", 2, print)
+    ahead, behind = ticket_of("ahead", 1), ticket_of("behind", 2)
     state.enqueue(behind)
     state.enqueue_again(ahead)
     assert state.put_back(entry, 0) is ahead
@@ -123,7 +132,7 @@ def test_callers_for_whom_there_is_room_are_not_refused() -> None:
     state = State(max_connections=2, max_waiting=1)
     for name in "abc":
         assert not state.must_refuse()
-        state.enqueue(Ticket(name, 0, print))
+        state.enqueue(ticket_of(name))
     assert state.must_refuse()
 
 
@@ -141,6 +150,8 @@ class Machine(RuleBasedStateMachine):
         self.queue: list[Ticket] = []
         self.served: list[Ticket] = []
         self.shrunk = False
+        #: By the id(), so that no other entry gets it.
+        self.drained: dict[int, Entry] = {}
 
     def name(self) -> int:
         self.count += 1
@@ -172,10 +183,15 @@ class Machine(RuleBasedStateMachine):
             self.served.append(ticket)
 
     def give_back(self, entry: Entry) -> list[Entry]:
-        if self.state.reason_to_retire(entry, self.now):
+        is_over, is_new = self.now >= entry.expires_at, entry.is_new
+        outcome = self.state.put_back(entry, self.now)
+        if isinstance(outcome, str):
+            assert outcome in ("closed", "drain", "lifetime", "surplus")
+            assert entry.status is IN_USE, "nothing has happened yet"
             self.state.remove(entry, self.now)
             return self.settle()
-        self.wake(self.state.put_back(entry, self.now))
+        assert is_new or not is_over
+        self.wake(outcome)
         return []
 
     # Callers
@@ -188,12 +204,12 @@ class Machine(RuleBasedStateMachine):
         assert not self.queue, "a newcomer never overtakes"
         return (entry, entry.uses)
 
-    @rule(target=opening)
-    def queue_up(self) -> object:
+    @rule(target=opening, patience=st.integers(1, 20) | st.just(math.inf))
+    def queue_up(self, patience: float) -> object:
         if self.state.closed or self.state.idle or self.state.must_refuse():
             return multiple()
         name = self.name()
-        ticket = Ticket(name, name, print)
+        ticket = ticket_of(name, name, self.now + patience)
         self.state.enqueue(ticket)
         self.queue.append(ticket)
         return multiple(*self.settle())
@@ -225,7 +241,7 @@ class Machine(RuleBasedStateMachine):
         self.state.remove(ticket.entry, self.now)
         started = self.settle()
         if not self.state.closed and not self.state.idle:
-            again = Ticket(ticket.holder, ticket.came_at, print)
+            again = ticket_of(ticket.holder, ticket.came_at, ticket.deadline)
             self.state.enqueue_again(again)
             self.queue = sorted([again, *self.queue], key=lambda one: one.came_at)
         return multiple(*started, *self.settle())
@@ -236,6 +252,17 @@ class Machine(RuleBasedStateMachine):
         if self.queue:
             ticket = self.queue.pop(which % len(self.queue))
             assert self.state.withdraw(ticket) is None
+
+    @rule(seconds=st.integers(1, 10))
+    def the_alarm_rings(self, seconds: int) -> None:
+        self.now += seconds
+        first = self.state.next_deadline()
+        overdue = self.state.take_overdue_waiters_out(self.now)
+        assert bool(overdue) == (first <= self.now)
+        assert overdue == [ticket for ticket in self.queue if ticket.deadline <= self.now]
+        assert all(ticket.entry is None and ticket.error is None for ticket in overdue)
+        self.queue = [ticket for ticket in self.queue if ticket not in overdue]
+        assert self.state.next_deadline() > self.now
 
     @rule(target=opening, which=st.integers(0, 20))
     def killed_while_being_served(self, which: int) -> object:
@@ -310,17 +337,17 @@ class Machine(RuleBasedStateMachine):
 
     @rule(target=opening)
     def drain(self) -> object:
-        self.state.drain()
         self.state.take_idle_out()
+        self.state.drain()
         assert not self.state.idle
+        self.drained |= {id(entry): entry for entry in [*self.state.all_entries(), *self.state.opening.values()]}
         return multiple(*self.settle())
 
     @rule(target=opening, most=st.integers(2, 5))
     def resize(self, most: int) -> object:
         self.shrunk = self.shrunk or most < self.state.max_connections
-        self.state.max_connections = most
         before = self.state.idle[:]
-        surplus = self.state.take_surplus_out()
+        surplus = self.state.resize(most)
         assert surplus == before[: len(surplus)], "those idle for longest go first"
         return multiple(*self.settle())
 
@@ -363,6 +390,9 @@ class Machine(RuleBasedStateMachine):
         assert {id(entry) for entry in entries if entry.status is IDLE} == set(map(id, state.idle))
         assert len(state.entries_in_use()) == state.in_use
         assert all(entry.status is OPENING for entry in state.opening.values())
+        assert not any(id(entry) in self.drained for entry in state.idle), "drained ones are not kept"
+        if state.size + len(state.opening) > state.max_connections:
+            assert state.has_surplus
         assert list(state.waiters) == self.queue
 
     @invariant()
