@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from flask import request
+from flask import Flask, request, request_started
 from gevent import getcurrent
 from gevent.hub import Hub
 
@@ -23,10 +23,15 @@ BEGAN_IN_GREENLET = "flask_gsocketpool.began_in_greenlet"
 _tellers = itertools.count()
 
 
-def begin_request() -> None:
-    """Notes where the current request begins. It may use a pool elsewhere: in a greenlet or a thread that it starts."""
+def watch() -> None:
+    """Notes where each request begins, until one has used a pool: in a greenlet or a thread that it starts, perhaps."""
     if is_unknown:
-        note(request.environ)
+        # Not before_request(): what is registered there would be called for good.
+        request_started.connect(_request_begins)
+
+
+def _request_begins(app: Flask, **_: Any) -> None:
+    note(request.environ)
 
 
 def note(environ: MutableMapping[str, Any]) -> None:
@@ -52,6 +57,7 @@ def look(environ: Mapping[str, Any]) -> None:
             server,
         )
     is_unknown = False
+    request_started.disconnect(_request_begins)
 
 
 def _server_of(environ: Mapping[str, Any]) -> str | None:

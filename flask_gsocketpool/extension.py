@@ -46,10 +46,10 @@ class GSocketPool:
         scopes = Scopes(app, config.request_timeout)
         if _handler_of(app, PoolExhaustedError) is None:
             app.register_error_handler(PoolExhaustedError, _answer_exhaustion)
-        # Before anybody else's, which may use a pool, and whose time counts, too.
-        app.before_request_funcs[None].insert(0, cooperation.begin_request)
         if config.request_timeout is not None:
+            # Before anybody else's, which may use a pool, and whose time counts, too.
             app.before_request_funcs[None].insert(0, scopes.begin_request)
+        cooperation.watch()
         app.after_request(scopes.hold_for_body)
         app.teardown_request(scopes.end_request)
         app.teardown_appcontext(scopes.end_app_context)

@@ -30,9 +30,9 @@ def pools_of(app: Flask) -> Pools:
 
     :raises RuntimeError: if it was not registered.
     """
-    if EXTENSION not in app.extensions:
+    pools: Pools | None = app.extensions.get(EXTENSION)
+    if pools is None:
         raise RuntimeError(f"App {app.name!r} has no pools. Call GSocketPool(app) or GSocketPool().init_app(app).")
-    pools: Pools = app.extensions[EXTENSION]
     return pools
 
 

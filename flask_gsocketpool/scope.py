@@ -12,12 +12,14 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import flask.globals
 import gevent
-from flask import Flask, Response, current_app, has_request_context, request
+from flask import Flask, Response, has_request_context, request
+from flask.globals import _cv_app
 
 from gsocketpool import _where
 from gsocketpool._block import Block
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from flask_gsocketpool.pool import AppPool
 
 logger = logging.getLogger("gsocketpool")
+
+# Flask's proxies for these take ten times as long. From Flask 3.2 on a request has no context apart from the app's.
+_cv_request: ContextVar[Any] | None = vars(flask.globals).get("_cv_request")
 
 #: Seconds that a request may take, or what tells them of a request.
 RequestTimeout = float | Callable[[Any], float | None] | None
@@ -125,7 +130,9 @@ class Scope:
         left = self.uses()
         self._uses.clear()
         closings += [use.discard() for use in left]
-        gevent.joinall([closing for closing in closings if closing is not None])
+        under_way = [closing for closing in closings if closing is not None]
+        if under_way:
+            gevent.joinall(under_way)
         if raised:
             raise raised[0]
         return left
@@ -160,17 +167,18 @@ class Scopes:
 
     def current(self) -> Scope:
         """The scope of the current context."""
-        context = _context()
+        return self._of(_context())
+
+    def of_request(self) -> Scope | None:
+        """That of the current request. None where the app has no request to answer."""
+        context = _request_context()
+        return None if context is None or context.app is not self._app() else self._of(context)
+
+    def _of(self, context: Any) -> Scope:
         scope = self._of_context.get(context)
         if scope is None:
             scope = self._of_context[context] = Scope()
         return scope
-
-    def of_request(self) -> Scope | None:
-        """That of the current request. None where the app has no request to answer."""
-        if current_app and _current_app() is self._app() and _is_in_request():
-            return self.current()
-        return None
 
     # What Flask is to call
 
@@ -199,7 +207,7 @@ class Scopes:
 
     def end_app_context(self, error: BaseException | None) -> None:
         """Ends the scope of the current app context, if it was used without a request."""
-        if self._of_context and not _is_in_request():
+        if self._of_context and _request_context() is None:
             self.end_request(error)
 
     def _end(self, context: Any, scope: Scope, error: BaseException | None) -> None:
@@ -273,25 +281,17 @@ class Body:
 
 
 def _request_context() -> Any:
-    # From Flask 3.2 on a request has no context apart from the app's.
-    return vars(flask.globals).get("request_ctx")
-
-
-def _is_in_request() -> bool:
-    """Whether there is a request of the current app's."""
-    if not has_request_context():
-        return False
-    # Until Flask 3.2 there may be a context of another app on top of the request's.
-    context = _request_context()
-    return context is None or context.app is _current_app()
+    """The context of the current request, if there is one and it is the current app's."""
+    app_context = _cv_app.get(None)
+    if app_context is None:
+        return None
+    if _cv_request is None:
+        return app_context if has_request_context() else None
+    context = _cv_request.get(None)
+    # There may be a context of another app on top of the request's.
+    return context if context is not None and context.app is app_context.app else None
 
 
 def _context() -> Any:
     """The context of the current request, or the app context where there is no request of the current app's."""
-    proxy = _request_context() if _is_in_request() else None
-    return cast(Any, proxy if proxy is not None else flask.globals.app_ctx)._get_current_object()
-
-
-def _current_app() -> Flask:
-    app: Flask = cast(Any, current_app)._get_current_object()
-    return app
+    return _request_context() or _cv_app.get()

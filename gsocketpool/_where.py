@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import traceback
@@ -17,6 +18,12 @@ Place = tuple[str, int, str]
 def pass_over(file: str) -> None:
     """Passes over what is in the directory of `file`, too."""
     _ours.add(os.path.dirname(file))
+    _is_ours.cache_clear()
+
+
+@functools.cache
+def _is_ours(file: str) -> bool:
+    return os.path.dirname(file) in _ours
 
 
 def callers(depth: int = 16) -> list[Place]:
@@ -28,7 +35,7 @@ def callers(depth: int = 16) -> list[Place]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and len(places) < depth:
         filename = frame.f_code.co_filename
-        if places or os.path.dirname(filename) not in _ours:
+        if places or not _is_ours(filename):
             places.append((filename, frame.f_lineno, frame.f_code.co_name))
         frame = frame.f_back
     return places
