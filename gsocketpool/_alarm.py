@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Alarm:
-    """Rings once, at the earliest of the times that it is set to."""
+    """Rings once, at the time that it was last set to."""
 
     def __init__(self) -> None:
         #: When it is to ring; never, as long as it is not set.
@@ -18,10 +18,10 @@ class Alarm:
     def set(self, at: float, now: float, loop: Any, ring: Callable[[], object]) -> None:
         """Has `ring` called, by the event loop itself, at the time `at`."""
         self.stop()
-        self.at = at
         self._timer = loop.timer(max(0.0, at - now))
         # The event loop's idea of the time is as old as its present turn, which may have been a long one.
         self._timer.start(ring, update=True)
+        self.at = at
 
     def stop(self) -> None:
         """Keeps it from ringing."""

@@ -106,9 +106,9 @@ class Closer:
             _steps.let_go(connection)
 
 
-def close_all(connections: list[Any], timeout: float) -> None:
+def close_all(connections: list[Any], timeout: float, context: Context) -> None:
     """Closes the connections of a pool that is no more, all at the same time."""
-    closer = Closer(timeout)
+    closer = Closer(timeout, context)
     for connection in connections:
         closer.close(connection)
 

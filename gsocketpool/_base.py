@@ -15,7 +15,7 @@ class Connection:
 
     A subclass defines :meth:`open`, :meth:`close` and :meth:`is_connected`, and :meth:`get` if there is a socket to
     look at. The other steps have defaults that suit most protocols. Every step may raise; the pool then takes the safe
-    way.
+    way. Which steps a connection has of its own is looked up once, when it has been opened.
     """
 
     def open(self) -> None:

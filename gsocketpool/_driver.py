@@ -154,14 +154,14 @@ class Driver:
                         # The next one who can't wait shall be luckier.
                         self._start_openings(more=1)
                     raise self._exhausted_error(caller, self._clock() - began, timeout)
-                # It was handed over just now.
-                now = entry.since
+                # The event loop may have been held up since it was handed over.
+                now = self._clock()
                 # A new one need not be checked: it may even have something to read, a greeting for instance.
                 is_fit = entry.is_new or self._is_fit(entry, now, deadline)
                 if is_fit and entry.status is IN_USE:
                     entry.is_new = False
                     state.acquired_after_wait += 1
-                    state.wait_time += now - began
+                    state.wait_time += entry.since - began
                     return entry
                 is_again = True
         except BaseException:
@@ -170,8 +170,8 @@ class Driver:
 
     def _wait(self, caller: Any, began: float, deadline: float, is_again: bool) -> Entry | None:
         """Queues, and returns what has been handed over; None if nothing was in time."""
-        if self._hub is None:
-            # This greenlet was copied by a fork.
+        if self._hub is None or (self._reaper is not None and self._reaper.dead):
+            # This greenlet was copied by a fork, or everything there is was killed.
             self._enter()
         state = self._state
         waiter = Waiter(self._hub)
@@ -204,18 +204,19 @@ class Driver:
         return ticket.entry
 
     def _set_alarm(self, at: float) -> None:
-        self._enter()
         self._alarm.set(at, self._clock(), self._hub.loop, self._alarm_rings)
 
     def _alarm_rings(self) -> None:
+        # This may be a forked child, in which nobody has used the pool yet.
+        self._enter()
+        self._alarm.stop()
         now = self._clock()
         for ticket in self._state.take_overdue_waiters_out(now):
             self._hub.loop.run_callback(ticket.wake, None)
-        self._alarm.stop()
-        waiting = len(self._state.waiters)
-        if waiting:
+        first = self._state.next_deadline()
+        if first < math.inf:
             # Looking at all of them takes its time, so it is not done too often where they are many.
-            self._set_alarm(max(self._state.next_deadline(), now + waiting * LATENESS))
+            self._set_alarm(max(first, now + len(self._state.waiters) * LATENESS))
 
     def _is_fit(self, entry: Entry, now: float, deadline: float) -> bool:
         """Whether an entry that was idle or in use a moment ago may be handed out. One that may not is let go of."""
@@ -264,10 +265,10 @@ class Driver:
 
     def _hand_in(self, entry: Entry, uses: int, error: BaseException | None) -> gevent.Greenlet | None:
         """Ends one use of an entry, if that is not over yet. Returns what closes the connection, if it is closed."""
-        if getcurrent() is not entry.holder:
-            self._enter()
         if entry.status is not IN_USE or entry.uses != uses:
             return None
+        if getcurrent() is not entry.holder:
+            self._enter()
         try:
             if entry.asked is PLAINLY:
                 reusable = error is None and entry.connection.is_connected()
@@ -467,7 +468,7 @@ class Driver:
             return
         idle = [entry.connection for entry in self._state.take_idle_out()]
         if idle or self._reaper is not None:
-            loop.run_callback_threadsafe(_bury, self._reaper, idle, self._settings.close_timeout)
+            loop.run_callback_threadsafe(_bury, self._reaper, idle, self._settings.close_timeout, self._context)
 
     def _abandon(self) -> None:
         """Lets go of the idle connections of a thread that ends, or has ended: its event loop will not close them."""
@@ -535,8 +536,8 @@ def _call_if_alive(reference: weakref.WeakMethod[Callable[[], None]]) -> None:
         method()
 
 
-def _bury(reaper: gevent.Greenlet | None, connections: list[Any], close_timeout: float) -> None:
+def _bury(reaper: gevent.Greenlet | None, connections: list[Any], close_timeout: float, context: Context) -> None:
     """What is left to do, in the event loop, for a pool that has been collected."""
     if reaper is not None:
         reaper.kill(block=False)
-    close_all(connections, close_timeout)
+    close_all(connections, close_timeout, context)

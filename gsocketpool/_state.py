@@ -7,6 +7,7 @@ whoever called it does that afterwards. `now` is always the caller's clock, in s
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
@@ -185,7 +186,7 @@ class State:
         """Ends a use of an entry, which lies idle then.
 
         Where somebody waits, it goes to the longest waiter, whose ticket is returned and to be woken. If it must not be
-        used again, nothing has happened yet, and the reason is returned.
+        used again, the reason is returned, and the use goes on until it is removed.
         """
         if now >= entry.expires_at or self.has_surplus:
             reason = self.reason_to_retire(entry, now)
@@ -263,8 +264,10 @@ class State:
 
     def withdraw(self, ticket: Ticket) -> Entry | None:
         """Takes a ticket out of the queue. Returns the entry, if it has been given one."""
-        if ticket in self.waiters:
-            self.waiters.remove(ticket)
+        if ticket.entry is None and ticket.error is None:
+            # Its time may have been over.
+            with contextlib.suppress(ValueError):
+                self.waiters.remove(ticket)
         return ticket.entry
 
     def take_overdue_waiters_out(self, now: float) -> list[Ticket]:

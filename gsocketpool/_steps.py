@@ -44,11 +44,16 @@ def how_to_ask(connection: Any) -> str:
     """In which of the ways of :class:`~gsocketpool._state.Entry` a connection is asked whether it is still good."""
     if not isinstance(connection, Connection):
         return PLAINLY
-    asked = [getattr(getattr(connection, step, None), "__func__", None) for step in ("is_usable", "is_reusable", "get")]
-    if asked == [Connection.is_usable, Connection.is_reusable, Connection.get]:
+    if all(_method(connection, step) is getattr(Connection, step) for step in ("is_usable", "is_reusable", "get")):
         # There is nothing else to look at.
         return PLAINLY
-    return PROMPTLY if asked[0] in _PROMPT else ASIDE
+    return PROMPTLY if _method(connection, "is_usable") in _PROMPT else ASIDE
+
+
+def _method(connection: Any, name: str) -> object:
+    # Found without running anything, as the code of a property would be.
+    own = getattr(connection, "__dict__", {})
+    return own[name] if name in own else getattr(type(connection), name, None)
 
 
 def looks_usable(connection: Connection) -> bool:

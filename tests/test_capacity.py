@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from typing import Any
@@ -217,6 +218,53 @@ def test_the_timeout_is_not_cut_short_by_a_busy_caller(backend: Backend) -> None
     with pytest.raises(PoolExhaustedError) as caught:
         pool.acquire(timeout=0.1)
     assert caught.value.waited > 0.09
+
+
+def test_those_who_wait_share_a_timer_and_each_is_woken_in_time(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    held = pool.acquire()
+    ended: list[float] = []
+
+    def wait(timeout: float) -> None:
+        with contextlib.suppress(PoolExhaustedError):
+            pool.release(pool.acquire(timeout=timeout))
+        ended.append(timeout)
+
+    waiting = [gevent.spawn(wait, timeout) for timeout in (0.03, math.inf, 0.01, PATIENCE, 0.02)]
+    gevent.joinall([waiting[0], waiting[2], waiting[4]], timeout=PATIENCE)
+    assert ended == [0.01, 0.02, 0.03]
+    waiting[3].kill()
+    settle()
+    # An armed timer would keep the event loop alive, though nobody waits for anything that it brings.
+    gevent.sleep(0.001)
+    pool.release(held)
+    gevent.joinall(waiting, timeout=PATIENCE)
+    assert ended[3:] == [math.inf]
+    assert pool._alarm.at == math.inf
+    assert pool._alarm._timer is None
+
+
+def test_no_timer_is_left_for_those_who_wait_without_a_limit(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    held = pool.acquire()
+    waiting = [spawn_acquire(pool, timeout=timeout) for timeout in (math.inf, 0.001)]
+    waiting[1].join(PATIENCE)
+    assert pool._alarm._timer is None
+    pool.release(held)
+    assert waiting[0].get(timeout=PATIENCE) is held
+
+
+def test_ten_thousand_who_wait_for_different_times(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    pool.acquire()
+    waiting = [gevent.spawn(pool.acquire, timeout=0.2 + number / 1e5) for number in range(10_000)]
+    for greenlet in waiting:
+        # Or each would be printed.
+        greenlet._report_error = lambda error: None
+    with gevent.Timeout(PATIENCE * 3):
+        gevent.joinall(waiting)
+    assert numbers(pool) == (1, 0, 0, 0)
+    assert pool.stats().timed_out == 10_000
 
 
 def test_another_greenlets_connections_are_not_held_by_the_caller(backend: Backend) -> None:

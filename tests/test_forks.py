@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +16,7 @@ import gevent
 import gevent.event
 import gevent.os
 
-from gsocketpool import Pool, PoolClosedError
+from gsocketpool import Pool, PoolClosedError, PoolExhaustedError
 from tests.lines import Line, LineServer, line_pool
 from tests.lines import server as server
 from tests.scripted import PATIENCE, Backend, Plain, eventually, numbers, settle, spawn_acquire
@@ -41,6 +42,13 @@ def in_child(act: Any) -> None:
         report = pipe.read()
     os.waitpid(child, 0)
     assert report == b"ok", report.decode()
+
+
+def what_comes_of(act: Callable[..., object], **arguments: Any) -> object:
+    try:
+        return act(**arguments)
+    except Exception as error:
+        return error
 
 
 def test_a_forked_child_starts_empty_and_the_parent_notices_nothing(server: LineServer) -> None:
@@ -180,6 +188,22 @@ def test_a_hand_over_that_the_fork_caught_under_way(backend: Backend) -> None:
 
     in_child(child)
     assert waiter.get(timeout=PATIENCE) is held
+
+
+def test_a_fork_in_the_turn_in_which_the_time_of_a_waiter_is_over(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    pool.acquire()
+    waiter = gevent.spawn(what_comes_of, pool.acquire, timeout=0.02)
+
+    def child() -> None:
+        assert isinstance(waiter.get(timeout=PATIENCE), PoolExhaustedError)
+
+    forking = gevent.spawn_later(0.01, in_child, child)
+    settle()
+    # Both are late, and their timers go off one after the other.
+    time.sleep(0.05)
+    forking.get(timeout=PATIENCE)
+    assert isinstance(waiter.get(timeout=PATIENCE), PoolExhaustedError)
 
 
 def test_a_child_that_forks_again_at_once(backend: Backend) -> None:

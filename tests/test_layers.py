@@ -101,7 +101,7 @@ def test_imports_point_one_way(module: str) -> None:
 
 
 def test_the_state_is_pure() -> None:
-    pure = {"__future__", "collections", "collections.abc", "itertools", "math", "typing"}
+    pure = {"__future__", "collections", "contextlib", "collections.abc", "itertools", "math", "typing"}
     assert imports(MODULES["gsocketpool._state"]) <= pure
 
 

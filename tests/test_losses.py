@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -297,13 +298,14 @@ def test_what_is_thrown_at_a_sleeping_reaper_does_not_end_it(backend: Backend, e
     pool.close()
 
 
-def test_a_killed_reaper_is_replaced_as_soon_as_somebody_waits(backend: Backend) -> None:
+@pytest.mark.parametrize("timeout", [PATIENCE, math.inf])
+def test_a_killed_reaper_is_replaced_as_soon_as_somebody_waits(backend: Backend, timeout: float) -> None:
     """Or what a dead greenlet holds would be lost for good."""
     pool = Pool(backend.connect, max_connections=1, reap_interval=0.002)
     gevent.spawn(pool.acquire).join()
     assert pool._reaper is not None
     pool._reaper.kill()
-    pool.release(pool.acquire(timeout=PATIENCE))
+    pool.release(gevent.spawn(pool.acquire, timeout=timeout).get(timeout=PATIENCE))
     pool.close()
     assert pool._reaper.dead
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -149,6 +150,21 @@ def test_an_idle_connection_that_is_closed_is_not_handed_out(backend: Backend) -
     assert pool.stats().discarded == {"unusable": 2}
 
 
+@pytest.mark.parametrize("step", ["get", "is_reusable", "is_usable"])
+def test_a_step_that_can_not_be_looked_at(backend: Backend, step: str) -> None:
+    """It is found out what a class defines, and nothing of the class is run for that."""
+
+    def look(self: object) -> object:
+        raise LookupError("not to be looked at")
+
+    kind: Any = type("Shy", (ScriptedConnection,), {step: property(look)})
+    pool = Pool(lambda: backend._made(kind(backend, {})))
+    connection = pool.acquire()
+    if step != "is_reusable":
+        pool.release(connection)
+    assert numbers(pool)[:2] == ((1, 0) if step == "is_reusable" else (0, 1))
+
+
 def test_a_connection_that_was_never_used_is_checked_like_any_other(backend: Backend) -> None:
     pool = Pool(backend.connect, initial_connections=3)
     for connection in backend.connections:
@@ -243,6 +259,16 @@ def test_a_connection_is_retired_at_the_end_of_its_lifetime(backend: Backend, cl
     clock.advance(100)
     assert pool.acquire() is not second, "idle: when it would be handed out"
     assert pool.stats().retired == {"lifetime": 2}
+
+
+def test_a_lifetime_that_ends_while_a_waiter_is_about_to_wake(backend: Backend, clock: Clock) -> None:
+    pool = clock.pool(backend.connect, max_connections=1, max_lifetime=100)
+    first = pool.acquire()
+    waiter = spawn_acquire(pool, timeout=math.inf)
+    pool.release(first)
+    clock.advance(101)
+    assert waiter.get(timeout=PATIENCE) is not first
+    assert pool.stats().retired == {"lifetime": 1}
 
 
 def test_lifetimes_are_jittered_by_up_to_a_tenth_downwards(backend: Backend, clock: Clock) -> None:

@@ -332,6 +332,13 @@ def test_a_block_left_in_another_thread_is_still_in_use() -> None:
     pool.close(timeout=0)
 
 
+def test_a_block_whose_use_is_over_may_be_left_anywhere() -> None:
+    pool = Pool(Plain, max_connections=1)
+    block = pool.connection()
+    pool.discard(block.__enter__())
+    assert in_thread(lambda: block.__exit__(None, None, None)) is None
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("drop", "close", "with")])
 def test_a_closed_pool_does_nothing_any_more(name: str) -> None:
     """It says so to whoever wants something of it; what would change nothing is allowed."""
