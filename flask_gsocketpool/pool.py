@@ -52,9 +52,9 @@ class AppPool(Pool[Any]):
     def connection(self, timeout: float | None = None) -> Block[Any]:
         return AppBlock(self, timeout)
 
-    def _sweep(self) -> None:
-        with self._context():
-            super()._sweep()
+    def drop_expired(self) -> None:
+        with self._in_context():
+            super().drop_expired()
 
     def _acquire(self, timeout: float | None) -> Entry:
         scope = self._scopes.of_request()

@@ -28,6 +28,7 @@ from flask_gsocketpool import (
     pool_exhausted,
     scope,
 )
+from flask_gsocketpool.pools import pools_of
 from flask_gsocketpool.testing import override_pool
 from gsocketpool import ConnectionNotFoundError, InvalidArgumentError, PoolExhaustedError
 from tests.scripted import PATIENCE, Backend, CheckedConnection, Clock, eventually, numbers, settle
@@ -819,11 +820,23 @@ def test_everything_of_a_connection_runs_in_the_apps_context(backend: Backend) -
     # Without a context, and in that of another app.
     gevent.spawn(use).get()
     gevent.spawn(pool._sweep).join()
-    assert names == [
-        *("options app", "make app", "open app", "reuse app"),
-        *("check app", "reuse app"),
-        *("expire app", "close app"),
-    ]
+    opening = ["options app", "make app", "open app", "reuse app"]
+    assert names == [*opening, "check app", "reuse app", "expire app", "close app"]
+    names.clear()
+    gevent.spawn(use).get()
+    gevent.spawn(pool.drop_expired).join()
+    assert names == [*opening, "check app", "reuse app", "expire app", "close app"]
+    names.clear()
+
+    def use_another() -> None:
+        # Nobody refers to it afterwards.
+        apart = pools_of(app).apart("default")
+        apart.release(apart.acquire())
+
+    gevent.spawn(use_another).get()
+    gc.collect()
+    settle()
+    assert names == [*opening, "close app"]
 
 
 def test_signals_tell_what_happens_in_the_apps_context(backend: Backend) -> None:
