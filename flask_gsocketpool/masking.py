@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote, unquote, unquote_plus
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 MASK = "***"
 
@@ -16,7 +17,8 @@ SHORTEST = 3
 _WORDS = r"pass|pwd|secret|token|key|cred|auth|private|dsn|conninfo|cookie|login|sasl"
 _SECRET_NAME = re.compile(_WORDS, re.IGNORECASE)
 #: Up to the last @ before a blank or a quote. These may be in a password: it is one if no port follows the colon.
-_USER_IN_URL = re.compile(r"://(?:[^\s'\"]*|[^\s/:@'\"]*:[^\d\s/@][^@\n]*)@")
+#: Bounded, lest a long text take for ever.
+_USER_IN_URL = re.compile(r"://(?:[^\s'\"]{0,1000}|[^\s/:@'\"]{0,200}:[^\d\s/@][^@\n]{0,1000})@")
 #: As in ``password=…``, ``password: …``, ``Authorization: Bearer …``, and a mapping that is shown: ``'password': …``.
 _ASSIGNMENT = re.compile(
     rf"((?:{_WORDS})\w*(?:\s*=\s*|['\"]?\s*:\s*)(?:(?:Basic|Bearer)\s+)?)(?:b?\"(?:\\.|[^\"\\])*\"|b?'(?:\\.|[^'\\])*'|[^\s,;&)\]}}]+)",
@@ -82,13 +84,20 @@ def masked_text(text: str, options: Mapping[str, Any] | None = None) -> str:
     """
     if options is not None:
         for secret in sorted(set(_secrets("", options)), key=len, reverse=True):
-            for spelling in (secret, repr(secret)[1:-1], quote(secret, safe="", errors="replace")):
+            for spelling in _spellings(secret):
                 if spelling.isdigit():
                     # Not within another number, a port for instance.
                     text = re.sub(rf"(?<!\w){spelling}(?!\w)", MASK, text)
                 else:
                     text = text.replace(spelling, MASK)
     return _ASSIGNMENT.sub(rf"\1{MASK}", _USER_IN_URL.sub(f"://{MASK}@", text))
+
+
+def _spellings(secret: str) -> set[str]:
+    """How a secret may stand in a text: as it is, quoted for Python, for JSON or for a URL."""
+    as_literals = {literal(secret)[1:-1] for literal in (repr, ascii, json.dumps)}
+    in_urls = {quoted(secret, safe=safe, errors="replace") for quoted in (quote, quote_plus) for safe in ("", "/")}
+    return {secret, *as_literals, *in_urls}
 
 
 def error_as_dict(error: BaseException, options: Mapping[str, Any]) -> dict[str, str]:
@@ -107,14 +116,18 @@ def _secrets(name: object, value: object) -> Iterator[str]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _secrets(name if looks_secret(name) else key, inner)
-    elif isinstance(value, list | tuple):
-        if _is_pair(value):
+    elif isinstance(value, list | tuple | set | frozenset):
+        if isinstance(value, list | tuple) and _is_pair(value):
             yield from _secrets(*value)
         else:
             for inner in value:
                 yield from _secrets(name, inner)
-    elif isinstance(value, str | bytes | int | float) and not isinstance(value, bool):
-        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    elif isinstance(value, bytes | bytearray):
+        yield from _secrets(name, value.decode("utf-8", "replace"))
+        # As its repr shows it.
+        yield from _secrets(name, repr(bytes(value))[2:-1])
+    elif isinstance(value, str | int | float) and not isinstance(value, bool):
+        text = str(value)
         found = [*_passwords_in_urls(text), *([text] if looks_secret(name) else [])]
         yield from (secret for secret in found if len(secret) >= SHORTEST)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -119,6 +121,14 @@ PEM = "-----BEGIN KEY-----\nabc  def\n-----END KEY-----"
         ({}, "can't connect to redis://u:hun'ter 2@h:1", "ter"),
         ({}, "Authorization: Bearer hunter2", "hunter2"),
         ({}, "password: hunter2", "hunter2"),
+        ({"password": "top/hunter 2"}, f"refused {quote('top/hunter 2')}", "hunter"),
+        ({"password": "top/hunter 2"}, f"refused {quote_plus('top/hunter 2')}", "hunter"),
+        ({"password": 'top"hunter2'}, "refused " + json.dumps('top"hunter2'), "hunter2"),
+        ({"password": "tøphunter2"}, "refused " + json.dumps("tøphunter2"), "hunter2"),
+        ({"password": "tøphunter2"}, "refused " + ascii("tøphunter2"), "hunter2"),
+        ({"password": b"top\xffhunter2"}, "refused b'top\\xffhunter2'", "hunter2"),
+        ({"password": bytearray(b"hunter2")}, "refused hunter2", "hunter2"),
+        ({"passwords": {"hunter2"}}, "refused hunter2", "hunter2"),
     ],
 )
 def test_no_secret_is_in_the_message_of_an_error(options: dict[str, Any], message: str, secret: str) -> None:
@@ -128,6 +138,12 @@ def test_no_secret_is_in_the_message_of_an_error(options: dict[str, Any], messag
 def test_a_secret_number_is_not_looked_for_within_others() -> None:
     shown = error_as_dict(ValueError("refused 10.0.0.1:63790, pin 379"), {"key_size": 379, "port": 63790})
     assert shown["message"] == "refused 10.0.0.1:63790, pin ***"
+
+
+def test_a_long_text_takes_no_long_time() -> None:
+    began = time.process_time()
+    masked_text("://" * 100_000)
+    assert time.process_time() - began < 5
 
 
 def test_secrets_in_pairs_are_masked() -> None:
