@@ -140,10 +140,18 @@ class StreamConnection(Connection):
         """
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"send() takes bytes, not {type(data).__name__}")
-        self._require_open()
+        if not self._connected:
+            raise self._not_open()
         sock = self._sock
+        size = data.nbytes if isinstance(data, memoryview) else len(data)
         try:
-            sock.sendall(data)
+            try:
+                # Without waiting. Most messages go at once, and sendall() takes three times as long for them.
+                sent = sock.send(data, 0, 0.0) if size else 0
+            except BlockingIOError:
+                sent = 0
+            if sent < size:
+                sock.sendall(memoryview(data).cast("B")[sent:])
         except BaseException:
             self._doubt(sock)
             raise
@@ -156,7 +164,8 @@ class StreamConnection(Connection):
         :raises ConnectionClosedError: if the connection is not open.
         :raises OSError: if receiving fails; `TimeoutError`, which is one, if nothing comes for `timeout`.
         """
-        check_count("size", size, least=1)
+        if type(size) is not int or not 0 < size <= LARGEST_PIECE:
+            check_count("size", size, least=1)
         if self._unread:
             return self._take(size)
         data = self._receive(size)
@@ -214,7 +223,8 @@ class StreamConnection(Connection):
         self._unread += data
 
     def _receive(self, size: int) -> bytes:
-        self._require_open()
+        if not self._connected:
+            raise self._not_open()
         sock = self._sock
         try:
             data: bytes = sock.recv(min(size, LARGEST_PIECE))
@@ -228,9 +238,8 @@ class StreamConnection(Connection):
         if self._connected and sock is self._sock:
             self._in_doubt = True
 
-    def _require_open(self) -> None:
-        if not self._connected:
-            raise ConnectionClosedError(f"{self!r} is not open")
+    def _not_open(self) -> ConnectionClosedError:
+        return ConnectionClosedError(f"{self!r} is not open")
 
 
 class TcpConnection(StreamConnection):
