@@ -1,1 +1,1 @@
-"""How fast the pool is, as ratios to something else in the same run."""
+"""How fast the pool is, as ratios to something else in the same run: ``python -m benchmarks``."""

@@ -1,0 +1,58 @@
+"""``python -m benchmarks``: measures, and prints what came of it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from benchmarks import cases, goals, guard, machine, report, results
+from benchmarks.cases.base import Case
+from benchmarks.run import run
+from benchmarks.workers import Workers
+
+ROUNDS, QUICK_ROUNDS, QUICK_EFFORT = 7, 3, 0.3
+
+
+@click.command(help="Measures gsocketpool, other pools and what is no pool at all, and compares them.")
+@click.option("--rounds", type=click.IntRange(1), help=f"How often all is measured: {ROUNDS} times by default.")
+@click.option("--only", type=click.Choice(cases.NAMES), multiple=True, help="Measure this and nothing else.")
+@click.option("--quick", is_flag=True, help="Take less time, for figures that are less certain.")
+@click.option("--check", is_flag=True, help="Look only whether something has become slower, and fail if so.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the results to this file, as JSON.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the results into this file, SVG or PNG.")
+def main(
+    rounds: int | None, only: tuple[str, ...], quick: bool, check: bool, output: Path | None, plot: Path | None
+) -> None:
+    log = Path(tempfile.gettempdir()) / "gsocketpool-benchmarks.log"
+    if check:
+        sys.exit(guard.check(log))
+    rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
+    effort = QUICK_EFFORT if quick else 1.0
+    chosen = [cases.load(name) for name in only or cases.NAMES]
+    found = results.Results()
+    measure(chosen, found, log, rounds, effort)
+    found.about = machine.describe(sys.argv[1:], rounds, effort)
+    verdicts = [goals.judge(goal, found) for goal in goals.GOALS if goal.case in {case.name for case in chosen}]
+    click.echo(report.text(found, chosen, verdicts))
+    if output is not None:
+        results.save(found, output)
+    if plot is not None:
+        from benchmarks.plot import draw
+
+        draw(found, plot)
+
+
+def measure(chosen: list[Case], found: results.Results, log: Path, rounds: int, effort: float) -> None:
+    steps = rounds * sum(len(case.contestants) for case in chosen)
+    with (
+        click.progressbar(length=steps, file=sys.stderr, item_show_func=lambda text: text, show_pos=True) as bar,
+        Workers(log) as workers,
+    ):
+        run(chosen, workers, found, rounds=rounds, effort=effort, progress=lambda text: bar.update(1, text))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The least that can be called a pool: no books, no checks, no deadlines, and no help when something goes wrong."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from gevent.hub import Waiter, get_hub
+from gevent.lock import BoundedSemaphore
+from gevent.queue import LifoQueue
+
+from benchmarks.contestants.base import OpenPool
+
+
+def _connect(count: int, kind: type[Any], options: dict[str, Any]) -> list[Any]:
+    connections = [kind(**options) for _ in range(count)]
+    for connection in connections:
+        connection.open()
+    return connections
+
+
+def _block(acquire: Callable[[], Any], release: Callable[[Any], object]) -> Callable[[], AbstractContextManager[Any]]:
+    """The context manager that everybody would write."""
+
+    @contextmanager
+    def block() -> Iterator[Any]:
+        connection = acquire()
+        try:
+            yield connection
+        finally:
+            release(connection)
+
+    return block
+
+
+def open_queue(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
+    """gevent's compiled queue. A newcomer may overtake those who wait."""
+    queue: Any = LifoQueue(size)
+    for connection in _connect(size, kind, options):
+        queue.put(connection)
+    return OpenPool(queue.get, queue.put)
+
+
+def open_semaphore(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
+    """gevent's compiled semaphore around a deque. There is no order among those who wait."""
+    free = deque(_connect(size, kind, options))
+    places = BoundedSemaphore(size)
+
+    def acquire() -> Any:
+        places.acquire()
+        return free.pop()
+
+    def release(connection: Any) -> None:
+        free.append(connection)
+        places.release()
+
+    return OpenPool(acquire, release, block=_block(acquire, release))
+
+
+def open_hand_over(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
+    """First come, first served, and nothing else."""
+    free = deque(_connect(size, kind, options))
+    waiters: deque[Waiter] = deque()
+    hub = get_hub()
+
+    def acquire() -> Any:
+        if free:
+            return free.pop()
+        waiter = Waiter(hub)
+        waiters.append(waiter)
+        return waiter.get()
+
+    def release(connection: Any) -> None:
+        if waiters:
+            hub.loop.run_callback(waiters.popleft().switch, connection)
+        else:
+            free.append(connection)
+
+    return OpenPool(acquire, release, block=_block(acquire, release))
+
+
+def open_dedicated(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
+    """A connection for everybody: nobody ever gives one back that another one wants."""
+    free = _connect(size, kind, options)
+    return OpenPool(free.pop, free.append)

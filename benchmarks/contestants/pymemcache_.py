@@ -1,0 +1,23 @@
+"""pymemcache's ObjectPool. It does not wait: who comes when all are in use gets an error."""
+
+from __future__ import annotations
+
+import operator
+from functools import partial
+from typing import Any
+
+from pymemcache.pool import ObjectPool
+
+from benchmarks.contestants.base import OpenPool
+
+
+def open_pool(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
+    def connect() -> Any:
+        connection = kind(**options)
+        connection.open()
+        return connection
+
+    pool: Any = ObjectPool(connect, after_remove=operator.methodcaller("close"), max_size=size)
+    # What pymemcache's own client says.
+    block = partial(pool.get_and_release, destroy_on_fail=True)
+    return OpenPool(pool.get, pool.release, pool.clear, block)

@@ -1,0 +1,54 @@
+"""socketpool, of 2014. Its `max_size` bounds what is kept idle, not what is open."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+from socketpool import ConnectionPool, Connector
+from socketpool.util import is_connected as is_socket_connected
+
+from benchmarks.contestants.base import OpenPool
+
+_births = itertools.count()
+
+
+class _Connector:
+    """What it expects of a connection, and does itself for sockets."""
+
+    def open(self: Any) -> None:
+        # It sorts by this, which fails where two are equal.
+        self._born = time.time() + next(_births) / 1000
+        super().open()  # type: ignore[misc]
+
+    def matches(self, **options: Any) -> bool:
+        return True
+
+    def is_connected(self: Any) -> bool:
+        if not super().is_connected():  # type: ignore[misc]
+            return False
+        socket = self.get()
+        return True if socket is None else bool(is_socket_connected(socket))
+
+    def handle_exception(self, error: Exception) -> None:
+        raise error
+
+    def get_lifetime(self: Any) -> float:
+        born: float = self._born
+        return born
+
+    def invalidate(self: Any) -> None:
+        self.close()
+
+
+def open_pool(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
+    pooled: Any = type("Pooled", (_Connector, kind, Connector), {})
+
+    def connect(backend_mod: object, pool: object) -> Any:
+        connection = pooled(**options)
+        connection.open()
+        return connection
+
+    pool = ConnectionPool(connect, max_size=size, backend="gevent")
+    return OpenPool(pool.get, pool.release_connection, pool.release_all, pool.connection)

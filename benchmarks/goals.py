@@ -1,0 +1,144 @@
+"""What is to be reached, as ratios of medians of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.contestants import DEDICATED, HAND_OVER, OURS, PREDECESSOR, RIVALS
+from benchmarks.results import Results
+
+OTHERS = tuple(each.name for each in RIVALS if each is not PREDECESSOR)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """That a figure of ours is at most, or at least, some multiple of another figure."""
+
+    title: str
+    case: str
+    figure: str
+    factor: float
+    #: Whose figure is the measure: the best of these. None for no measure: the factor is the limit itself.
+    rivals: tuple[str, ...] | None
+    #: Which figure of theirs, if it is another one.
+    measure: str | None = None
+    is_more_better: bool = False
+    #: Figures which are 0 for a rival that counts: one that refuses callers is no rival to who serves them.
+    none_of: tuple[str, ...] = ()
+    #: The limit that this figure may not exceed for a rival that counts.
+    within: tuple[str, float] | None = None
+    #: Whether the guard against regressions looks at it.
+    is_guarded: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What has become of a goal."""
+
+    goal: Goal
+    #: The ratio that was reached; None if something it needs was not measured.
+    reached: float | None
+    #: Whose figure was the measure.
+    against: str = ""
+
+    @property
+    def is_reached(self) -> bool:
+        return self.is_within(1.0)
+
+    def is_within(self, tolerance: float) -> bool:
+        """Whether it is no worse than the goal by more than this factor."""
+        if self.reached is None:
+            return False
+        if self.goal.is_more_better:
+            return self.reached * tolerance >= self.goal.factor
+        return self.reached <= self.goal.factor * tolerance
+
+
+def judge(goal: Goal, results: Results) -> Verdict:
+    ours = results.median(goal.case, goal.figure, OURS.name)
+    if ours is None:
+        return Verdict(goal, None)
+    if goal.rivals is None:
+        return Verdict(goal, ours)
+    candidates = []
+    for name in goal.rivals:
+        theirs = results.median(goal.case, goal.measure or goal.figure, name)
+        if theirs and _counts(goal, results, name):
+            candidates.append((theirs, name))
+    if not candidates:
+        return Verdict(goal, None)
+    theirs, name = max(candidates) if goal.is_more_better else min(candidates)
+    return Verdict(goal, ours / theirs, name)
+
+
+def _counts(goal: Goal, results: Results, name: str) -> bool:
+    if any(results.median(goal.case, figure, name) for figure in goal.none_of):
+        return False
+    if goal.within is None:
+        return True
+    figure, limit = goal.within
+    return (results.median(goal.case, figure, name) or 0) <= limit
+
+
+def _flat(what: str, heading: str) -> list[Goal]:
+    return [
+        Goal(
+            f"{heading}, 10,000 {state}, to none",
+            "uncontended",
+            f"{what}, 10000 {state}",
+            1.15,
+            (OURS.name,),
+            measure=f"{what}, alone",
+        )
+        for state in ("in use", "idle")
+    ]
+
+
+GOALS: Sequence[Goal] = [
+    Goal("with block, to 0.1.6", "uncontended", "with, alone", 0.6, (PREDECESSOR.name,)),
+    Goal("acquire and release, to 0.1.6", "uncontended", "pair, alone", 3.0, (PREDECESSOR.name,)),
+    Goal("acquire and release, to the fastest other pool", "uncontended", "pair, alone", 0.4, OTHERS),
+    *_flat("pair", "acquire and release"),
+    *_flat("with", "with block"),
+    Goal(
+        "500 greenlets, to a bare hand-over",
+        "contended",
+        "rate, 500",
+        0.75,
+        (HAND_OVER.name,),
+        is_more_better=True,
+    ),
+    Goal(
+        "500 greenlets, to the fastest other pool that keeps its limit and refuses nobody",
+        "contended",
+        "rate, 500",
+        1.0,
+        # 0.1.6 is none: it polls, and who does not find a connection within a second is refused.
+        OTHERS,
+        is_more_better=True,
+        none_of=("refused, 500", "lost, 500"),
+        within=("open, 500", 10),
+    ),
+    Goal(
+        "500 greenlets, longest wait to median wait",
+        "contended",
+        "longest, 500",
+        2.0,
+        (OURS.name,),
+        measure="median, 500",
+    ),
+    Goal(
+        "10,000 greenlets, uses a second to those of 500",
+        "contended",
+        "rate, 10000",
+        1.0,
+        (OURS.name,),
+        measure="rate, 500",
+        is_more_better=True,
+    ),
+    *(
+        Goal(f"echo over {heading}, to dedicated sockets", "echo", kind, 0.95, (DEDICATED.name,), is_more_better=True)
+        for kind, heading in [("tcp", "TCP"), ("unix", "a Unix socket"), ("tls", "TLS")]
+    ),
+]

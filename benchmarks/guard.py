@@ -1,0 +1,69 @@
+"""Looks whether something has become slower. Machines that run tests are busy, so it is patient with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import click
+
+from benchmarks import cases, report
+from benchmarks.contestants import OURS
+from benchmarks.goals import GOALS, OTHERS, Goal, Verdict, judge
+from benchmarks.results import Results
+from benchmarks.run import run
+from benchmarks.workers import Workers
+
+#: How much worse than a goal is too much.
+TOLERANCE = 1.3
+TRIES = 3
+ROUNDS, EFFORT = 3, 0.15
+#: Of the other pools these decide the goals; to measure all would take long.
+FASTEST = ("pymemcache", "DBUtils", "redis-py")
+
+#: Figures by contestant by case.
+Wanted: TypeAlias = "dict[str, dict[str, list[str]]]"
+
+
+def check(log: Path) -> int:
+    """Returns the status to exit with: 1 if a goal was missed by too much, in every try."""
+    with Workers(log) as workers:
+
+        def measure(wanted: Wanted) -> Results:
+            results = Results()
+            chosen = [cases.load(name) for name in wanted]
+            run(chosen, workers, results, rounds=ROUNDS, effort=EFFORT, wanted=wanted)
+            return results
+
+        verdicts = insist([goal for goal in GOALS if goal.is_guarded], measure)
+    click.echo(report.aligned(list(report.verdict_rows(verdicts))))
+    missed = [verdict.goal.title for verdict in verdicts if not verdict.is_within(TOLERANCE)]
+    for title in missed:
+        click.echo(f"Missed by more than {TOLERANCE - 1:.0%}, {TRIES} times: {title}")
+    return 1 if missed else 0
+
+
+def insist(goals: Sequence[Goal], measure: Callable[[Wanted], Results]) -> list[Verdict]:
+    """The first verdict on each goal that is good enough, or the last one."""
+    verdicts: dict[Goal, Verdict] = {}
+    for _ in range(TRIES):
+        missing = [goal for goal in goals if goal not in verdicts or not verdicts[goal].is_within(TOLERANCE)]
+        if not missing:
+            break
+        results = measure(needs(missing))
+        verdicts.update((goal, judge(goal, results)) for goal in missing)
+    return [verdicts[goal] for goal in goals]
+
+
+def needs(goals: Sequence[Goal]) -> Wanted:
+    """What must be measured to judge these."""
+    wanted: Wanted = {}
+    for goal in goals:
+        by_contestant = wanted.setdefault(goal.case, {})
+        by_contestant.setdefault(OURS.name, []).append(goal.figure)
+        limits = [*goal.none_of, *([goal.within[0]] if goal.within else [])]
+        for rival in goal.rivals or ():
+            if rival not in OTHERS or rival in FASTEST:
+                by_contestant.setdefault(rival, []).extend([goal.measure or goal.figure, *limits])
+    return wanted

