@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.cases import flask_route, valkey
 from benchmarks.contestants import DEDICATED, HAND_OVER, OURS, PREDECESSOR, RIVALS
 from benchmarks.results import Results
 
@@ -24,6 +25,8 @@ class Goal:
     #: Which figure of theirs, if it is another one.
     measure: str | None = None
     is_more_better: bool = False
+    #: Whose figure it is.
+    subject: str = OURS.name
     #: Figures which are 0 for a rival that counts: one that refuses callers is no rival to who serves them.
     none_of: tuple[str, ...] = ()
     #: The limit that this figure may not exceed for a rival that counts.
@@ -56,7 +59,7 @@ class Verdict:
 
 
 def judge(goal: Goal, results: Results) -> Verdict:
-    ours = results.median(goal.case, goal.figure, OURS.name)
+    ours = results.median(goal.case, goal.figure, goal.subject)
     if ours is None:
         return Verdict(goal, None)
     if goal.rivals is None:
@@ -141,4 +144,33 @@ GOALS: Sequence[Goal] = [
         Goal(f"echo over {heading}, to dedicated sockets", "echo", kind, 0.95, (DEDICATED.name,), is_more_better=True)
         for kind, heading in [("tcp", "TCP"), ("unix", "a Unix socket"), ("tls", "TLS")]
     ),
+    *(
+        Goal(
+            f"Valkey {command.upper()}, to redis-py",
+            "valkey",
+            command,
+            2.0,
+            (valkey.REDIS, valkey.REDIS_POOL),
+            is_more_better=True,
+        )
+        for command in ("ping", "get")
+    ),
+    *(
+        Goal(f"PostgreSQL SELECT 1, to {rival}", "postgres", "select", 1.0, (rival,), is_more_better=True)
+        for rival in ("psycopg_pool", "SQLAlchemy QueuePool")
+    ),
+    *(
+        Goal(
+            f"Flask page, to {rival}",
+            "flask_route",
+            "rate",
+            factor,
+            (rival,),
+            is_more_better=True,
+            subject=flask_route.EXTENSION,
+            is_guarded=False,
+        )
+        for rival, factor in [(flask_route.BY_HAND, 0.98), (flask_route.CONNECTING, 1.25)]
+    ),
+    Goal("bytes for an idle connection", "memory", "idle", 400, None),
 ]

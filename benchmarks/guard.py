@@ -9,7 +9,6 @@ from typing import TypeAlias
 import click
 
 from benchmarks import cases, report
-from benchmarks.contestants import OURS
 from benchmarks.goals import GOALS, OTHERS, Goal, Verdict, judge
 from benchmarks.results import Results
 from benchmarks.run import run
@@ -61,7 +60,7 @@ def needs(goals: Sequence[Goal]) -> Wanted:
     wanted: Wanted = {}
     for goal in goals:
         by_contestant = wanted.setdefault(goal.case, {})
-        by_contestant.setdefault(OURS.name, []).append(goal.figure)
+        by_contestant.setdefault(goal.subject, []).append(goal.figure)
         limits = [*goal.none_of, *([goal.within[0]] if goal.within else [])]
         for rival in goal.rivals or ():
             if rival not in OTHERS or rival in FASTEST:

@@ -9,10 +9,14 @@ import venv
 from importlib.metadata import version
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
+#: What a Python runs first to find the benchmarks, but not the gsocketpool beside them if another one is installed: the
+#: root comes last. To be used with -I, so that nothing else comes before.
+PATH_SETUP = f"import sys; sys.path.append({str(ROOT)!r})"
 #: What is kept from one run to the next. Git passes over it.
-CACHE = Path(__file__).parents[1] / ".benchmarks"
+CACHE = ROOT / ".benchmarks"
 #: Of the same versions as here.
-SHARED = ["gevent", "greenlet", "Flask", "Werkzeug", "gunicorn"]
+SHARED = ["gevent", "greenlet", "Flask", "Werkzeug", "gunicorn", "packaging"]
 
 
 def python() -> str:

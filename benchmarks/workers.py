@@ -14,9 +14,7 @@ from typing import Any
 from benchmarks import predecessor
 from benchmarks.contestants import PREDECESSOR
 
-ROOT = Path(__file__).parents[1]
-# The root comes last, so that a gsocketpool which is installed comes before the one that lies there.
-START = f"import sys; sys.path.append({str(ROOT)!r}); from benchmarks.worker import main; main()"
+START = f"{predecessor.PATH_SETUP}; from benchmarks.worker import main; main()"
 
 
 class WorkerError(Exception):
@@ -63,7 +61,6 @@ class Workers:
     def _process(self, contestant: str) -> subprocess.Popen[str]:
         if contestant not in self._processes:
             self._processes[contestant] = subprocess.Popen(
-                # -I: neither this directory nor PYTHONPATH say what is imported.
                 [_interpreter(contestant), "-I", "-c", START],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -1,0 +1,46 @@
+"""What is left of it all in a Flask app: a page for which a backend has to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks import load, servers
+from benchmarks.cases.base import Case, Figure, Figures, Table
+
+EXTENSION, BY_HAND, CONNECTING, ALONE = (
+    "the extension",
+    "gsocketpool 0.1.6 by hand",
+    "connecting each time",
+    "no backend",
+)
+#: By the names of those who take part, modules of :mod:`benchmarks.apps`.
+APPS = {EXTENSION: "extension", BY_HAND: "by_hand", CONNECTING: "connecting", ALONE: "alone"}
+SPAN = 2.0
+
+
+def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
+    if name not in arguments:
+        return {"rate": "not started"}
+    found = load.ask(arguments[name], SPAN * effort)
+    return {"rate": found.rate, **({} if found.p99 is None else {"p99": found.p99})}
+
+
+CASE = Case(
+    name="flask_route",
+    method="Flask under gunicorn -k gevent, one worker. A view exchanges one message with an echo server and returns"
+    f" it. {load.CLIENTS} HTTP connections ask for it, by wrk where it is installed and otherwise by a client over gevent.",
+    tables=[
+        Table(
+            "A page",
+            [
+                Figure("rate", "requests a second", "/s", is_more_better=True),
+                Figure("p99", "99 % take up to", "ms"),
+            ],
+        )
+    ],
+    contestants=list(APPS),
+    measure=measure,
+    backend=lambda: servers.gunicorns(APPS, by_hand=BY_HAND),
+    is_from_outside=True,
+)

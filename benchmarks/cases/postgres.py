@@ -1,0 +1,40 @@
+"""A pool around a client library that brings its own sockets, written in C: psycopg."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks import servers
+from benchmarks.cases.base import Case, Figure, Figures, Table
+from benchmarks.contestants import DEDICATED, OURS
+from benchmarks.throughput import rate
+
+CONNECTIONS = 10
+SPAN = 0.6
+
+#: By the names of those who take part, functions of :mod:`benchmarks.clients.postgres`.
+CLIENTS = {
+    OURS.name: "pooled",
+    "psycopg_pool": "psycopgs_own",
+    "SQLAlchemy QueuePool": "sqlalchemys",
+    DEDICATED.name: "dedicated",
+}
+
+
+def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
+    clients = importlib.import_module("benchmarks.clients.postgres")
+    with getattr(clients, CLIENTS[name])(arguments["conninfo"], CONNECTIONS) as prepare:
+        return {"select": rate(prepare, CONNECTIONS, SPAN * effort)}
+
+
+CASE = Case(
+    name="postgres",
+    method=f"{CONNECTIONS} greenlets ask a PostgreSQL server over {CONNECTIONS} connections of psycopg's by a Unix"
+    " socket, in autocommit mode.",
+    tables=[Table("Queries to PostgreSQL", [Figure("select", "SELECT 1", "/s", is_more_better=True)])],
+    contestants=list(CLIENTS),
+    measure=measure,
+    backend=servers.postgres,
+)

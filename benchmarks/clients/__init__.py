@@ -1,0 +1,1 @@
+"""Clients of real servers, over gsocketpool and over what others bring."""

@@ -1,0 +1,56 @@
+"""A picture of the results, for the documentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contestants import OURS
+from benchmarks.report import number
+from benchmarks.results import Results
+
+#: What is drawn: a case, a figure of it, and a title.
+PANELS = [
+    ("uncontended", "pair, alone", "acquire and release, ns (less is better)"),
+    ("contended", "rate, 500", "500 greenlets over 10 connections,\nuses a second (more is better)"),
+    ("contended", "longest, 500", "500 greenlets over 10 connections,\nlongest wait in ms (less is better)"),
+    ("echo", "tcp", "echo over TCP, a second (more is better)"),
+    ("valkey", "get", "Valkey GET, a second (more is better)"),
+    ("postgres", "select", "PostgreSQL SELECT 1, a second (more is better)"),
+]
+OUR_COLOUR, THEIR_COLOUR = "#3776ab", "#b8b8b8"
+
+
+def draw(results: Results, file: Path) -> None:
+    """Writes a picture of the kind that the file's name ends with."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    panels = [panel for panel in PANELS if results.values.get(panel[0], {}).get(panel[1])]
+    rows = max(1, (len(panels) + 1) // 2)
+    # The same results make the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "gsocketpool", "font.size": 8}):
+        figure = Figure(figsize=(10, 3 * rows), layout="constrained")
+        axes: Any = figure.subplots(rows, 2, squeeze=False).flat
+        for axis, (case, name, title) in zip(axes, panels, strict=False):
+            _bars(axis, results, case, name)
+            axis.set_title(title)
+        for axis in list(axes)[len(panels) :]:
+            axis.set_axis_off()
+        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
+def _bars(axis: Any, results: Results, case: str, name: str) -> None:
+    medians = {who: results.median(case, name, who) or 0 for who in results.values[case][name]}
+    names = sorted(medians, key=lambda who: medians[who], reverse=True)
+    heights = [medians[who] for who in names]
+    spreads = [results.spread(case, name, who) for who in names]
+    errors = [
+        [height - low for height, (low, _) in zip(heights, spreads, strict=True)],
+        [high - height for height, (_, high) in zip(heights, spreads, strict=True)],
+    ]
+    colours = [OUR_COLOUR if who == OURS.name else THEIR_COLOUR for who in names]
+    bars = axis.barh(names, heights, xerr=errors, color=colours, error_kw={"elinewidth": 0.8})
+    axis.bar_label(bars, [number(height) for height in heights], padding=4)
+    axis.margins(x=0.2)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,37 @@
+"""How often something is done by several greenlets at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import gevent
+
+from benchmarks.timing import now, tidy_up
+
+#: Makes, for a greenlet, what it does again and again.
+Prepare: TypeAlias = Callable[[], Callable[[], object]]
+
+
+def rate(prepare: Prepare, greenlets: int, seconds: float) -> float:
+    """Times a second, by all of them together."""
+    is_over = False
+    done = 0
+
+    def work() -> None:
+        nonlocal done
+        act = prepare()
+        while not is_over:
+            act()
+            done += 1
+
+    working = [gevent.spawn(work) for _ in range(greenlets)]
+    # Until everything is open.
+    gevent.sleep(seconds / 4)
+    tidy_up()
+    began, before = now(), done
+    gevent.sleep(seconds)
+    result = (done - before) / (now() - began) * 1e9
+    is_over = True
+    gevent.joinall(working, raise_error=True, timeout=10)
+    return result
