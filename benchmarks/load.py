@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import gevent.socket
 
+from benchmarks.exchanges import MESSAGE
 from benchmarks.throughput import rate
 
 #: HTTP connections, each of which asks for one page after another.
@@ -35,7 +37,11 @@ def ask(port: int, seconds: float) -> Load:
 
     :raises RuntimeError: if an answer is none.
     """
-    return _wrk(port, seconds) if shutil.which("wrk") else Load(rate(lambda: Client(port).ask, CLIENTS, seconds))
+    if shutil.which("wrk"):
+        return _wrk(port, seconds)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Client(port)) for _ in range(CLIENTS)]
+        return Load(rate(lambda: clients.pop().ask, CLIENTS, seconds))
 
 
 def _wrk(port: int, seconds: float) -> Load:
@@ -56,9 +62,20 @@ class Client:
     def __init__(self, port: int) -> None:
         self._socket = gevent.socket.create_connection(("127.0.0.1", port), timeout=15)
 
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._socket.close()
+
     def ask(self) -> None:
-        """Asks for the page ``/``, whose answer is expected to come in one piece."""
+        """Asks for the page ``/``."""
         self._socket.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        answer = self._socket.recv(4096)
+        answer = b""
+        while not answer.endswith(MESSAGE):
+            data = self._socket.recv(4096)
+            if not data:
+                raise ConnectionResetError("the web server has closed the connection")
+            answer += data
         if not answer.startswith(b"HTTP/1.1 200 "):
             raise RuntimeError(answer.decode(errors="replace"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks import cases
+from benchmarks.cases.contended import CONNECTIONS
 from benchmarks.contestants import OURS
 from benchmarks.report import number
 from benchmarks.results import Results
@@ -29,7 +31,7 @@ def draw(results: Results, file: Path) -> None:
     panels = [panel for panel in PANELS if results.values.get(panel[0], {}).get(panel[1])]
     rows = max(1, (len(panels) + 1) // 2)
     # The same results make the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "gsocketpool", "font.size": 8}):
+    with matplotlib.rc_context({"svg.hashsalt": "gsocketpool", "svg.fonttype": "none", "font.size": 8}):
         figure = Figure(figsize=(10, 3 * rows), layout="constrained")
         axes: Any = figure.subplots(rows, 2, squeeze=False).flat
         for axis, (case, name, title) in zip(axes, panels, strict=False):
@@ -42,7 +44,8 @@ def draw(results: Results, file: Path) -> None:
 
 def _bars(axis: Any, results: Results, case: str, name: str) -> None:
     medians = {who: results.median(case, name, who) or 0 for who in results.values[case][name]}
-    names = sorted(medians, key=lambda who: medians[who], reverse=True)
+    is_more_better = cases.load(case).figures[name].is_more_better
+    names = sorted(medians, key=lambda who: medians[who], reverse=not is_more_better)
     heights = [medians[who] for who in names]
     spreads = [results.spread(case, name, who) for who in names]
     errors = [
@@ -50,7 +53,18 @@ def _bars(axis: Any, results: Results, case: str, name: str) -> None:
         [high - height for height, (_, high) in zip(heights, spreads, strict=True)],
     ]
     colours = [OUR_COLOUR if who == OURS.name else THEIR_COLOUR for who in names]
-    bars = axis.barh(names, heights, xerr=errors, color=colours, error_kw={"elinewidth": 0.8})
+    shown = [f"{who}{_remark(results, case, name, who)}" for who in names]
+    bars = axis.barh(shown, heights, xerr=errors, color=colours, error_kw={"elinewidth": 0.8})
     axis.bar_label(bars, [number(height) for height in heights], padding=4)
     axis.margins(x=0.2)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _remark(results: Results, case: str, name: str, who: str) -> str:
+    """What has to be known of a contestant before its bar is compared with another."""
+    crowd = name.partition(", ")[2]
+    if results.median(case, f"refused, {crowd}", who):
+        return " (refuses some)"
+    if (results.median(case, f"open, {crowd}", who) or 0) > CONNECTIONS:
+        return " (no limit)"
+    return ""

@@ -122,7 +122,8 @@ def gunicorns(apps: Mapping[str, str], by_hand: str) -> Iterator[dict[str, int]]
                 stack.enter_context(process(command, signal.SIGTERM, **options))
         for name, port in ports.items():
             try:
-                load.Client(port).ask()
+                with load.Client(port) as client:
+                    client.ask()
             except OSError as error:
                 raise RuntimeError(f"{name} does not answer: {error}") from None
         yield ports

@@ -54,7 +54,8 @@ class Workers:
         line = process.stdout.readline()
         if not line:
             del self._processes[contestant]
-            raise WorkerError(f"its process ended with status {process.wait()}, see {self._log.name}")
+            process.communicate()
+            raise WorkerError(f"its process ended with status {process.returncode}, see {self._log.name}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -3,7 +3,8 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from _configuration import reference
+import _configuration
+import _performance
 
 project = "gsocketpool"
 author = "The gsocketpool authors"
@@ -19,4 +20,5 @@ autodoc_typehints_description_target = "documented"
 html_theme = "furo"
 html_title = f"gsocketpool {release}"
 
-(Path(__file__).parent / "_configuration.txt").write_text(reference())
+for module in (_configuration, _performance):
+    Path(module.__file__).with_suffix(".txt").write_text(module.reference())

@@ -140,9 +140,9 @@ class Stamped(Nothing):
 def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
     figures: Figures = {}
     for size in CROWDS:
-        if is_wanted(arguments, f"rate, {size}"):
+        if is_wanted(arguments, f"rate, {size}", f"open, {size}"):
             figures.update(_rate(name, effort, size))
-        if is_wanted(arguments, f"longest, {size}", f"refused, {size}"):
+        if is_wanted(arguments, f"longest, {size}", f"median, {size}", f"refused, {size}", f"lost, {size}"):
             figures.update(_waits(name, effort, size))
     if is_wanted(arguments, "lost to kills"):
         figures["lost to kills"] = _lose(name)

@@ -29,7 +29,8 @@ def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
 CASE = Case(
     name="flask_route",
     method="Flask under gunicorn -k gevent, one worker. A view exchanges one message with an echo server and returns"
-    f" it. {load.CLIENTS} HTTP connections ask for it, by wrk where it is installed and otherwise by a client over gevent.",
+    f" it. {load.CLIENTS} HTTP connections ask for it, by wrk where it is installed and otherwise by a client over"
+    " gevent.",
     tables=[
         Table(
             "A page",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 from gevent.hub import Waiter, get_hub
@@ -19,6 +20,11 @@ def _connect(count: int, kind: type[Any], options: dict[str, Any]) -> list[Any]:
     for connection in connections:
         connection.open()
     return connections
+
+
+def _close(connections: list[Any]) -> None:
+    for connection in connections:
+        connection.close()
 
 
 def _block(acquire: Callable[[], Any], release: Callable[[Any], object]) -> Callable[[], AbstractContextManager[Any]]:
@@ -38,14 +44,16 @@ def _block(acquire: Callable[[], Any], release: Callable[[Any], object]) -> Call
 def open_queue(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
     """gevent's compiled queue. A newcomer may overtake those who wait."""
     queue: Any = LifoQueue(size)
-    for connection in _connect(size, kind, options):
+    connections = _connect(size, kind, options)
+    for connection in connections:
         queue.put(connection)
-    return OpenPool(queue.get, queue.put)
+    return OpenPool(queue.get, queue.put, partial(_close, connections))
 
 
 def open_semaphore(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
     """gevent's compiled semaphore around a deque. There is no order among those who wait."""
-    free = deque(_connect(size, kind, options))
+    connections = _connect(size, kind, options)
+    free = deque(connections)
     places = BoundedSemaphore(size)
 
     def acquire() -> Any:
@@ -56,12 +64,13 @@ def open_semaphore(size: int, kind: type[Any], is_checked: bool, options: dict[s
         free.append(connection)
         places.release()
 
-    return OpenPool(acquire, release, block=_block(acquire, release))
+    return OpenPool(acquire, release, partial(_close, connections), _block(acquire, release))
 
 
 def open_hand_over(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
     """First come, first served, and nothing else."""
-    free = deque(_connect(size, kind, options))
+    connections = _connect(size, kind, options)
+    free = deque(connections)
     waiters: deque[Waiter] = deque()
     hub = get_hub()
 
@@ -78,10 +87,11 @@ def open_hand_over(size: int, kind: type[Any], is_checked: bool, options: dict[s
         else:
             free.append(connection)
 
-    return OpenPool(acquire, release, block=_block(acquire, release))
+    return OpenPool(acquire, release, partial(_close, connections), _block(acquire, release))
 
 
 def open_dedicated(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
     """A connection for everybody: nobody ever gives one back that another one wants."""
-    free = _connect(size, kind, options)
-    return OpenPool(free.pop, free.append)
+    connections = _connect(size, kind, options)
+    free = list(connections)
+    return OpenPool(free.pop, free.append, partial(_close, connections))

@@ -1,0 +1,365 @@
+"""The benchmarks measure what they say, and judge it rightly. How fast anything is, is no business of a test."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gevent
+import pytest
+
+from benchmarks import cases, goals, guard, load, machine, report, results, servers, timing
+from benchmarks.cases import contended, echo, flask_route, memory, recovery, uncontended
+from benchmarks.cases.base import Case, Figure, Table
+from benchmarks.connections import Nothing
+from benchmarks.contestants import ALL, DEDICATED, FLOORS, HAND_OVER, OURS, Contestant
+from benchmarks.contestants.base import OpenPool
+from benchmarks.goals import Goal, Verdict
+from benchmarks.results import Results
+from benchmarks.run import run
+from benchmarks.workers import Workers
+
+#: So short that nothing can be said of the figures.
+EFFORT = 0.02
+
+
+@pytest.fixture(autouse=True)
+def in_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uncontended, "SIZES", [3])
+    monkeypatch.setattr(contended, "CROWDS", [30])
+    monkeypatch.setattr(memory, "CONNECTIONS", 50)
+    monkeypatch.setattr(memory, "WAITERS", 20)
+    # The garbage of all other tests is none of the benchmarks'.
+    for module in (timing, contended):
+        monkeypatch.setattr(module, "tidy_up", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[dict[str, Any]]:
+    with servers.echo() as backend:
+        yield backend
+
+
+def numbers(figures: dict[str, float | str]) -> dict[str, float]:
+    """The figures, all of which are numbers."""
+    assert not {value for value in figures.values() if isinstance(value, str)}
+    return {name: value for name, value in figures.items() if not isinstance(value, str)}
+
+
+# Cases
+
+
+@pytest.mark.parametrize("name", [OURS.name, *(floor.name for floor in FLOORS)])
+def test_uncontended(name: str) -> None:
+    figures = numbers(uncontended.measure(name, EFFORT, {}))
+    kinds = {"pair"} if ALL[name].open_pool(1, Nothing).block is None else {"pair", "with"}
+    assert set(figures) == {f"{kind}, {where}" for kind in kinds for where in ("alone", "3 in use", "3 idle")}
+    assert min(figures.values()) > 0
+
+
+@pytest.mark.parametrize("name", [OURS.name, *(floor.name for floor in FLOORS)])
+def test_contended(name: str) -> None:
+    figures = numbers(contended.measure(name, EFFORT, {}))
+    assert figures["rate, 30"] > 0
+    assert figures["open, 30"] == contended.CONNECTIONS
+    assert figures["refused, 30"] == figures["lost, 30"] == 0
+    assert figures["median, 30"] <= figures["p99, 30"] <= figures["longest, 30"]
+
+
+def test_gsocketpool_loses_nothing_to_kills() -> None:
+    assert contended.measure(OURS.name, EFFORT, {"figures": ["lost to kills"]}) == {"lost to kills": 0}
+
+
+@pytest.mark.parametrize("name", [OURS.name, DEDICATED.name])
+def test_echo(name: str, backend: dict[str, Any]) -> None:
+    figures = numbers(echo.measure(name, 10 * EFFORT, backend))
+    assert set(figures) == {"tcp", "unix", "tls"}
+    assert min(figures.values()) > 0
+
+
+def test_recovery(backend: dict[str, Any]) -> None:
+    figures = numbers(recovery.measure(OURS.name, EFFORT, backend))
+    assert figures["failed"] == 0
+    assert figures["opened"] == recovery.CONNECTIONS
+
+
+def test_memory() -> None:
+    figures = numbers(memory.measure(OURS.name, EFFORT, {}))
+    assert figures["idle"] > 0
+    assert figures["waiter"] > 0
+
+
+def test_a_flask_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load.shutil, "which", lambda program: None)
+    apps = {name: flask_route.APPS[name] for name in (flask_route.EXTENSION, flask_route.CONNECTING)}
+    with servers.gunicorns(apps, by_hand=flask_route.BY_HAND) as ports:
+        for name in apps:
+            assert numbers(flask_route.measure(name, 5 * EFFORT, ports))["rate"] > 0
+
+
+def test_every_case_is_well_formed() -> None:
+    for name in cases.NAMES:
+        case = cases.load(name)
+        assert case.name == name
+        assert len(case.figures) == sum(len(table.figures) for table in case.tables)
+    for goal in goals.GOALS:
+        case = cases.load(goal.case)
+        assert {goal.subject, *(goal.rivals or ())} <= set(case.contestants)
+        assert {goal.figure, goal.measure or goal.figure, *goal.none_of} <= set(case.figures)
+
+
+# A contestant that does everything wrong
+
+
+class Careless:
+    """Refuses every third caller, opens a connection for each of the others, and keeps the first that comes back."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+        self._lost: list[Any] = []
+        self._free: list[Any] = []
+
+    def acquire(self) -> Any:
+        self._asked += 1
+        if self._asked % 3 == 0:
+            raise RuntimeError("come back later")
+        connection = contended.Stamped()
+        connection.open()
+        return connection
+
+    def release(self, connection: Any) -> None:
+        connection.close()
+
+
+class Forgetful:
+    """Has a queue, and loses what is released to a waiter that was killed."""
+
+    def __init__(self, size: int, kind: type[Any]) -> None:
+        pool = HAND_OVER.open_pool(size, kind)
+        self.acquire, self._release = pool.acquire, pool.release
+        self._is_first = True
+
+    def release(self, connection: Any) -> None:
+        if not self._is_first:
+            self._release(connection)
+        self._is_first = False
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes = ModuleType("fakes")
+
+    def careless(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
+        pool = Careless()
+        return OpenPool(pool.acquire, pool.release)
+
+    def forgetful(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
+        pool = Forgetful(size, kind)
+        return OpenPool(pool.acquire, pool.release)
+
+    vars(fakes).update(careless=careless, forgetful=forgetful)
+    monkeypatch.setitem(sys.modules, "benchmarks.contestants.fakes", fakes)
+    for name in ("careless", "forgetful", "absent"):
+        monkeypatch.setitem(ALL, name, Contestant(name, "fakes", "gevent", name))
+
+
+@pytest.mark.usefixtures("fakes")
+def test_who_refuses_and_opens_too_many_is_shown() -> None:
+    figures = numbers(contended.measure("careless", EFFORT, {"figures": ["open, 30", "refused, 30"]}))
+    assert figures["open, 30"] > contended.CONNECTIONS
+    assert 20 < figures["refused, 30"] < 50
+
+
+@pytest.mark.usefixtures("fakes")
+def test_who_loses_connections_is_shown() -> None:
+    assert contended.measure("forgetful", EFFORT, {"figures": ["lost, 30"]})["lost, 30"] == 1
+
+
+@pytest.mark.usefixtures("fakes")
+def test_who_is_not_there_is_shown() -> None:
+    figures = uncontended.measure("absent", EFFORT, {})
+    assert "AttributeError" in str(figures["pair, alone"])
+
+
+# Running
+
+
+def test_workers_answer_and_say_what_failed(tmp_path: Path) -> None:
+    found = Results()
+    wanted = {"memory": {HAND_OVER.name: ["idle"], "nobody": ["idle"]}}
+    steps: list[str] = []
+    with Workers(tmp_path / "log") as workers:
+        run([cases.load("memory")], workers, found, rounds=2, effort=EFFORT, wanted=wanted, progress=steps.append)
+    assert sorted(steps) == 2 * ["memory: bare hand-over"] + 2 * ["memory: nobody"]
+    assert len(found.values["memory"]["idle"][HAND_OVER.name]) == 2
+    assert "KeyError" in found.problems["memory"]["nobody"][""]
+
+
+def test_a_worker_that_dies_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.workers.START", "import os; os._exit(3)")
+    found = Results()
+    with Workers(tmp_path / "log") as workers:
+        wanted = {"memory": {OURS.name: ["idle"]}}
+        run([cases.load("memory")], workers, found, rounds=1, effort=EFFORT, wanted=wanted)
+    assert "status 3" in found.problems["memory"][OURS.name][""]
+
+
+def test_a_backend_that_does_not_start_is_shown(tmp_path: Path) -> None:
+    def fail() -> Any:
+        raise RuntimeError("no such server")
+
+    case = Case("a case", "", [], ["a", "b"], lambda *arguments: {}, backend=fail)
+    found = Results()
+    with Workers(tmp_path / "log") as workers:
+        run([case], workers, found, rounds=1, effort=EFFORT)
+    assert found.problems["a case"] == {name: {"": "no backend: no such server"} for name in "ab"}
+
+
+# Judging
+
+
+def values(**by_contestant: list[float]) -> Results:
+    found = Results()
+    for name, numbers in by_contestant.items():
+        for number in numbers:
+            found.add("case", name.replace("_", " "), {"figure": number})
+    return found
+
+
+def goal(factor: float, *rivals: str, **more: Any) -> Goal:
+    return Goal("a goal", "case", "figure", factor, rivals, subject="ours", **more)
+
+
+def test_medians_are_compared() -> None:
+    found = values(ours=[2, 9, 2], theirs=[1, 4, 90])
+    assert goals.judge(goal(0.5, "theirs"), found).reached == 0.5
+    assert goals.judge(goal(0.5, "theirs"), found).is_reached
+    assert not goals.judge(goal(0.49, "theirs"), found).is_reached
+
+
+def test_more_may_be_better() -> None:
+    found = values(ours=[3], theirs=[4])
+    assert goals.judge(goal(0.75, "theirs", is_more_better=True), found).is_reached
+    assert not goals.judge(goal(0.76, "theirs", is_more_better=True), found).is_reached
+
+
+def test_the_best_rival_is_the_measure() -> None:
+    found = values(ours=[3], slow=[1], fast=[4])
+    assert goals.judge(goal(1, "slow", "fast", is_more_better=True), found).against == "fast"
+    assert goals.judge(goal(1, "slow", "fast"), found).against == "slow"
+
+
+def test_who_refuses_loses_or_opens_too_many_is_no_rival() -> None:
+    found = values(ours=[3], fair=[2], refusing=[90], greedy=[80])
+    found.add("case", "refusing", {"refused": 1.0, "open": 10})
+    found.add("case", "greedy", {"refused": 0.0, "open": 11})
+    strict = goal(1, "fair", "refusing", "greedy", is_more_better=True, none_of=("refused",), within=("open", 10))
+    assert goals.judge(strict, found).against == "fair"
+
+
+def test_a_limit_needs_no_rival() -> None:
+    limit = Goal("a goal", "case", "figure", 400, None, subject="ours")
+    assert goals.judge(limit, values(ours=[400])).is_reached
+    assert not goals.judge(limit, values(ours=[401])).is_reached
+
+
+def test_what_was_not_measured_is_not_reached() -> None:
+    for found in (values(theirs=[1]), values(ours=[1])):
+        verdict = goals.judge(goal(1, "theirs"), found)
+        assert verdict.reached is None
+        assert not verdict.is_reached
+
+
+def test_a_tolerance_works_in_both_directions() -> None:
+    assert Verdict(goal(1.0), 1.3).is_within(1.3)
+    assert not Verdict(goal(1.0), 1.31).is_within(1.3)
+    assert Verdict(goal(1.0, is_more_better=True), 0.77).is_within(1.3)
+    assert not Verdict(goal(1.0, is_more_better=True), 0.76).is_within(1.3)
+
+
+# Guarding
+
+
+def test_the_guard_tries_again_what_was_too_slow() -> None:
+    steady, shaky = goal(1.0, "theirs"), goal(2.0, "theirs", measure="other")
+    seen = []
+
+    def measure(wanted: guard.Wanted) -> Results:
+        seen.append(wanted)
+        found = values(ours=[1], theirs=[1])
+        found.add("case", "theirs", {"other": 0.1 if len(seen) == 1 else 0.5})
+        return found
+
+    verdicts = guard.insist([steady, shaky], measure)
+    assert [verdict.is_reached for verdict in verdicts] == [True, True]
+    both = {"case": {"ours": ["figure", "figure"], "theirs": ["figure", "other"]}}
+    assert seen == [both, {"case": {"ours": ["figure"], "theirs": ["other"]}}]
+
+
+def test_the_guard_gives_up_after_some_tries() -> None:
+    tries = []
+
+    def measure(wanted: guard.Wanted) -> Results:
+        tries.append(wanted)
+        return values(ours=[2], theirs=[1])
+
+    (verdict,) = guard.insist([goal(1.0, "theirs")], measure)
+    assert not verdict.is_within(guard.TOLERANCE)
+    assert len(tries) == guard.TRIES
+
+
+# Telling
+
+
+def example() -> tuple[Results, Case]:
+    found = Results()
+    for value in (1000.0, 1100.0, 1200.0):
+        found.add("case", "ours", {"time": value, "lost": 0})
+    found.add("case", "theirs", {"time": "refused", "lost": 3})
+    found.add("case", "others", {"time": "TypeError: something long", "lost": 0})
+    found.add_problem("case", "absent", "ImportError: no such thing")
+    table = Table("A table", [Figure("time", "time", "ns"), Figure("lost", "lost", "count")])
+    return found, Case("case", "How.", [table], ["ours", "theirs", "others", "absent"], lambda *arguments: {})
+
+
+def test_the_report_tells_figures_and_failures() -> None:
+    found, case = example()
+    found.about = {"date": "today", "versions": {}}
+    verdicts = [Verdict(goal(2.0, "theirs"), 3.0, "theirs"), Verdict(goal(2.0), None)]
+    assert report.text(found, [case], verdicts).splitlines() == [
+        "date: today",
+        "",
+        "CASE: How.",
+        "",
+        "A table",
+        "         time, ns  lost",
+        "ours    1,100 ±5%     0",
+        "theirs    refused     3",
+        "others      error     0",
+        "",
+        "others (time): TypeError: something long",
+        "absent: ImportError: no such thing",
+        "",
+        "GOALS",
+        "        goal  reached  against",
+        "a goal   ≤ 2        3   theirs            NO",
+        "a goal   ≤ 2        -        -  not measured",
+    ]
+
+
+def test_results_come_back_from_their_file(tmp_path: Path) -> None:
+    found, case = example()
+    found.about = {"date": "today"}
+    results.save(found, tmp_path / "results.json")
+    again = results.load(tmp_path / "results.json")
+    assert report.text(again, [case], []) == report.text(found, [case], [])
+
+
+def test_the_machine_is_described() -> None:
+    about = machine.describe(["--quick"], 3, 0.5)
+    assert about["command"] == "python -m benchmarks --quick"
+    assert about["versions"]["gevent"] == gevent.__version__
+    assert set(about) >= {"date", "machine", "system", "python", "method", "rounds"}
