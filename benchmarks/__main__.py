@@ -13,7 +13,7 @@ from benchmarks.cases.base import Case
 from benchmarks.run import run
 from benchmarks.workers import Workers
 
-ROUNDS, QUICK_ROUNDS, QUICK_EFFORT = 7, 3, 0.3
+ROUNDS, QUICK_ROUNDS, QUICK_EFFORT = 5, 3, 0.3
 
 
 @click.command(help="Measures gsocketpool, other pools and what is no pool at all, and compares them.")

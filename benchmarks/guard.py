@@ -33,6 +33,9 @@ def check(log: Path) -> int:
             results = Results()
             chosen = [cases.load(name) for name in wanted]
             run(chosen, workers, results, rounds=ROUNDS, effort=EFFORT, wanted=wanted)
+            for case in chosen:
+                for problem in report.problems(results, case):
+                    click.echo(f"{case.name}: {problem}")
             return results
 
         verdicts = insist([goal for goal in GOALS if goal.is_guarded], measure)
@@ -62,7 +65,8 @@ def needs(goals: Sequence[Goal]) -> Wanted:
         by_contestant = wanted.setdefault(goal.case, {})
         by_contestant.setdefault(goal.subject, []).append(goal.figure)
         limits = [*goal.none_of, *([goal.within[0]] if goal.within else [])]
-        for rival in goal.rivals or ():
-            if rival not in OTHERS or rival in FASTEST:
+        rivals = goal.rivals or ()
+        for rival in rivals:
+            if rivals != OTHERS or rival in FASTEST:
                 by_contestant.setdefault(rival, []).extend([goal.measure or goal.figure, *limits])
     return wanted

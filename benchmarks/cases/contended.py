@@ -17,7 +17,7 @@ from benchmarks.timing import now, percentile, tidy_up
 CONNECTIONS = 10
 CROWDS = [500, 10_000]
 #: Uses of a connection that are measured, and the seconds after which what has been done must do.
-USES, LIMIT = 20_000, 4.0
+USES, LIMIT = 20_000, 1.5
 #: Greenlets that wait when some of them are killed.
 VICTIMS = 100
 
@@ -41,7 +41,7 @@ class Crowd:
         gevent.sleep(0)
         tidy_up()
         try:
-            self._wait_for(2 * self.size, limit / 2)
+            self._wait_for(2 * self.size, limit)
             self._begin()
             began, before = now(), self.served
             self._wait_for(before + uses, limit)
