@@ -11,7 +11,7 @@ import gevent
 from benchmarks.cases.base import Case, Figure, Figures, Table, is_wanted
 from benchmarks.connections import Nothing
 from benchmarks.contestants import ALL, FLOORS, OURS, RIVALS
-from benchmarks.contestants.base import OpenPool
+from benchmarks.contestants.base import PATIENCE, OpenPool
 from benchmarks.timing import now, percentile, tidy_up
 
 CONNECTIONS = 10
@@ -49,7 +49,8 @@ class Crowd:
             self._end()
         finally:
             self._is_over = True
-            gevent.joinall(greenlets, timeout=limit)
+            # Everybody is served once more. Nobody may be killed for being slow: that would lose connections.
+            gevent.joinall(greenlets, timeout=PATIENCE)
             gevent.killall(greenlets, block=False)
         return rate
 
