@@ -33,6 +33,8 @@ class Goal:
     within: tuple[str, float] | None = None
     #: Whether the guard against regressions looks at it.
     is_guarded: bool = True
+    #: What has been reached where the goal has not: the guard holds it.
+    held: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,18 @@ class Verdict:
 
     @property
     def is_reached(self) -> bool:
-        return self.is_within(1.0)
+        return self._is_within(1.0, self.goal.factor)
 
-    def is_within(self, tolerance: float) -> bool:
-        """Whether it is no worse than the goal by more than this factor."""
+    def is_kept(self, tolerance: float) -> bool:
+        """Whether it is worse by no more than this factor than the goal, or than what was reached of it before."""
+        return self._is_within(tolerance, self.goal.factor if self.goal.held is None else self.goal.held)
+
+    def _is_within(self, tolerance: float, factor: float) -> bool:
         if self.reached is None:
             return False
         if self.goal.is_more_better:
-            return self.reached * tolerance >= self.goal.factor
-        return self.reached <= self.goal.factor * tolerance
+            return self.reached * tolerance >= factor
+        return self.reached <= factor * tolerance
 
 
 def judge(goal: Goal, results: Results) -> Verdict:

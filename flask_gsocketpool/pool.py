@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -81,13 +82,16 @@ class AppPool(Pool[Any]):
         current = _cv_app.get(None)
         return _NOTHING if current is not None and current.app is self._app() else self._context()
 
-    def _bounded(self, timeout: float | None, scope: Scope) -> float:
+    def _bounded(self, timeout: float | None, scope: Scope) -> float | None:
         """What the request has left of a timeout."""
-        if timeout is None:
-            timeout = self._acquire_timeout
-        else:
+        if timeout is not None:
             check_seconds("timeout", timeout, zero=True, endless=True)
-        return 0 if self._would_wait_for_itself(scope) else min(timeout, self._scopes.remaining(scope))
+        if self._would_wait_for_itself(scope):
+            return 0
+        remaining = self._scopes.remaining(scope)
+        if remaining == math.inf:
+            return timeout
+        return min(self._acquire_timeout if timeout is None else timeout, remaining)
 
     def _would_wait_for_itself(self, scope: Scope) -> bool:
         """Whether everything there is to wait for is given back at the end of blocks of this very request."""

@@ -83,7 +83,8 @@ def test_echo(name: str, backend: dict[str, Any]) -> None:
 def test_recovery(backend: dict[str, Any]) -> None:
     figures = numbers(recovery.measure(OURS.name, EFFORT, backend))
     assert figures["failed"] == 0
-    assert figures["opened"] == recovery.CONNECTIONS
+    # Who comes late may get what another one has opened and is done with.
+    assert 1 <= figures["opened"] <= recovery.CONNECTIONS
 
 
 def test_memory() -> None:
@@ -274,10 +275,17 @@ def test_what_was_not_measured_is_not_reached() -> None:
 
 
 def test_a_tolerance_works_in_both_directions() -> None:
-    assert Verdict(goal(1.0), 1.3).is_within(1.3)
-    assert not Verdict(goal(1.0), 1.31).is_within(1.3)
-    assert Verdict(goal(1.0, is_more_better=True), 0.77).is_within(1.3)
-    assert not Verdict(goal(1.0, is_more_better=True), 0.76).is_within(1.3)
+    assert Verdict(goal(1.0), 1.3).is_kept(1.3)
+    assert not Verdict(goal(1.0), 1.31).is_kept(1.3)
+    assert Verdict(goal(1.0, is_more_better=True), 0.77).is_kept(1.3)
+    assert not Verdict(goal(1.0, is_more_better=True), 0.76).is_kept(1.3)
+
+
+def test_what_was_reached_of_a_missed_goal_is_held() -> None:
+    missed = goal(1.0, held=2.0)
+    assert Verdict(missed, 2.6).is_kept(1.3)
+    assert not Verdict(missed, 2.61).is_kept(1.3)
+    assert not Verdict(missed, 2.0).is_reached
 
 
 # Guarding
@@ -307,7 +315,7 @@ def test_the_guard_gives_up_after_some_tries() -> None:
         return values(ours=[2], theirs=[1])
 
     (verdict,) = guard.insist([goal(1.0, "theirs")], measure)
-    assert not verdict.is_within(guard.TOLERANCE)
+    assert not verdict.is_kept(guard.TOLERANCE)
     assert len(tries) == guard.TRIES
 
 
