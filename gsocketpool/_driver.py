@@ -118,11 +118,11 @@ class Driver:
         now = clock()
         entry = state.take(now, caller)
         if entry is None:
-            entry = self._acquire_slowly(caller, now, timeout, is_again=False)
+            entry = self._acquire_slowly(caller, now, timeout, False)
         elif self._is_fit(entry, now, now + timeout):
             state.acquired_at_once += 1
         else:
-            entry = self._acquire_slowly(caller, now, timeout, is_again=True)
+            entry = self._acquire_slowly(caller, now, timeout, True)
         if self._notes_where:
             entry.where = _where.callers()
         return entry
