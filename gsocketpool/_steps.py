@@ -8,6 +8,7 @@ with something true, and what a class calls ``is_reusable`` may have nothing to 
 from __future__ import annotations
 
 import logging
+from types import FunctionType
 from typing import Any
 
 from gsocketpool._base import Connection
@@ -44,16 +45,21 @@ def how_to_ask(connection: Any) -> str:
     """In which of the ways of :class:`~gsocketpool._state.Entry` a connection is asked whether it is still good."""
     if not isinstance(connection, Connection):
         return PLAINLY
-    if all(_method(connection, step) is getattr(Connection, step) for step in ("is_usable", "is_reusable", "get")):
+    if all(_function(connection, step) is getattr(Connection, step) for step in ("is_usable", "is_reusable", "get")):
         # There is nothing else to look at.
         return PLAINLY
-    return PROMPTLY if _method(connection, "is_usable") in _PROMPT else ASIDE
+    return PROMPTLY if _function(connection, "is_usable") in _PROMPT else ASIDE
 
 
-def _method(connection: Any, name: str) -> object:
-    # Found without running anything, as the code of a property would be.
-    own = getattr(connection, "__dict__", {})
-    return own[name] if name in own else getattr(type(connection), name, None)
+def _function(connection: Connection, step: str) -> object:
+    """What is called for a step; whatever the class has under that name, if it is no function."""
+    in_class = getattr(type(connection), step, None)
+    if not isinstance(in_class, FunctionType):
+        # Looking at a property would run it.
+        return in_class
+    # Not by way of __dict__, which Python would have to make for the connection, for good.
+    found = getattr(connection, step)
+    return getattr(found, "__func__", found)
 
 
 def looks_usable(connection: Connection) -> bool:
