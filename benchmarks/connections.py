@@ -43,9 +43,6 @@ class Nothing:
             self._is_open = False
             Nothing.open_now -= 1
 
-    def get(self) -> Any:
-        return None
-
     def is_connected(self) -> bool:
         return self._is_open
 

@@ -170,8 +170,8 @@ class Driver:
 
     def _wait(self, caller: Any, began: float, deadline: float, is_again: bool) -> Entry | None:
         """Queues, and returns what has been handed over; None if nothing was in time."""
-        if self._hub is None or (self._reaper is not None and self._reaper.dead):
-            # This greenlet was copied by a fork, or everything there is was killed.
+        if self._hub is None or deadline == math.inf:
+            # This greenlet may have been copied by a fork.
             self._enter()
         state = self._state
         waiter = Waiter(self._hub)
@@ -204,6 +204,7 @@ class Driver:
         return ticket.entry
 
     def _set_alarm(self, at: float) -> None:
+        self._enter()
         self._alarm.set(at, self._clock(), self._hub.loop, self._alarm_rings)
 
     def _alarm_rings(self) -> None:

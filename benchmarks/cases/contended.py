@@ -103,9 +103,10 @@ class TimedCrowd(Crowd):
         self.refused = 0
 
     def _end(self) -> None:
-        # Those who still wait have waited at least so long.
+        # Those who still wait have waited at least so long. The greenlets go on with the old lists.
         ended = now()
-        self.waits += [ended - asked for asked in self._asking.values()]
+        self.waits = [*self.waits, *(ended - asked for asked in self._asking.values())]
+        self.delays = list(self.delays)
 
     def _use(self) -> None:
         acquire, release, raw, sleep = self._pool.acquire, self._pool.release, self._pool.raw, gevent.sleep
