@@ -104,10 +104,10 @@ def _flat(what: str, heading: str) -> list[Goal]:
 
 
 GOALS: Sequence[Goal] = [
-    Goal("with block, to 0.1.6", "uncontended", "with, alone", 0.6, (PREDECESSOR.name,), held=1.6),
+    Goal("with block, to 0.1.6", "uncontended", "with, alone", 0.6, (PREDECESSOR.name,), held=1.2),
     # Which looks at nothing.
-    Goal("acquire and release, to 0.1.6", "uncontended", "pair, alone", 3.0, (PREDECESSOR.name,), held=10.0),
-    Goal("acquire and release, to the fastest other pool", "uncontended", "pair, alone", 0.4, OTHERS, held=1.3),
+    Goal("acquire and release, to 0.1.6", "uncontended", "pair, alone", 3.0, (PREDECESSOR.name,), held=8.1),
+    Goal("acquire and release, to the fastest other pool", "uncontended", "pair, alone", 0.4, OTHERS, held=1.0),
     *_flat("pair", "acquire and release"),
     *_flat("with", "with block"),
     Goal(
@@ -117,6 +117,7 @@ GOALS: Sequence[Goal] = [
         0.75,
         (HAND_OVER.name,),
         is_more_better=True,
+        held=0.72,
     ),
     Goal(
         "500 greenlets, to the fastest other pool that keeps its limit and refuses nobody",
@@ -145,9 +146,18 @@ GOALS: Sequence[Goal] = [
         (OURS.name,),
         measure="rate, 500",
         is_more_better=True,
+        held=0.82,
     ),
     *(
-        Goal(f"echo over {heading}, to dedicated sockets", "echo", kind, 0.95, (DEDICATED.name,), is_more_better=True)
+        Goal(
+            f"echo over {heading}, to dedicated sockets",
+            "echo",
+            kind,
+            0.95,
+            (DEDICATED.name,),
+            is_more_better=True,
+            held=0.72,
+        )
         for kind, heading in [("tcp", "TCP"), ("unix", "a Unix socket"), ("tls", "TLS")]
     ),
     *(
