@@ -17,8 +17,8 @@ PANELS = [
     ("contended", "rate, 500", "500 greenlets over 10 connections,\nuses a second (more is better)"),
     ("contended", "longest, 500", "500 greenlets over 10 connections,\nlongest wait in ms (less is better)"),
     ("echo", "tcp", "echo over TCP, a second (more is better)"),
-    ("valkey", "get", "Valkey GET, a second (more is better)"),
-    ("postgres", "select", "PostgreSQL SELECT 1, a second (more is better)"),
+    ("valkey", "get", "GET of Valkey, a second\n(more is better)"),
+    ("postgres", "select", "SELECT 1 of PostgreSQL, a second\n(more is better)"),
 ]
 OUR_COLOUR, THEIR_COLOUR = "#3776ab", "#b8b8b8"
 
@@ -57,7 +57,12 @@ def _bars(axis: Any, results: Results, case: str, name: str) -> None:
     bars = axis.barh(shown, heights, xerr=errors, color=colours, error_kw={"elinewidth": 0.8})
     axis.bar_label(bars, [number(height) for height in heights], padding=4)
     axis.margins(x=0.2)
-    axis.spines[["top", "right"]].set_visible(False)
+    # Each bar has its number.
+    axis.xaxis.set_visible(False)
+    axis.spines[["top", "right", "bottom"]].set_visible(False)
+    for label in axis.get_yticklabels():
+        if label.get_text() == OURS.name:
+            label.set(fontweight="bold", color=OUR_COLOUR)
 
 
 def _remark(results: Results, case: str, name: str, who: str) -> str:
