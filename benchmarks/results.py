@@ -54,11 +54,6 @@ class Results:
     def _values(self, case: str, figure: str, contestant: str) -> Sequence[float]:
         return self.values.get(case, {}).get(figure, {}).get(contestant, [])
 
-    def forget(self, case: str) -> None:
-        """Makes place for a repetition."""
-        self.values.pop(case, None)
-        self.problems.pop(case, None)
-
 
 def save(results: Results, file: Path) -> None:
     """Writes everything as JSON: the medians and quartiles for readers, and all values for who doubts them."""

@@ -171,7 +171,7 @@ class Driver:
     def _wait(self, caller: Any, began: float, deadline: float, is_again: bool) -> Entry | None:
         """Queues, and returns what has been handed over; None if nothing was in time."""
         if self._hub is None or deadline == math.inf:
-            # This greenlet may have been copied by a fork.
+            # This greenlet was copied by a fork, or no alarm will be set, and so nobody look after the reaper.
             self._enter()
         state = self._state
         waiter = Waiter(self._hub)

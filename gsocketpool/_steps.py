@@ -59,7 +59,7 @@ def _function(connection: Connection, step: str) -> object:
         return in_class
     # Not by way of __dict__, which Python would have to make for the connection, for good.
     found = getattr(connection, step)
-    return getattr(found, "__func__", found)
+    return found.__func__ if getattr(found, "__self__", None) is connection else found
 
 
 def looks_usable(connection: Connection) -> bool:

@@ -146,7 +146,7 @@ class StreamConnection(Connection):
         size = data.nbytes if isinstance(data, memoryview) else len(data)
         try:
             try:
-                # Without waiting. Most messages go at once, and sendall() takes three times as long for them.
+                # Without waiting, but for TLS. Most messages go at once, for which sendall() takes three times as long.
                 sent = sock.send(data, 0, 0.0) if size else 0
             except BlockingIOError:
                 sent = 0

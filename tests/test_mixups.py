@@ -150,6 +150,34 @@ def test_an_idle_connection_that_is_closed_is_not_handed_out(backend: Backend) -
     assert pool.stats().discarded == {"unusable": 2}
 
 
+def test_steps_that_are_an_instances_own_are_asked(backend: Backend) -> None:
+    class Wrapper(Connection):
+        def __init__(self) -> None:
+            self.inner = Inner(backend, {})
+            backend._made(self.inner)
+            self.is_usable, self.is_reusable = self.inner.is_usable, self.inner.is_reusable  # type: ignore[method-assign]
+
+        def open(self) -> None:
+            self.inner.open()
+
+        def close(self) -> None:
+            self.inner.close()
+
+        def is_connected(self) -> bool:
+            return True
+
+    class Inner(ScriptedConnection):
+        def is_connected(self) -> bool:
+            return self.is_open and bool(self.backend.answer)
+
+    pool = Pool(Wrapper)
+    first = pool.acquire()
+    pool.release(first)
+    backend.answer = False
+    second = pool.acquire()
+    assert second is not first
+
+
 @pytest.mark.parametrize("step", ["get", "is_reusable", "is_usable"])
 def test_a_step_that_can_not_be_looked_at(backend: Backend, step: str) -> None:
     """It is found out what a class defines, and nothing of the class is run for that."""

@@ -36,7 +36,7 @@ class Crowd:
         self.refused = 0
 
     def measure(self, uses: int, limit: float) -> float:
-        """Uses a second. The first two turns, in which everybody is served twice, do not count."""
+        """Uses a second. The first uses, two for each greenlet, do not count."""
         greenlets = [gevent.spawn(self._use) for _ in range(self.size)]
         gevent.sleep(0)
         tidy_up()

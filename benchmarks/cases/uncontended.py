@@ -75,7 +75,8 @@ def _figures(what: str) -> list[Figure]:
 CASE = Case(
     name="uncontended",
     method="One greenlet acquires a connection to nowhere and releases it, again and again, while other connections of"
-    " the pool are in use or idle.",
+    " the pool are in use or idle. There is no socket to look at: pools that check ask the connection whether it is"
+    " open.",
     tables=[
         Table("Acquire and release", _figures("pair")),
         Table("A with block, by the pool's own context manager", _figures("with")),

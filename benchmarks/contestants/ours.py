@@ -10,5 +10,5 @@ from gsocketpool import Connection, Pool
 
 def open_pool(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
     pooled = type("Pooled", (kind, Connection), {})
-    pool: Pool[Any] = Pool(pooled, options, max_connections=size, acquire_timeout=PATIENCE, max_opening=None)
+    pool: Pool[Any] = Pool(pooled, options, max_connections=size, acquire_timeout=PATIENCE)
     return OpenPool(pool.acquire, pool.release, lambda: pool.close(timeout=0), pool.connection)

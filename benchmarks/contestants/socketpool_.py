@@ -28,7 +28,7 @@ class _Connector:
     def is_connected(self: Any) -> bool:
         if not super().is_connected():  # type: ignore[misc]
             return False
-        socket = self.get()
+        socket = getattr(self, "socket", None)
         return True if socket is None else bool(is_socket_connected(socket))
 
     def handle_exception(self, error: Exception) -> None:
