@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import gevent
@@ -63,7 +63,7 @@ class Closer:
     killed while it does: the connection is closed all the same.
     """
 
-    def __init__(self, timeout: float, context: Context = nullcontext) -> None:
+    def __init__(self, timeout: float, context: Context) -> None:
         self._timeout = timeout
         self._context = context
         self._at_work: dict[gevent.Greenlet, Any] = {}
