@@ -7,19 +7,18 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import gevent
 import werkzeug.local
 from blinker import NamedSignal
 from flask import Flask, request
 from flask.globals import _cv_app
-from gevent import Greenlet
+from gevent import Greenlet, getcurrent
 
 from flask_gsocketpool import cooperation, signals
 from flask_gsocketpool.scope import Scope, Scopes, Use
 from gsocketpool import Pool, PoolExhaustedError, _where
-from gsocketpool._block import Block
 from gsocketpool._state import Entry
 from gsocketpool.settings import check_seconds
 
@@ -50,8 +49,12 @@ class AppPool(Pool[Any]):
         self._context = partial(_context_of, self._app)
         super().__init__(factory, options, **settings)
 
-    def connection(self, timeout: float | None = None) -> Block[Any]:
-        return AppBlock(self, timeout)
+    def acquire(self, retry: int | None = None, *, timeout: float | None = None) -> Any:
+        connection = super().acquire(retry, timeout=timeout)
+        scope = self._scopes.of_request()
+        if scope is not None:
+            scope.note_by_hand()
+        return connection
 
     def drop_expired(self) -> None:
         with self._in_context():
@@ -64,8 +67,10 @@ class AppPool(Pool[Any]):
                 return super()._acquire(timeout)
         if cooperation.is_unknown:
             cooperation.look(request.environ)
+        if not self._state.idle or self._scopes.has_timeout:
+            timeout = self._bounded(timeout, scope)
         try:
-            entry = super()._acquire(self._bounded(timeout, scope))
+            entry = super()._acquire(timeout)
         except PoolExhaustedError as error:
             held = "".join(f"; this request holds {use}" for use in scope.uses())
             error.args = (f"{error}{held}",)
@@ -74,13 +79,18 @@ class AppPool(Pool[Any]):
         return entry
 
     def _hand_in(self, entry: Entry, uses: int, error: BaseException | None) -> Greenlet | None:
-        with self._in_context():
+        if self._is_in_context():
+            return super()._hand_in(entry, uses, error)
+        with self._context():
             return super()._hand_in(entry, uses, error)
 
-    def _in_context(self) -> AbstractContextManager[object]:
-        """For what runs in the caller's greenlet, which mostly has the app's context."""
+    def _is_in_context(self) -> bool:
+        """Whether the caller has the app's context, as it mostly has."""
         current = _cv_app.get(None)
-        return _NOTHING if current is not None and current.app is self._app() else self._context()
+        return current is not None and current.app is self._app()
+
+    def _in_context(self) -> AbstractContextManager[object]:
+        return _NOTHING if self._is_in_context() else self._context()
 
     def _bounded(self, timeout: float | None, scope: Scope) -> float | None:
         """What the request has left of a timeout."""
@@ -94,10 +104,10 @@ class AppPool(Pool[Any]):
         return min(self._acquire_timeout if timeout is None else timeout, remaining)
 
     def _would_wait_for_itself(self, scope: Scope) -> bool:
-        """Whether everything there is to wait for is given back at the end of blocks of this very request."""
+        """Whether everything there is to wait for is given back at the end of blocks that its greenlet is in."""
         state = self._state
         is_full = not state.idle and not state.opening and state.size >= state.max_connections
-        return is_full and sum(use.pool is self and use.is_in_block for use in scope.uses()) == state.in_use
+        return is_full and sum(use.pool is self and use.holds_up(getcurrent()) for use in scope.uses()) == state.in_use
 
     # Signals
 
@@ -125,20 +135,6 @@ class QuietPool(AppPool):
 
     def _send(self, signal: NamedSignal, **what: Any) -> None:
         pass
-
-
-class AppBlock(Block[Any]):
-    """A block that its request knows of."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> Any:
-        connection = super().__enter__()
-        pool = cast(AppPool, self._driver)
-        scope = pool._scopes.of_request()
-        if scope is not None:
-            scope.note_block(self._entry)
-        return connection
 
 
 @contextmanager

@@ -34,6 +34,9 @@ logger = logging.getLogger("gsocketpool")
 # Flask's proxies for these take ten times as long. From Flask 3.2 on a request has no context apart from the app's.
 _cv_request: ContextVar[Any] | None = vars(flask.globals).get("_cv_request")
 
+#: The attribute of a context that has its scope. Flask's `g` would not do: requests within an app context share it.
+SCOPE = "_flask_gsocketpool_scope"
+
 #: Seconds that a request may take, or what tells them of a request.
 RequestTimeout = float | Callable[[Any], float | None] | None
 
@@ -45,26 +48,30 @@ class UnreleasedConnectionWarning(RuntimeWarning):
 class Use:
     """One use of a connection, by a request."""
 
-    __slots__ = ("_uses", "entry", "is_in_block", "pool", "where")
+    __slots__ = ("_uses", "entry", "is_by_hand", "pool", "where")
 
     def __init__(self, pool: AppPool, entry: Entry) -> None:
         self.pool = pool
         self.entry = entry
         self._uses = entry.uses
-        #: Whether only the end of a block, or of the request, gives it back.
-        self.is_in_block = False
         #: The line that acquired it.
-        self.where = next(iter(_where.callers(1)), ("nowhere", 0, "nobody"))
+        self.where = _where.callers(1)
+        #: Whether more than the end of a block, or of the request, may give it back.
+        self.is_by_hand = False
 
     @property
     def is_over(self) -> bool:
         return self.entry.status is not IN_USE or self.entry.uses != self._uses
 
+    def holds_up(self, greenlet: object) -> bool:
+        """Whether it can't be over as long as this greenlet waits."""
+        return not self.is_by_hand and self.entry.holder is greenlet
+
     def discard(self) -> gevent.Greenlet | None:
         return self.pool._discard(self.entry, "not released")
 
     def __str__(self) -> str:
-        file, line, function = self.where
+        file, line, function = self.where[0] if self.where else ("nowhere", 0, "nobody")
         return f"{self.entry.connection!r} of pool {self.pool.name!r}, acquired at {file}:{line} in {function}"
 
 
@@ -79,8 +86,8 @@ class Scope:
         self.deadline: float | None = None
         #: The request's own connection of each pool, and the block that gives it back.
         self._own: dict[str, tuple[Any, Any]] = {}
-        #: Every use that may not be over, those of the own connections included, by the entry's identity.
-        self._uses: dict[int, Use] = {}
+        #: Every use that may not be over, those of the own connections included, in the order of acquiring.
+        self._uses: list[Use] = []
         self._prune_at = 16
 
     def connection(self, name: str, pool: Any) -> Any:
@@ -91,25 +98,27 @@ class Scope:
             block = pool.connection()
             connection = block.__enter__()
             self._own[name] = block, connection
-            if isinstance(block, Block):
-                # Outside of a request nobody else does.
-                self.note(Use(pool, block._entry)).is_in_block = True
+            if isinstance(block, Block) and not any(use.entry is block._entry for use in self.uses()):
+                # Only what is acquired in a request is noted by the app's pools themselves.
+                self.note(Use(pool, block._entry))
         return connection
 
-    def note(self, use: Use) -> Use:
+    def note(self, use: Use) -> None:
         if len(self._uses) >= self._prune_at:
             # A request may be a long one, and use many connections one after the other.
-            self._uses = {key: each for key, each in self._uses.items() if not each.is_over}
+            self._uses = self.uses()
             self._prune_at = max(16, 2 * len(self._uses))
-        self._uses[id(use.entry)] = use
-        return use
+        self._uses.append(use)
+
+    def note_by_hand(self) -> None:
+        """It was no block that has made the last use begin."""
+        # There is none if the request was over before its greenlet, one of many, had got what it waited for.
+        for use in self._uses[-1:]:
+            use.is_by_hand = True
 
     def uses(self) -> list[Use]:
         """What has been acquired, and not given back."""
-        return [use for use in self._uses.values() if not use.is_over]
-
-    def note_block(self, entry: Entry) -> None:
-        self._uses[id(entry)].is_in_block = True
+        return [use for use in self._uses if not use.is_over]
 
     def end(self, error: BaseException | None) -> list[Use]:
         """Gives back the request's own connections, and discards what else it has not given back, which is returned.
@@ -140,7 +149,9 @@ class Scope:
     def __del__(self) -> None:
         # Its context is gone, and nobody has ended it: another teardown function has failed before, or the response
         # was never sent. This may run anywhere, so it is left to the event loop, by a call that takes no lock.
-        uses = [use for use in self._uses.values() if not use.is_over]
+        if not self._uses:
+            return
+        uses = self.uses()
         if uses and uses[0].pool._hub is not None and uses[0].pool._hub.loop is not None:
             uses[0].pool._hub.loop.run_callback_threadsafe(_discard, uses)
 
@@ -161,24 +172,18 @@ class Scopes:
         # Weakly: the app's pools know this.
         self._app = weakref.ref(app)
         self._request_timeout = request_timeout
-        self._of_context: weakref.WeakKeyDictionary[Any, Scope] = weakref.WeakKeyDictionary()
+        self.has_timeout = request_timeout is not None
         #: The places where something was acquired and not given back. Each is reported once.
-        self._reported: set[_where.Place] = set()
+        self._reported: set[tuple[_where.Place, ...]] = set()
 
     def current(self) -> Scope:
         """The scope of the current context."""
-        return self._of(_context())
+        return _scope_of(_context())
 
     def of_request(self) -> Scope | None:
         """That of the current request. None where the app has no request to answer."""
         context = _request_context()
-        return None if context is None or context.app is not self._app() else self._of(context)
-
-    def _of(self, context: Any) -> Scope:
-        scope = self._of_context.get(context)
-        if scope is None:
-            scope = self._of_context[context] = Scope()
-        return scope
+        return None if context is None or context.app is not self._app() else _scope_of(context)
 
     # What Flask is to call
 
@@ -192,35 +197,37 @@ class Scopes:
             scope = self.current()
             scope.is_streaming = True
             response.response = Body(response.response, partial(self._end, _context(), scope))
-        elif self._of_context:
+        elif hasattr(_context(), SCOPE):
             # It may take the place of one that was streamed.
             self.current().is_streaming = False
         return response
 
     def end_request(self, error: BaseException | None) -> None:
         """Ends the scope of the current request, unless the body of its response is still to come."""
-        context = _context()
-        scope = self._of_context.get(context)
+        self._end_unless_streaming(_context(), error)
+
+    def end_app_context(self, error: BaseException | None) -> None:
+        """Ends the scope of the current app context, which has one if it was used without a request."""
+        self._end_unless_streaming(_cv_app.get(), error)
+
+    def _end_unless_streaming(self, context: Any, error: BaseException | None) -> None:
+        scope = getattr(context, SCOPE, None)
         # Some versions of Flask call this before the body, others after it, and others twice.
         if scope is not None and (error is not None or not scope.is_streaming):
             self._end(context, scope, error)
 
-    def end_app_context(self, error: BaseException | None) -> None:
-        """Ends the scope of the current app context, if it was used without a request."""
-        if self._of_context and _request_context() is None:
-            self.end_request(error)
-
     def _end(self, context: Any, scope: Scope, error: BaseException | None) -> None:
-        if self._of_context.get(context) is scope:
-            del self._of_context[context]
+        if getattr(context, SCOPE, None) is scope:
+            delattr(context, SCOPE)
         scope.is_streaming = False
         for use in scope.end(error):
             self._report(use)
 
     def _report(self, use: Use) -> None:
-        if use.where in self._reported:
+        where = tuple(use.where)
+        if where in self._reported:
             return
-        self._reported.add(use.where)
+        self._reported.add(where)
         app = self._app()
         message = f"a request has not given back {use}"
         if app is not None and (app.debug or app.testing):
@@ -232,7 +239,7 @@ class Scopes:
 
     def remaining(self, scope: Scope) -> float:
         """The seconds that the current request, whose scope it is, has left for acquiring."""
-        if self._request_timeout is None:
+        if not self.has_timeout:
             return math.inf
         if scope.deadline is None:
             scope.deadline = scope.began + self._seconds_for_request()
@@ -278,6 +285,14 @@ class Body:
                 self._source.close()
         finally:
             self._end(GeneratorExit())
+
+
+def _scope_of(context: Any) -> Scope:
+    scope: Scope | None = getattr(context, SCOPE, None)
+    if scope is None:
+        scope = Scope()
+        setattr(context, SCOPE, scope)
+    return scope
 
 
 def _request_context() -> Any:

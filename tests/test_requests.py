@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from contextvars import copy_context
 from types import SimpleNamespace
 from typing import Any
 
@@ -277,6 +278,25 @@ def test_a_greenlet_with_a_copy_of_the_context_has_its_own(site: App) -> None:
 
     assert site.ask(view).text == "ok"
     assert site.numbers() == (0, 2, 0, 0)
+
+
+def test_a_greenlet_that_shares_the_context_may_get_a_connection_after_the_end(backend: Backend) -> None:
+    app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1)
+    greenlets: list[Any] = []
+
+    def view() -> str:
+        touch()
+        greenlets.append(gevent.spawn(copy_context().run, use))
+        settle()
+        return "ok"
+
+    def use() -> None:
+        pool = current_pool._get_current_object()
+        pool.release(pool.acquire())
+
+    assert app.ask(view).text == "ok"
+    greenlets[0].get(timeout=PATIENCE)
+    assert app.numbers() == (0, 1, 0, 0)
 
 
 def test_what_has_taken_the_place_of_a_pool_is_asked_for_a_block(site: App) -> None:
@@ -624,8 +644,7 @@ def test_a_long_request_does_not_remember_every_use(site: App) -> None:
     def view() -> str:
         for _ in range(100):
             current_pool.discard(current_pool.acquire())
-        (scope,) = site.extensions["gsocketpool"].scopes._of_context.values()
-        return str(len(scope._uses) < 20)
+        return str(len(site.extensions["gsocketpool"].scopes.current()._uses) < 20)
 
     assert site.ask(view).text == "True"
 
