@@ -29,6 +29,18 @@ def exchanging(pool: OpenPool) -> Prepare:
     return lambda: by_hand if pool.block is None else with_block
 
 
+def exchanging_lines(pool: OpenPool) -> Prepare:
+    """The same by the methods of gsocketpool's own connections, as its users write it."""
+
+    def act() -> None:
+        assert pool.block is not None
+        with pool.block() as connection:
+            connection.send(MESSAGE)
+            connection.recv_until(b"\n")
+
+    return lambda: act
+
+
 def exchanging_alone(pool: OpenPool) -> Prepare:
     """The same over a connection that a greenlet keeps for itself."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import cases
 from benchmarks.cases.contended import CONNECTIONS
-from benchmarks.contestants import OURS
+from benchmarks.contestants import OURS, OWN_CONNECTION
 from benchmarks.report import number
 from benchmarks.results import Results
 
@@ -20,6 +20,7 @@ PANELS = [
     ("valkey", "get", "GET of Valkey, a second\n(more is better)"),
     ("postgres", "select", "SELECT 1 of PostgreSQL, a second\n(more is better)"),
 ]
+OUR_NAMES = {OURS.name, OWN_CONNECTION.name}
 OUR_COLOUR, THEIR_COLOUR = "#3776ab", "#b8b8b8"
 
 
@@ -52,7 +53,7 @@ def _bars(axis: Any, results: Results, case: str, name: str) -> None:
         [height - low for height, (low, _) in zip(heights, spreads, strict=True)],
         [high - height for height, (_, high) in zip(heights, spreads, strict=True)],
     ]
-    colours = [OUR_COLOUR if who == OURS.name else THEIR_COLOUR for who in names]
+    colours = [OUR_COLOUR if who in OUR_NAMES else THEIR_COLOUR for who in names]
     shown = [f"{who}{_remark(results, case, name, who)}" for who in names]
     bars = axis.barh(shown, heights, xerr=errors, color=colours, error_kw={"elinewidth": 0.8})
     axis.bar_label(bars, [number(height) for height in heights], padding=4)
@@ -61,7 +62,7 @@ def _bars(axis: Any, results: Results, case: str, name: str) -> None:
     axis.xaxis.set_visible(False)
     axis.spines[["top", "right", "bottom"]].set_visible(False)
     for label in axis.get_yticklabels():
-        if label.get_text() == OURS.name:
+        if label.get_text() in OUR_NAMES:
             label.set(fontweight="bold", color=OUR_COLOUR)
 
 

@@ -15,7 +15,7 @@ from benchmarks import cases, goals, guard, load, machine, report, results, serv
 from benchmarks.cases import contended, echo, flask_route, memory, recovery, uncontended
 from benchmarks.cases.base import Case, Figure, Table
 from benchmarks.connections import Nothing
-from benchmarks.contestants import ALL, DEDICATED, FLOORS, HAND_OVER, OURS, Contestant
+from benchmarks.contestants import ALL, DEDICATED, FLOORS, HAND_OVER, OURS, OWN_CONNECTION, Contestant
 from benchmarks.contestants.base import OpenPool
 from benchmarks.goals import Goal, Verdict
 from benchmarks.results import Results
@@ -73,7 +73,7 @@ def test_gsocketpool_loses_nothing_to_kills() -> None:
     assert contended.measure(OURS.name, EFFORT, {"figures": ["lost to kills"]}) == {"lost to kills": 0}
 
 
-@pytest.mark.parametrize("name", [OURS.name, DEDICATED.name])
+@pytest.mark.parametrize("name", [OURS.name, OWN_CONNECTION.name, DEDICATED.name])
 def test_echo(name: str, backend: dict[str, Any]) -> None:
     figures = numbers(echo.measure(name, 10 * EFFORT, backend))
     assert set(figures) == {"tcp", "unix", "tls"}

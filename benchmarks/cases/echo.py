@@ -8,14 +8,16 @@ from typing import Any
 from benchmarks import servers
 from benchmarks.cases.base import Case, Figure, Figures, Table
 from benchmarks.connections import Wire
-from benchmarks.contestants import ALL, DEDICATED, OURS, RIVALS
-from benchmarks.exchanges import MESSAGE, exchanging, exchanging_alone
+from benchmarks.contestants import ALL, DEDICATED, OURS, OWN_CONNECTION, RIVALS
+from benchmarks.exchanges import MESSAGE, exchanging, exchanging_alone, exchanging_lines
 from benchmarks.throughput import rate
 
 KINDS = {"tcp": "TCP", "unix": "Unix socket", "tls": "TLS"}
 CONNECTIONS = 10
 #: Seconds that are measured.
 SPAN = 0.4
+#: Who does not exchange messages as all others do.
+EXCHANGING = {OWN_CONNECTION.name: exchanging_lines, DEDICATED.name: exchanging_alone}
 
 
 def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
@@ -23,7 +25,7 @@ def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
     for kind in KINDS:
         pool = ALL[name].open_pool(CONNECTIONS, Wire, **arguments[kind])
         try:
-            prepare = exchanging_alone(pool) if ALL[name] is DEDICATED else exchanging(pool)
+            prepare = EXCHANGING.get(name, exchanging)(pool)
             figures[kind] = rate(prepare, CONNECTIONS, SPAN * effort)
         finally:
             pool.close()
@@ -33,14 +35,15 @@ def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
 CASE = Case(
     name="echo",
     method=f"{CONNECTIONS} greenlets send {len(MESSAGE)} bytes to a server in another process and read them back, over"
-    f" {CONNECTIONS} connections, each of which is a gevent socket and nothing else.",
+    f" {CONNECTIONS} connections, each of which is a gevent socket and nothing else. gsocketpool is measured"
+    " with its own connections, too, as one uses them.",
     tables=[
         Table(
             "Exchanges with an echo server",
             [Figure(kind, heading, "/s", is_more_better=True) for kind, heading in KINDS.items()],
         )
     ],
-    contestants=[each.name for each in [OURS, *RIVALS, DEDICATED]],
+    contestants=[each.name for each in [OURS, OWN_CONNECTION, *RIVALS, DEDICATED]],
     measure=measure,
     backend=servers.echo,
 )

@@ -32,6 +32,8 @@ class Contestant:
 
 
 OURS = Contestant("gsocketpool", "ours", "gsocketpool")
+#: For cases with a server: with the connections it brings, while all others pool the same bare ones.
+OWN_CONNECTION = Contestant(f"{OURS.name}, its own connection", "ours", "gsocketpool", "open_own")
 #: It has the name of ours, and so it has a Python environment of its own.
 PREDECESSOR = Contestant("gsocketpool 0.1.6", "predecessor", "gsocketpool")
 
@@ -54,4 +56,4 @@ DEDICATED = Contestant("dedicated", "floors", "gevent", "open_dedicated")
 #: No pools: they keep no books, check nothing and forgive nothing.
 FLOORS = [LIFO_QUEUE, SEMAPHORE, HAND_OVER]
 
-ALL = {each.name: each for each in [OURS, *RIVALS, *FLOORS, DEDICATED]}
+ALL = {each.name: each for each in [OURS, OWN_CONNECTION, *RIVALS, *FLOORS, DEDICATED]}
