@@ -8,14 +8,21 @@ from typing import Any
 from benchmarks import load, servers
 from benchmarks.cases.base import Case, Figure, Figures, Table
 
-EXTENSION, BY_HAND, CONNECTING, ALONE = (
+EXTENSION, POOL_BY_HAND, BY_HAND, CONNECTING, ALONE = (
     "the extension",
+    "gsocketpool by hand",
     "gsocketpool 0.1.6 by hand",
     "connecting each time",
     "no backend",
 )
 #: By the names of those who take part, modules of :mod:`benchmarks.apps`.
-APPS = {EXTENSION: "extension", BY_HAND: "by_hand", CONNECTING: "connecting", ALONE: "alone"}
+APPS = {
+    EXTENSION: "extension",
+    POOL_BY_HAND: "pool_by_hand",
+    BY_HAND: "by_hand",
+    CONNECTING: "connecting",
+    ALONE: "alone",
+}
 SPAN = 2.0
 
 
