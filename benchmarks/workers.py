@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from benchmarks import predecessor
 from benchmarks.contestants import PREDECESSOR
 
 START = f"{predecessor.PATH_SETUP}; from benchmarks.worker import main; main()"
+#: Seconds that an answer may take: ten times what the slowest contestant needs for its longest case.
+LIMIT = 120.0
 
 
 class WorkerError(Exception):
-    """A worker could not be started, or has ended. The message says why."""
+    """A worker could not be started, has ended, or has taken too long. The message says why."""
 
 
 class Workers:
     """All of them. While one is asked the others wait, and take no time from it."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, limit: float = LIMIT) -> None:
+        self._limit = limit
         #: Where they write what is not an answer.
         self._log = log.open("a")
         self._processes: dict[str, subprocess.Popen[str]] = {}
@@ -43,7 +49,7 @@ class Workers:
     def measure(self, case: str, contestant: str, effort: float, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """What :func:`benchmarks.worker.answer` says.
 
-        :raises WorkerError: if it says nothing.
+        :raises WorkerError: if it says nothing, or not in time. The next one to be asked is a new process.
         """
         process = self._process(contestant)
         assert process.stdin is not None
@@ -51,11 +57,15 @@ class Workers:
         request = {"case": case, "contestant": contestant, "effort": effort, "arguments": arguments}
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(request), file=process.stdin, flush=True)
-        line = process.stdout.readline()
-        if not line:
-            del self._processes[contestant]
-            process.communicate()
-            raise WorkerError(f"its process ended with status {process.returncode}, see {self._log.name}")
+        try:
+            line = _read_line(process.stdout, self._limit)
+        except TimeoutError:
+            process.kill()
+            self._bury(contestant)
+            raise WorkerError(f"it took longer than {self._limit:g} s") from None
+        except EOFError:
+            self._bury(contestant)
+            raise WorkerError(f"its process ended with status {process.returncode}, see {self._log.name}") from None
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -69,6 +79,28 @@ class Workers:
                 text=True,
             )
         return self._processes[contestant]
+
+    def _bury(self, contestant: str) -> None:
+        self._processes.pop(contestant).communicate()
+
+
+def _read_line(pipe: IO[str], limit: float) -> bytes:
+    """Reads a line, of which there may be a part while the rest never comes.
+
+    :raises TimeoutError: if it is not there within so many seconds.
+    :raises EOFError: if the pipe ends before the line does.
+    """
+    deadline = time.monotonic() + limit
+    line = b""
+    while not line.endswith(b"\n"):
+        readable, _, _ = select.select([pipe], [], [], max(0, deadline - time.monotonic()))
+        if not readable:
+            raise TimeoutError
+        data = os.read(pipe.fileno(), 65536)
+        if not data:
+            raise EOFError
+        line += data
+    return line
 
 
 def _interpreter(contestant: str) -> str:

@@ -20,7 +20,7 @@ from benchmarks.contestants.base import OpenPool
 from benchmarks.goals import Goal, Verdict
 from benchmarks.results import Results
 from benchmarks.run import run
-from benchmarks.workers import Workers
+from benchmarks.workers import WorkerError, Workers
 
 #: So short that nothing can be said of the figures.
 EFFORT = 0.02
@@ -207,6 +207,33 @@ def test_a_worker_that_dies_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyP
         wanted = {"memory": {OURS.name: ["idle"]}}
         run([cases.load("memory")], workers, found, rounds=1, effort=EFFORT, wanted=wanted)
     assert "status 3" in found.problems["memory"][OURS.name][""]
+
+
+@pytest.mark.parametrize("begin", ["", "print('{', end='', flush=True)"], ids=["at once", "within its answer"])
+def test_a_worker_that_hangs_is_shown_and_holds_nobody_else(
+    begin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.workers.START", f"input()\n{begin}\ninput()")
+    found = Results()
+    with Workers(tmp_path / "log", limit=0.5) as workers:
+        wanted = {"memory": {OURS.name: ["idle"], HAND_OVER.name: ["idle"]}}
+        run([cases.load("memory")], workers, found, rounds=2, effort=EFFORT, wanted=wanted)
+    problem = {"": "it took longer than 0.5 s"}
+    assert found.problems["memory"] == {OURS.name: problem, HAND_OVER.name: problem}
+
+
+def test_after_a_worker_that_hangs_comes_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.workers.START", "input(); input()")
+    with Workers(tmp_path / "log", limit=0.1) as workers:
+        for _ in range(2):
+            with pytest.raises(WorkerError, match=r"longer than 0\.1 s"):
+                workers.measure("memory", OURS.name, EFFORT, {})
+
+
+def test_a_worker_that_dies_within_its_answer_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.workers.START", "print('{', end='', flush=True); raise SystemExit(3)")
+    with Workers(tmp_path / "log") as workers, pytest.raises(WorkerError, match="status 3"):
+        workers.measure("memory", OURS.name, EFFORT, {})
 
 
 def test_a_backend_that_does_not_start_is_shown(tmp_path: Path) -> None:
