@@ -15,7 +15,17 @@ from benchmarks import cases, goals, guard, load, machine, report, results, serv
 from benchmarks.cases import contended, echo, flask_route, memory, recovery, uncontended
 from benchmarks.cases.base import Case, Figure, Table
 from benchmarks.connections import Nothing
-from benchmarks.contestants import ALL, DEDICATED, FLOORS, HAND_OVER, OURS, OWN_CONNECTION, Contestant
+from benchmarks.contestants import (
+    ALL,
+    DEDICATED,
+    FLOORS,
+    HAND_OVER,
+    OURS,
+    OWN_CONNECTION,
+    PREDECESSOR,
+    RIVALS,
+    Contestant,
+)
 from benchmarks.contestants.base import OpenPool
 from benchmarks.goals import Goal, Verdict
 from benchmarks.results import Results
@@ -24,6 +34,12 @@ from benchmarks.workers import WorkerError, Workers
 
 #: So short that nothing can be said of the figures.
 EFFORT = 0.02
+
+VERSIONS = machine.versions()
+#: The other pools that are here: all of them, if the extra for the benchmarks is.
+INSTALLED = [each.name for each in RIVALS if each is not PREDECESSOR and VERSIONS[each.package] != "not installed"]
+#: That one's environment is made when it is first asked for, which takes a network.
+ELSEWHERE = [PREDECESSOR.name] if len(INSTALLED) == len(RIVALS) - 1 else []
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +59,23 @@ def backend() -> Iterator[dict[str, Any]]:
         yield backend
 
 
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    with Workers(tmp_path_factory.mktemp("workers") / "log") as workers:
+        yield workers
+
+
 def numbers(figures: dict[str, float | str]) -> dict[str, float]:
     """The figures, all of which are numbers."""
     assert not {value for value in figures.values() if isinstance(value, str)}
     return {name: value for name, value in figures.items() if not isinstance(value, str)}
+
+
+def asked(workers: Workers, case: str, name: str, effort: float, figures: list[str]) -> dict[str, float]:
+    """What a worker finds. Pools for threads need one: where nothing is patched, they would hold the whole process."""
+    answer = workers.measure(case, name, effort, {"figures": figures})
+    assert "error" not in answer
+    return numbers(answer["figures"])
 
 
 # Cases
@@ -67,6 +96,19 @@ def test_contended(name: str) -> None:
     assert figures["open, 30"] == contended.CONNECTIONS
     assert figures["refused, 30"] == figures["lost, 30"] == 0
     assert figures["median, 30"] <= figures["p99, 30"] <= figures["longest, 30"]
+
+
+@pytest.mark.parametrize("name", [*INSTALLED, *ELSEWHERE])
+def test_other_pools_uncontended(name: str, workers: Workers) -> None:
+    figures = asked(workers, "uncontended", name, EFFORT, ["pair, alone"])
+    assert min(figures.values()) > 0
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_other_pools_contended(name: str, workers: Workers) -> None:
+    figures = asked(workers, "contended", name, 10 * EFFORT, ["rate, 500", "longest, 500"])
+    assert figures["rate, 500"] > 0
+    assert set(figures) >= {f"{what}, 500" for what in ("open", "refused", "lost", "median", "p99", "longest")}
 
 
 def test_gsocketpool_loses_nothing_to_kills() -> None:
