@@ -116,13 +116,11 @@ class Driver:
         state = self._state
         clock = self._clock
         now = clock()
-        entry = state.take(now, caller)
-        if entry is None:
-            entry = self._acquire_slowly(caller, now, timeout, False)
-        elif self._is_fit(entry, now, now + timeout):
+        entry = state.take(now, caller) if state.idle else None
+        if entry is not None and self._is_fit(entry, now, now + timeout):
             state.acquired_at_once += 1
         else:
-            entry = self._acquire_slowly(caller, now, timeout, True)
+            entry = self._acquire_slowly(caller, now, timeout, entry is not None)
         if self._notes_where:
             entry.where = _where.callers()
         return entry
@@ -154,8 +152,10 @@ class Driver:
                         # The next one who can't wait shall be luckier.
                         self._start_openings(more=1)
                     raise self._exhausted_error(caller, self._clock() - began, timeout)
-                # The event loop may have been held up since it was handed over.
-                now = self._clock()
+                now = entry.since
+                if entry.retire_at < math.inf or entry.asked is ASIDE:
+                    # The event loop may have been held up since it was handed over.
+                    now = self._clock()
                 # A new one need not be checked: it may even have something to read, a greeting for instance.
                 is_fit = entry.is_new or self._is_fit(entry, now, deadline)
                 if is_fit and entry.status is IN_USE:
