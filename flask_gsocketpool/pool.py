@@ -19,7 +19,7 @@ from gevent import Greenlet, getcurrent
 from flask_gsocketpool import cooperation, signals
 from flask_gsocketpool.scope import Scope, Scopes, Use
 from gsocketpool import Pool, PoolExhaustedError, _where
-from gsocketpool._state import Entry
+from gsocketpool._entry import Entry
 from gsocketpool.settings import check_seconds
 
 _NOTHING = nullcontext()

@@ -23,7 +23,7 @@ from flask.globals import _cv_app
 
 from gsocketpool import _where
 from gsocketpool._block import Block
-from gsocketpool._state import IN_USE, Entry
+from gsocketpool._entry import IN_USE, Entry
 from gsocketpool.settings import check_seconds
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from gsocketpool._state import IN_USE, Entry
+from gsocketpool._entry import IN_USE, Entry
 
 if TYPE_CHECKING:
     from gevent import Greenlet

@@ -12,8 +12,8 @@ from types import FunctionType
 from typing import Any
 
 from gsocketpool._base import Connection
-from gsocketpool._state import ASIDE, PLAINLY, PROMPTLY
-from gsocketpool.connection import StreamConnection
+from gsocketpool._entry import ASIDE, PLAINLY, PROMPTLY
+from gsocketpool._stream import StreamConnection
 
 logger = logging.getLogger("gsocketpool")
 
@@ -42,7 +42,7 @@ def close_if_open(connection: Any) -> None:
 
 
 def how_to_ask(connection: Any) -> str:
-    """In which of the ways of :class:`~gsocketpool._state.Entry` a connection is asked whether it is still good."""
+    """In which of the ways of :class:`~gsocketpool._entry.Entry` a connection is asked whether it is still good."""
     if not isinstance(connection, Connection):
         return PLAINLY
     if all(_function(connection, step) is getattr(Connection, step) for step in ("is_usable", "is_reusable", "get")):

@@ -1,12 +1,11 @@
-"""Connections over sockets."""
+"""Connections over TCP, TLS and Unix sockets."""
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gevent
 import gevent.socket
@@ -15,231 +14,14 @@ from gevent.monkey import get_original
 
 from gsocketpool import _descriptors
 from gsocketpool._base import Connection
-from gsocketpool.exceptions import ConnectionClosedError, InvalidArgumentError, LimitExceededError, add_note
-from gsocketpool.settings import check_count, check_seconds
+from gsocketpool._stream import StreamConnection
+from gsocketpool.exceptions import InvalidArgumentError
+from gsocketpool.settings import check_count
 
 if TYPE_CHECKING:
     import ssl
 
 __all__ = ["Connection", "StreamConnection", "TcpConnection", "TlsConnection", "UnixConnection"]
-
-#: Bytes to ask the operating system for at once, at most: Python sets aside as many before it asks.
-LARGEST_PIECE = 1 << 20
-
-
-class StreamConnection(Connection):
-    """The part that connections over a stream socket share: everything but connecting.
-
-    An error or an interruption in the middle of sending or receiving leaves the stream at an unknown place, and so does
-    a read that has left bytes behind: such a connection still works for who holds it, but is not :meth:`reused
-    <is_reusable>`.
-
-    :param lifetime: seconds after which :meth:`is_expired` answers True; None for never.
-    :param timeout: seconds that connecting may take in all, and then each send and receive; None for no limit.
-    :raises InvalidArgumentError: if one of these is something else.
-    """
-
-    _sock: Any = None
-    _connected = False
-    _created: float | None = None
-    #: What has been received and not returned yet.
-    _unread: bytes | bytearray = b""
-    #: Whether an exchange may be half done.
-    _in_doubt = False
-
-    def __init__(self, lifetime: float | None = 600, timeout: float | None = None) -> None:
-        if lifetime is not None:
-            check_seconds("lifetime", lifetime)
-        if timeout is not None:
-            check_seconds("timeout", timeout, zero=True)
-        self._lifetime = lifetime
-        # 0 has always meant no timeout here.
-        self._timeout = timeout or None
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} to {self._where()}, {'open' if self._connected else 'closed'}>"
-
-    def _where(self) -> str:
-        raise NotImplementedError
-
-    def _connect(self) -> None:
-        """Connects a socket. It is in ``_sock`` before anything blocks, so that a fork meanwhile can let go of it."""
-        raise NotImplementedError
-
-    @property
-    def socket(self) -> Any:
-        """The gevent socket; None before the connection was opened."""
-        return self._sock
-
-    def get(self) -> Any:
-        """Returns the gevent socket; None before the connection was opened."""
-        return self._sock
-
-    def open(self) -> None:
-        """Connects.
-
-        :raises OSError: if that fails; `TimeoutError`, which is one, if it takes longer than `timeout`.
-        """
-        if self._connected:
-            raise OSError(errno.EISCONN, f"{self!r} is open already")
-        self._unread = bytearray()
-        self._in_doubt = False
-        limit = gevent.Timeout(self._timeout)
-        try:
-            with limit:
-                self._connect()
-                self._sock.settimeout(self._timeout)
-        except BaseException as error:
-            if self._sock is not None:
-                self._sock.close()
-            if error is limit:
-                raise TimeoutError(f"connecting to {self._where()} took longer than {self._timeout} s") from None
-            add_note(error, f"while connecting to {self._where()}")
-            raise
-        self._connected = True
-        self._created = time.monotonic()
-
-    def close(self) -> None:
-        """Closes the socket. A greenlet that waits for it gets an `OSError`."""
-        if self._connected:
-            self._connected = False
-            self._unread = b""
-            self._sock.close()
-
-    def is_connected(self) -> bool:
-        """Returns whether the connection was opened and neither closed nor found at the end of its stream."""
-        return self._connected
-
-    def is_expired(self) -> bool:
-        """Returns whether the connection was opened longer than `lifetime` ago."""
-        if self._lifetime is None or self._created is None:
-            return False
-        return time.monotonic() - self._created > self._lifetime
-
-    def is_usable(self) -> bool:
-        """Returns whether the connection is open and nothing can be read from its socket."""
-        return self._connected and _descriptors.is_silent(self._sock)
-
-    def is_reusable(self, error: BaseException | None) -> bool:
-        """Returns whether the connection is open, at the end of a message and free of doubt."""
-        return error is None and self._connected and not self._unread and not self._in_doubt
-
-    def let_go(self) -> None:
-        """Closes the socket's descriptor, without a shutdown, and counts as closed."""
-        super().let_go()
-        self._connected = False
-        self._unread = b""
-
-    def send(self, data: bytes | bytearray | memoryview) -> None:
-        """Sends all of `data`.
-
-        :param data: bytes, a bytearray or a memoryview.
-        :raises TypeError: if it is something else, a str for instance.
-        :raises ConnectionClosedError: if the connection is not open.
-        :raises OSError: if sending fails; `TimeoutError`, which is one, if it takes longer than `timeout`.
-        """
-        if not isinstance(data, bytes | bytearray | memoryview):
-            raise TypeError(f"send() takes bytes, not {type(data).__name__}")
-        if not self._connected:
-            raise self._not_open()
-        sock = self._sock
-        size = data.nbytes if isinstance(data, memoryview) else len(data)
-        try:
-            try:
-                # Without waiting, but for TLS. Most messages go at once, for which sendall() takes three times as long.
-                sent = sock.send(data, 0, 0.0) if size else 0
-            except BlockingIOError:
-                sent = 0
-            if sent < size:
-                sock.sendall(memoryview(data).cast("B")[sent:])
-        except BaseException:
-            self._doubt(sock)
-            raise
-
-    def recv(self, size: int = 1024) -> bytes:
-        """Returns what has come, at least one byte and at most `size`, or ``b""`` at the end of the stream.
-
-        The end of the stream marks the connection as closed.
-
-        :raises ConnectionClosedError: if the connection is not open.
-        :raises OSError: if receiving fails; `TimeoutError`, which is one, if nothing comes for `timeout`.
-        """
-        if type(size) is not int or not 0 < size <= LARGEST_PIECE:
-            check_count("size", size, least=1)
-        if self._unread:
-            return self._take(size)
-        data = self._receive(size)
-        if not data:
-            self.close()
-        return data
-
-    def recv_exactly(self, size: int) -> bytes:
-        """Returns the next `size` bytes.
-
-        :raises ConnectionClosedError: if the connection is not open, or the stream ends before that; then its
-            ``partial`` has what came.
-        :raises OSError: as :meth:`recv` does.
-        """
-        check_count("size", size)
-        while len(self._unread) < size:
-            self._receive_more(size - len(self._unread), f"{size} bytes had come")
-        return self._take(size)
-
-    def recv_until(self, delimiter: bytes, limit: int = 65536) -> bytes:
-        """Returns what comes up to the next `delimiter`, and the delimiter itself as the last part of it.
-
-        Bytes that came behind the delimiter stay for the next call.
-
-        :param delimiter: the bytes that end a message: a line feed, for instance.
-        :param limit: the greatest number of bytes to return.
-        :raises LimitExceededError: if there is no delimiter within `limit` bytes.
-        :raises ConnectionClosedError: as :meth:`recv_exactly` does.
-        :raises OSError: as :meth:`recv` does.
-        """
-        if not isinstance(delimiter, bytes) or not delimiter:
-            raise InvalidArgumentError("delimiter", delimiter, "bytes, at least one")
-        check_count("limit", limit, least=len(delimiter))
-        searched = 0
-        while (found := self._unread.find(delimiter, searched, limit)) < 0:
-            if len(self._unread) >= limit:
-                self._in_doubt = True
-                raise LimitExceededError(f"{delimiter!r} did not come within {limit} bytes", limit)
-            # The delimiter may have come in part.
-            searched = max(0, len(self._unread) - len(delimiter) + 1)
-            self._receive_more(4096, f"{delimiter!r} had come")
-        return self._take(found + len(delimiter))
-
-    def _take(self, size: int) -> bytes:
-        data = bytes(self._unread[:size])
-        self._unread = self._unread[size:]
-        return data
-
-    def _receive_more(self, size: int, awaited: str) -> None:
-        data = self._receive(size)
-        if not data:
-            partial = bytes(self._unread)
-            self.close()
-            raise ConnectionClosedError(f"the stream from {self._where()} ended before {awaited}", partial)
-        self._unread += data
-
-    def _receive(self, size: int) -> bytes:
-        if not self._connected:
-            raise self._not_open()
-        sock = self._sock
-        try:
-            data: bytes = sock.recv(min(size, LARGEST_PIECE))
-        except BaseException:
-            self._doubt(sock)
-            raise
-        return data
-
-    def _doubt(self, sock: Any) -> None:
-        # Another greenlet may have closed that stream, which is what this one was told, and even opened another.
-        if self._connected and sock is self._sock:
-            self._in_doubt = True
-
-    def _not_open(self) -> ConnectionClosedError:
-        return ConnectionClosedError(f"{self!r} is not open")
 
 
 class TcpConnection(StreamConnection):

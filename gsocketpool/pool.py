@@ -14,7 +14,7 @@ from gevent import getcurrent
 from gsocketpool import _report, _steps, _where
 from gsocketpool._block import Block
 from gsocketpool._driver import Driver
-from gsocketpool._state import IDLE, IN_USE, Entry
+from gsocketpool._entry import IDLE, IN_USE, Entry
 from gsocketpool.exceptions import (
     ConnectionNotFoundError,
     InvalidArgumentError,

@@ -349,7 +349,7 @@ def test_thrown_wherever_a_greenlet_waits(
 ) -> None:
     in_the_background: list[Any] = []
     monkeypatch.setattr(Hub, "print_exception", lambda *arguments: in_the_background.append(arguments[1:4]))
-    monkeypatch.setattr("gsocketpool._driver.FIRST_PAUSE", 0.0001)
+    monkeypatch.setattr("gsocketpool._keeper.FIRST_PAUSE", 0.0001)
     caplog.set_level(logging.CRITICAL, "gsocketpool")
     scenario = SCENARIOS[name]
     # Pools that other tests have left to the garbage collector would be buried in the middle of this one.

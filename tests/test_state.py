@@ -10,7 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from gsocketpool._state import GONE, IDLE, IN_USE, OPENING, Entry, State, Ticket
+from gsocketpool._entry import GONE, IDLE, IN_USE, OPENING, Entry, Ticket
+from gsocketpool._state import State
 
 
 class Connection:
