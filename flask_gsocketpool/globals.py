@@ -31,7 +31,7 @@ def _default_pool() -> Pool[Any]:
 
 def _connection(name: str) -> Any:
     pools = _pools()
-    return pools.scopes.current().connection(name, pools[name])
+    return pools.scopes.connection(name, pools[name])
 
 
 def _default_connection() -> Any:

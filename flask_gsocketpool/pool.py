@@ -14,7 +14,7 @@ import werkzeug.local
 from blinker import NamedSignal
 from flask import Flask, request
 from flask.globals import _cv_app
-from gevent import Greenlet, getcurrent
+from gevent import Greenlet
 
 from flask_gsocketpool import cooperation, signals
 from flask_gsocketpool.scope import Scope, Scopes, Use
@@ -75,6 +75,9 @@ class AppPool(Pool[Any]):
             held = "".join(f"; this request holds {use}" for use in scope.uses())
             error.args = (f"{error}{held}",)
             raise
+        if scope.is_over:
+            # While this greenlet, one of several that share the request's context, has waited.
+            scope = self._scopes.current()
         scope.note(Use(self, entry))
         return entry
 
@@ -104,10 +107,10 @@ class AppPool(Pool[Any]):
         return min(self._acquire_timeout if timeout is None else timeout, remaining)
 
     def _would_wait_for_itself(self, scope: Scope) -> bool:
-        """Whether everything there is to wait for is given back at the end of blocks that its greenlet is in."""
+        """Whether everything there is to wait for is given back at the end of blocks of this very request."""
         state = self._state
         is_full = not state.idle and not state.opening and state.size >= state.max_connections
-        return is_full and sum(use.pool is self and use.holds_up(getcurrent()) for use in scope.uses()) == state.in_use
+        return is_full and sum(use.pool is self and not use.is_by_hand for use in scope.uses()) == state.in_use
 
     # Signals
 

@@ -63,10 +63,6 @@ class Use:
     def is_over(self) -> bool:
         return self.entry.status is not IN_USE or self.entry.uses != self._uses
 
-    def holds_up(self, greenlet: object) -> bool:
-        """Whether it can't be over as long as this greenlet waits."""
-        return not self.is_by_hand and self.entry.holder is greenlet
-
     def discard(self) -> gevent.Greenlet | None:
         return self.pool._discard(self.entry, "not released")
 
@@ -89,19 +85,22 @@ class Scope:
         #: Every use that may not be over, those of the own connections included, in the order of acquiring.
         self._uses: list[Use] = []
         self._prune_at = 16
+        self.is_over = False
 
-    def connection(self, name: str, pool: Any) -> Any:
-        """The request's own connection of `pool`, acquired now if there is none."""
-        block, connection = self._own.get(name, (None, None))
+    def own(self, name: str) -> tuple[Any, Any] | None:
+        """The own connection of the pool of that name, behind its block. None if there is none, or none any more."""
+        own = self._own.get(name)
         # It may have been discarded by hand. What has been put in the place of a pool may have blocks of any kind.
-        if block is None or (isinstance(block, Block) and not block._is_held()):
-            block = pool.connection()
-            connection = block.__enter__()
-            self._own[name] = block, connection
-            if isinstance(block, Block) and not any(use.entry is block._entry for use in self.uses()):
-                # Only what is acquired in a request is noted by the app's pools themselves.
-                self.note(Use(pool, block._entry))
-        return connection
+        if own is None or (isinstance(own[0], Block) and not own[0]._is_held()):
+            return None
+        return own
+
+    def keep(self, name: str, pool: Any, block: Any, connection: Any) -> None:
+        """Has a connection for its own from now on, until the end."""
+        self._own[name] = block, connection
+        if isinstance(block, Block) and not any(use.entry is block._entry for use in self.uses()):
+            # Only what is acquired in a request is noted by the app's pools themselves.
+            self.note(Use(pool, block._entry))
 
     def note(self, use: Use) -> None:
         if len(self._uses) >= self._prune_at:
@@ -112,9 +111,7 @@ class Scope:
 
     def note_by_hand(self) -> None:
         """It was no block that has made the last use begin."""
-        # There is none if the request was over before its greenlet, one of many, had got what it waited for.
-        for use in self._uses[-1:]:
-            use.is_by_hand = True
+        self._uses[-1].is_by_hand = True
 
     def uses(self) -> list[Use]:
         """What has been acquired, and not given back."""
@@ -125,6 +122,7 @@ class Scope:
 
         All of it is done before anything is waited for, so that nothing thrown at this greenlet can prevent it.
         """
+        self.is_over = True
         own, self._own = self._own, {}
         raised: list[BaseException] = []
         closings = []
@@ -184,6 +182,20 @@ class Scopes:
         """That of the current request. None where the app has no request to answer."""
         context = _request_context()
         return None if context is None or context.app is not self._app() else _scope_of(context)
+
+    def connection(self, name: str, pool: Any) -> Any:
+        """The own connection of `pool` that the current scope has, acquired now if it has none."""
+        own = self.current().own(name)
+        if own is None:
+            block = pool.connection()
+            connection = block.__enter__()
+            # Meanwhile the scope may have ended, or have got one by another greenlet that shares its context.
+            own = self.current().own(name)
+            if own is None:
+                self.current().keep(name, pool, block, connection)
+                return connection
+            block.__exit__(None, None, None)
+        return own[1]
 
     # What Flask is to call
 

@@ -280,23 +280,58 @@ def test_a_greenlet_with_a_copy_of_the_context_has_its_own(site: App) -> None:
     assert site.numbers() == (0, 2, 0, 0)
 
 
-def test_a_greenlet_that_shares_the_context_may_get_a_connection_after_the_end(backend: Backend) -> None:
+def use_block() -> bool:
+    with current_pool.connection() as connection:
+        settle()
+        return bool(connection.is_open)
+
+
+def use_by_hand() -> bool:
+    connection = current_pool.acquire()
+    settle()
+    is_open = bool(connection.is_open)
+    current_pool.release(connection)
+    return is_open
+
+
+def use_own() -> bool:
+    connection = current_connection._get_current_object()
+    settle()
+    return bool(connection.is_open)
+
+
+@pytest.mark.parametrize("use", [use_block, use_by_hand, use_own])
+def test_who_shares_the_context_keeps_what_it_gets_after_the_end(backend: Backend, use: Callable[[], bool]) -> None:
     app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1)
-    greenlets: list[Any] = []
+    with app.app_context():
+        pool = current_pool._get_current_object()
+        held = pool.acquire()
 
     def view() -> str:
-        touch()
         greenlets.append(gevent.spawn(copy_context().run, use))
         settle()
         return "ok"
 
-    def use() -> None:
-        pool = current_pool._get_current_object()
-        pool.release(pool.acquire())
-
+    greenlets: list[Any] = []
     assert app.ask(view).text == "ok"
-    greenlets[0].get(timeout=PATIENCE)
-    assert app.numbers() == (0, 1, 0, 0)
+    pool.release(held)
+    assert greenlets[0].get(timeout=PATIENCE)
+    greenlets.clear()
+    gc.collect()
+    settle()
+    assert numbers(pool)[0] == 0
+
+
+def test_those_who_share_the_context_share_its_own_connection(backend: Backend) -> None:
+    app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=3)
+    app.testing = True
+
+    def view() -> str:
+        greenlets = [gevent.spawn(copy_context().run, touch) for _ in range(2)]
+        return str([greenlet.get(timeout=PATIENCE) for greenlet in greenlets])
+
+    assert app.ask(view).text == "[0, 0]"
+    assert app.numbers()[0] == 0
 
 
 def test_what_has_taken_the_place_of_a_pool_is_asked_for_a_block(site: App) -> None:
