@@ -92,7 +92,7 @@ def _counts(goal: Goal, results: Results, name: str) -> bool:
 def _flat(what: str, heading: str) -> list[Goal]:
     return [
         Goal(
-            f"{heading}, 10,000 {state}, to none",
+            f"{heading}, 10,000 others {state}, to no others",
             "uncontended",
             f"{what}, 10000 {state}",
             1.15,

@@ -21,7 +21,7 @@ ROUNDS, EFFORT = 3, 0.15
 #: Seconds that a contestant may take for one answer.
 LIMIT = 20.0
 #: Of the other pools these decide the goals; to measure all would take long.
-FASTEST = ("pymemcache", "DBUtils", "redis-py")
+FASTEST = ("pymemcache", "redis-py")
 
 #: Figures by contestant by case.
 Wanted: TypeAlias = "dict[str, dict[str, list[str]]]"

@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import shlex
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ METHOD = (
     "Every contestant is measured in a process of its own, one at a time, while the others wait; round by round, each"
     " round in another order. All are monkey-patched, as under gunicorn -k gevent. Figures are the medians of the"
     " rounds, with half the distance between the quartiles as their spread. The garbage collector has run before each"
-    " measurement, and stays on during it. Pools have their default settings, but for their sizes, and a long patience"
-    " where that is a setting of the pool."
+    " measurement, and stays on during it. Pools have their default settings, but for their sizes, and wait at their"
+    " limit, with a long patience, where that is a choice."
 )
 
 
@@ -46,7 +45,7 @@ def versions() -> dict[str, str]:
     """Of everything that takes part, by its name on PyPI."""
     packages = {each.package for each in ALL.values() if each is not PREDECESSOR} | set(MORE_PACKAGES)
     found = {package: _version(package) for package in sorted(packages, key=str.lower)}
-    return {**found, "its predecessor": "0.1.6", "python": sys.version.split()[0]}
+    return {**found, f"{PREDECESSOR.package} (predecessor)": "0.1.6"}
 
 
 def _version(package: str) -> str:

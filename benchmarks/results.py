@@ -36,7 +36,12 @@ class Results:
                 self.values[case][figure][contestant].append(value)
 
     def add_problem(self, case: str, contestant: str, problem: str) -> None:
+        """Notes what is true of all figures of a case."""
         self.problems[case][contestant][""] = problem
+
+    def has_failed(self, case: str, contestant: str) -> bool:
+        """Whether such a problem was noted."""
+        return "" in self.problems.get(case, {}).get(contestant, {})
 
     def median(self, case: str, figure: str, contestant: str) -> float | None:
         """None if it was not measured."""

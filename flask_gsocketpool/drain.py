@@ -1,6 +1,6 @@
 """Closing pools a while after SIGTERM, as long as there is a process that can do it.
 
-A server that has asked a worker to end kills it when it has waited for long enough. In that nothing runs, so whatever a
+A server that has asked a worker to end kills it when it has waited for long enough. No code runs then, so whatever a
 request that is stuck keeps in use would end without a goodbye.
 """
 

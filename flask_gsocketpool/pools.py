@@ -76,8 +76,7 @@ class Pools(Mapping[str, Pool[Any]]):
             drain.listen()
         made = self._of_this_thread()
         if name not in made:
-            if name not in self._config.pools:
-                raise UnknownPoolError(self._complaint_about(name))
+            self._require(name)
             # Making one may take time. Those who ask for it meanwhile wait for the same one, or for the same error.
             making = made.making.get(name)
             if making is None or making.ready():
@@ -163,8 +162,7 @@ class Pools(Mapping[str, Pool[Any]]):
 
     def override(self, name: str, pool: Any) -> Callable[[], None]:
         """Has `pool` take the place of the one called `name`. Returns what undoes that."""
-        if name not in self._config.pools:
-            raise UnknownPoolError(self._complaint_about(name))
+        self._require(name)
         before = {key: value for key, value in self._overrides.items() if key == name}
         self._overrides[name] = pool
 
@@ -196,8 +194,7 @@ class Pools(Mapping[str, Pool[Any]]):
 
         :param settings: what is to be different about it.
         """
-        if name not in self._config.pools:
-            raise UnknownPoolError(self._complaint_about(name))
+        self._require(name)
         config = self._config.pools[name]
         changed = {**config.settings, "initial_connections": 0, "min_connections": 0, **settings}
         return QuietPool(self._app, self.scopes, config.factory, self._options[name], **changed)
@@ -213,12 +210,14 @@ class Pools(Mapping[str, Pool[Any]]):
             made = self._of_thread.pools = PoolsOfThread()
         return made
 
-    def _complaint_about(self, name: str) -> str:
+    def _require(self, name: str) -> None:
+        if name in self._config.pools:
+            return
         if name == DEFAULT:
             complaint = f"there is no default pool: set {PREFIX}URL, or {PREFIX}FACTORY and {PREFIX}OPTIONS"
         else:
             complaint = f"there is no pool {name!r}: add it to {PREFIX}POOLS"
-        return f"{complaint} (pools: {', '.join(self._config.pools) or 'none'})"
+        raise UnknownPoolError(f"{complaint} (pools: {', '.join(self._config.pools) or 'none'})")
 
 
 class Remembering:

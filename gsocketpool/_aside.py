@@ -106,13 +106,6 @@ class Closer:
             _steps.let_go(connection)
 
 
-def close_all(connections: list[Any], timeout: float, context: Context) -> None:
-    """Closes the connections of a pool that is no more, all at the same time."""
-    closer = Closer(timeout, context)
-    for connection in connections:
-        closer.close(connection)
-
-
 def close_within(timeout: float, connection: Any) -> None:
     """Closes `connection`, or at least its descriptor if that takes longer than `timeout` seconds or raises."""
     limit = gevent.Timeout(timeout)

@@ -1,6 +1,6 @@
 """Those who use a pool: how they wait and are served, and how they give back.
 
-Every method here decides first, by one step of the state, and acts afterwards: waits, wakes, closes.
+Each change of the state is one step of its own; waiting, waking and closing come after it.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Driver(Keeper):
     def _wait(self, caller: Any, began: float, deadline: float, is_again: bool) -> Entry | None:
         """Queues, and returns what has been handed over; None if nothing was in time."""
         if self._hub is None or deadline == math.inf:
-            # This greenlet was copied by a fork, or no alarm will be set, and so nobody look after the reaper.
+            # This greenlet was copied by a fork; or no alarm will be set, which would see whether the reaper is dead.
             self._enter()
         state = self._state
         waiter = Waiter(self._hub)

@@ -1,6 +1,6 @@
 """The connections of a pool, from being opened to being closed, and whose they are.
 
-Every method here decides first, by one step of the state, and acts afterwards: opens, wakes, closes.
+Each change of the state is one step of its own; opening, waking and closing come after it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gevent.hub import get_hub
 from gevent.monkey import get_original
 
 from gsocketpool import _steps
-from gsocketpool._aside import Closer, Context, close_all, open_within
+from gsocketpool._aside import Closer, Context, open_within
 from gsocketpool._entry import GONE, Entry, Ticket
 from gsocketpool._forking import keep_alive, tell_after_fork
 from gsocketpool._state import State
@@ -46,7 +46,8 @@ class Keeper:
 
     _clock: Callable[[], float] = time.monotonic
 
-    #: Makes what surrounds a connection's own code where a greenlet of the pool's runs it. Set before this is made.
+    #: Makes what surrounds a connection's own code where a greenlet of the pool's runs it. A subclass that has one sets
+    #: it before it calls ``__init__``.
     _context: Context = nullcontext
 
     #: The event loop that the pool belongs to, from its first use on. Also there where making a pool has failed.
@@ -116,7 +117,8 @@ class Keeper:
         return None
 
     def _make(self, entry: Entry) -> None:
-        # It is noted before it is open, so that it is not lost if opening it gets interrupted.
+        # It is noted before it is open, so that it is not lost if opening it gets interrupted. Somebody's own
+        # _create_connection() may return one that is closed.
         with self._context():
             entry.connection = self._create_connection()
             _steps.open_if_closed(entry.connection)
@@ -314,4 +316,6 @@ def _bury(reaper: gevent.Greenlet | None, connections: list[Any], close_timeout:
     """What is left to do, in the event loop, for a pool that has been collected."""
     if reaper is not None:
         reaper.kill(block=False)
-    close_all(connections, close_timeout, context)
+    closer = Closer(close_timeout, context)
+    for connection in connections:
+        closer.close(connection)

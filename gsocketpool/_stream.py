@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gevent
 import gevent.socket
@@ -14,9 +14,6 @@ from gsocketpool import _descriptors
 from gsocketpool._base import Connection
 from gsocketpool.exceptions import ConnectionClosedError, InvalidArgumentError, LimitExceededError, add_note
 from gsocketpool.settings import check_count, check_seconds
-
-if TYPE_CHECKING:
-    pass
 
 #: Bytes to ask the operating system for at once, at most: Python sets aside as many before it asks.
 LARGEST_PIECE = 1 << 20

@@ -1,4 +1,4 @@
-"""What a pool's users get when the server misbehaves: all that is told by docs/_faults.txt."""
+"""What a pool's users get when the server misbehaves: all that is told by docs/_faults.inc."""
 
 from __future__ import annotations
 

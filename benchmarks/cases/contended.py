@@ -147,7 +147,7 @@ def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
         if is_wanted(arguments, f"longest, {size}", f"median, {size}", f"refused, {size}", f"lost, {size}"):
             figures.update(_waits(name, effort, size))
     if is_wanted(arguments, "lost to kills"):
-        figures["lost to kills"] = _lose(name)
+        figures["lost to kills"] = _kill_waiters(name)
     return figures
 
 
@@ -164,7 +164,7 @@ def _waits(name: str, effort: float, size: int) -> Figures:
         crowd = TimedCrowd(pool, size)
         crowd.measure(int(USES * effort), LIMIT * effort)
         figures[f"refused, {size}"] = 100 * crowd.refused / max(1, crowd.refused + len(crowd.waits))
-        figures[f"lost, {size}"] = _lost(pool)
+        figures[f"lost, {size}"] = _count_lost(pool)
     for heading, values, share in [
         ("median", crowd.waits, 0.5),
         ("p99", crowd.waits, 0.99),
@@ -186,7 +186,7 @@ def _open(name: str) -> Any:
             pool.close()
 
 
-def _lost(pool: OpenPool) -> int:
+def _count_lost(pool: OpenPool) -> int:
     """How many connections can't be acquired any more, though all were given back."""
     held: list[Any] = []
 
@@ -202,7 +202,7 @@ def _lost(pool: OpenPool) -> int:
     return CONNECTIONS - len(held)
 
 
-def _lose(name: str) -> int:
+def _kill_waiters(name: str) -> int:
     """How many of the connections are lost when half of those who wait are killed, some as they are being served."""
 
     def wait() -> None:
@@ -231,7 +231,7 @@ def _lose(name: str) -> int:
         gevent.joinall(waiting, timeout=0.5)
         gevent.killall(waiting, block=False)
         gevent.sleep(0)
-        return _lost(pool)
+        return _count_lost(pool)
 
 
 def _table(size: int) -> Table:

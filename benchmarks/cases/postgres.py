@@ -32,7 +32,8 @@ def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
 CASE = Case(
     name="postgres",
     method=f"{CONNECTIONS} greenlets ask a PostgreSQL server over {CONNECTIONS} connections of psycopg's by a Unix"
-    " socket, in autocommit mode.",
+    " socket, in autocommit mode. gsocketpool and psycopg_pool look at the state of the transaction when a connection"
+    " comes back, and SQLAlchemy rolls back.",
     tables=[Table("Queries to PostgreSQL", [Figure("select", "SELECT 1", "/s", is_more_better=True)])],
     contestants=list(CLIENTS),
     measure=measure,

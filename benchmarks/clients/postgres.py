@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import psycopg_pool
+from psycopg.pq import TransactionStatus
 from sqlalchemy.pool import QueuePool
 
 from benchmarks.throughput import Prepare
@@ -32,6 +33,9 @@ class PsycopgConnection(Connection):
 
     def is_connected(self) -> bool:
         return self.client is not None and not self.client.closed
+
+    def is_reusable(self, error: BaseException | None) -> bool:
+        return super().is_reusable(error) and self.client.pgconn.transaction_status == TransactionStatus.IDLE
 
     def get(self) -> Any:
         return self.client
