@@ -14,6 +14,8 @@ from typing import Any
 import gevent
 
 from gsocketpool import _steps
+from gsocketpool._entry import IN_USE, Entry
+from gsocketpool._forking import keep_alive, tell_after_fork
 
 logger = logging.getLogger("gsocketpool")
 
@@ -36,9 +38,9 @@ def open_within(timeout: float | None, make: Callable[..., None], *arguments: An
         raise TimeoutError(f"opening a connection took longer than open_timeout ({timeout} s)") from None
 
 
-def is_usable_within(timeout: float, connection: Any, context: Context) -> bool:
-    """Whether `connection` says, within `timeout` seconds and in a `context`, that it may be handed out."""
-    asking = gevent.spawn(_ask, connection, context)
+def is_usable_within(timeout: float, entry: Entry, context: Context) -> bool:
+    """Whether a connection says, within `timeout` seconds and in a `context`, that it may be handed out."""
+    asking = gevent.spawn(_ask, entry, context)
     try:
         asking.join(None if timeout == math.inf else timeout)
     finally:
@@ -46,13 +48,14 @@ def is_usable_within(timeout: float, connection: Any, context: Context) -> bool:
     return asking.value is True
 
 
-def _ask(connection: Any, context: Context) -> bool:
+def _ask(entry: Entry, context: Context) -> bool:
     try:
         with context():
-            return bool(connection.is_usable())
+            # In a forked child, which has a copy of this greenlet, it is the parent's.
+            return entry.status is IN_USE and bool(entry.connection.is_usable())
     except (Exception, gevent.Timeout):
         # A timeout is one of its own, since nobody else throws any at this greenlet.
-        logger.debug("%r failed its check", connection, exc_info=True)
+        logger.debug("%r failed its check", entry.connection, exc_info=True)
         return False
 
 
@@ -67,6 +70,8 @@ class Closer:
         self._timeout = timeout
         self._context = context
         self._at_work: dict[gevent.Greenlet, Any] = {}
+        self._left: list[Any] = []
+        tell_after_fork(self)
 
     def close(self, connection: Any) -> gevent.Greenlet:
         """Starts to close `connection`, and returns the greenlet that does it."""
@@ -75,6 +80,16 @@ class Closer:
         greenlet.rawlink(self._ended)
         greenlet.start()
         return greenlet
+
+    def leave(self, connections: list[Any]) -> None:
+        """Notes what :meth:`close_left` is to close. This takes no lock and calls nobody."""
+        self._left += connections
+
+    def close_left(self) -> None:
+        """Starts to close what was left to be closed."""
+        left, self._left = self._left, []
+        for connection in left:
+            self.close(connection)
 
     def wait(self) -> None:
         """Returns when everything is closed that is being closed now."""
@@ -86,13 +101,16 @@ class Closer:
                 greenlet.kill(block=False)
                 self._ended(greenlet)
 
-    def forget(self) -> list[Any]:
-        """Stops closing, and returns the connections: in a forked child they are the parent's."""
-        connections = list(self._at_work.values())
+    def _after_fork(self) -> None:
+        """In a forked child: what is being closed is the parent's."""
+        connections = [*self._at_work.values(), *self._left]
         for greenlet in self._at_work:
             greenlet.kill(block=False)
         self._at_work.clear()
-        return connections
+        self._left.clear()
+        for connection in connections:
+            _steps.let_go(connection)
+            keep_alive(connection)
 
     def _close(self, connection: Any) -> bool:
         with self._context():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from gsocketpool._entry import IN_USE, Entry
+from gsocketpool._entry import Entry
 
 if TYPE_CHECKING:
     from gevent import Greenlet
@@ -47,7 +47,7 @@ class Block(Generic[C]):
 
     def _is_held(self) -> bool:
         # It may have been discarded, detached or even released by hand meanwhile, or closed with the pool.
-        return self._entry.uses == self._uses and self._entry.status is IN_USE
+        return self._entry.is_in(self._uses)
 
     def _hand_in(self, error: BaseException | None) -> Greenlet | None:
         """What leaving the block does, but for waiting. Returns what closes the connection, if it is closed."""

@@ -27,6 +27,10 @@ logger = logging.getLogger("gsocketpool")
 LATENESS = 1e-6
 
 
+# What everybody passes through is written out, where a call or a lookup would cost more than it does: _acquire(),
+# _is_fit() and _hand_in() first among them.
+
+
 class Driver(Keeper):
     """What a pool does for its users. What they call is :class:`~gsocketpool.Pool`'s."""
 
@@ -61,7 +65,7 @@ class Driver(Keeper):
         else:
             entry = self._acquire_slowly(caller, now, timeout, entry is not None)
         if self._notes_where:
-            entry.where = _where.callers()
+            entry.where, entry.noted_use = _where.callers(), entry.uses
         return entry
 
     def _acquire_slowly(self, caller: Any, began: float, timeout: float, is_again: bool) -> Entry:
@@ -84,7 +88,13 @@ class Driver(Keeper):
                     state.refused += 1
                     raise self._exhausted_error(caller, now - began, timeout, is_refused=True)
                 if entry is None and now < deadline:
-                    entry = self._wait(caller, began, deadline, is_again)
+                    ticket = self._wait(caller, began, deadline, is_again)
+                    entry = ticket.entry
+                    if entry is not None and (entry.uses != ticket.use or entry.status is not IN_USE):
+                        # Lost again before this greenlet woke: the pool was closed, a fork has copied it, or somebody
+                        # has released twice.
+                        is_again = True
+                        continue
                 if entry is None:
                     state.timed_out += 1
                     if not timeout:
@@ -96,8 +106,7 @@ class Driver(Keeper):
                     # The event loop may have been held up since it was handed over.
                     now = self._clock()
                 # A new one need not be checked: it may even have something to read, a greeting for instance.
-                is_fit = entry.is_new or self._is_fit(entry, now, deadline)
-                if is_fit and entry.status is IN_USE:
+                if entry.is_new or self._is_fit(entry, now, deadline):
                     entry.is_new = False
                     state.acquired_after_wait += 1
                     state.wait_time += entry.since - began
@@ -107,8 +116,8 @@ class Driver(Keeper):
             state.wait_time += self._clock() - began
             raise
 
-    def _wait(self, caller: Any, began: float, deadline: float, is_again: bool) -> Entry | None:
-        """Queues, and returns what has been handed over; None if nothing was in time."""
+    def _wait(self, caller: Any, began: float, deadline: float, is_again: bool) -> Ticket:
+        """Queues, and returns the ticket, which has no entry if none was in time."""
         if self._hub is None or deadline == math.inf:
             # This greenlet was copied by a fork; or no alarm will be set, which would see whether the reaper is dead.
             self._enter()
@@ -128,7 +137,7 @@ class Driver(Keeper):
         except BaseException:
             # What was handed over while the exception was on its way belongs to the next one.
             entry = state.withdraw(ticket)
-            if entry is not None and entry.status is IN_USE:
+            if entry is not None and entry.is_in(ticket.use):
                 self._put_back(entry)
             raise
         finally:
@@ -140,7 +149,7 @@ class Driver(Keeper):
             finally:
                 # The error's traceback has this frame, and so this frame must not have the error.
                 del ticket
-        return ticket.entry
+        return ticket
 
     def _set_alarm(self, at: float) -> None:
         self._enter()
@@ -163,20 +172,28 @@ class Driver(Keeper):
         if now >= entry.retire_at:
             self._retire(entry, "lifetime" if now >= entry.expires_at else "idle")
             return False
+        uses = entry.uses
         try:
             if entry.asked is PLAINLY:
                 usable = entry.connection.is_connected()
             elif entry.asked is PROMPTLY:
                 usable = entry.connection.is_usable()
             elif now < deadline:
-                usable = is_usable_within(deadline - now, entry.connection, self._context)
+                usable = is_usable_within(deadline - now, entry, self._context)
             else:
                 usable = _steps.looks_usable(entry.connection)
         except BaseException as error:
-            if self._was_thrown(entry, error):
+            was_thrown = entry.asked is ASIDE or not isinstance(error, Exception)
+            if entry.is_in(uses):
+                self._discard(entry, "interrupted" if was_thrown else "unusable")
+            if was_thrown:
+                # At who asked. It says nothing of the connection.
                 raise
-            usable = False
-        if not usable or entry.status is not IN_USE:
+            logger.debug("%r failed its check", entry.connection, exc_info=True)
+            return False
+        if entry.uses != uses or entry.status is not IN_USE:
+            return False
+        if not usable:
             self._discard(entry, "unusable")
             return False
         if entry.asked is ASIDE:
@@ -187,18 +204,10 @@ class Driver(Keeper):
                 return False
         return True
 
-    def _was_thrown(self, entry: Entry, error: BaseException) -> bool:
-        """Whether what a check has raised was thrown at who asked, and says nothing of the connection."""
-        if entry.asked is ASIDE or not isinstance(error, Exception):
-            self._discard(entry, "interrupted")
-            return True
-        logger.debug("%r failed its check", entry.connection, exc_info=True)
-        return False
-
     # Giving back
 
     def _find(self, connection: object, status: str) -> Entry:
-        entry = self._state.find(connection, status)
+        entry = self._state.find(connection, status, getcurrent())
         if entry is None:
             raise self._not_found(connection, status)
         return entry
@@ -215,12 +224,14 @@ class Driver(Keeper):
             else:
                 reusable = entry.connection.is_reusable(error) is True
         except Exception:
+            # Logging may switch, so first it is closed.
+            closing = self._discard(entry, "not reusable" if error is None else "error") if entry.is_in(uses) else None
             logger.warning(
                 "%r could not say whether it can be used again, and is closed", entry.connection, exc_info=True
             )
-            reusable = False
+            return closing
         except BaseException:
-            if entry.status is IN_USE and entry.uses == uses:
+            if entry.is_in(uses):
                 self._discard(entry, "interrupted")
             raise
         if entry.status is not IN_USE or entry.uses != uses:

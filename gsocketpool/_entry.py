@@ -33,6 +33,7 @@ class Entry:
         "expires_at",
         "holder",
         "is_new",
+        "noted_use",
         "reported_use",
         "retire_at",
         "since",
@@ -59,12 +60,17 @@ class Entry:
         self.is_new = True
         #: In which of the ways it is asked whether it is still good.
         self.asked: str = PLAINLY
-        #: Where it was acquired, when leaks are looked for.
+        #: Where it was acquired, when leaks are looked for, and for which use that was noted.
         self.where: list[tuple[str, int, str]] | None = None
+        self.noted_use = 0
         #: The use that has been reported as a leak.
         self.reported_use = 0
         #: Another entry of the very same connection object: a factory may return one twice.
         self.twin: Entry | None = None
+
+    def is_in(self, use: int) -> bool:
+        """Whether this use of it is going on."""
+        return self.uses == use and self.status is IN_USE
 
 
 class Ticket:
@@ -72,7 +78,7 @@ class Ticket:
     `wake` is to be called by whoever took it out.
     """
 
-    __slots__ = ("came_at", "deadline", "entry", "error", "holder", "wake")
+    __slots__ = ("came_at", "deadline", "entry", "error", "holder", "use", "wake")
 
     def __init__(self, holder: Hashable, came_at: float, deadline: float, wake: Callable[..., object]) -> None:
         self.holder = holder
@@ -81,4 +87,6 @@ class Ticket:
         self.deadline = deadline
         self.wake = wake
         self.entry: Entry | None = None
+        #: Which use of the entry is its holder's.
+        self.use = 0
         self.error: BaseException | None = None

@@ -9,7 +9,6 @@ import logging
 import math
 import sys
 import time
-import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from gsocketpool._aside import Closer, Context, open_within
 from gsocketpool._entry import GONE, Entry, Ticket
 from gsocketpool._forking import keep_alive, tell_after_fork
 from gsocketpool._state import State
-from gsocketpool.exceptions import PoolError, WrongThreadError, add_note
+from gsocketpool.exceptions import PoolError, WrongThreadError, add_note, described
 from gsocketpool.reaper import start_reaper
 from gsocketpool.settings import Settings
 
@@ -147,9 +146,9 @@ class Keeper:
         self._state.land(entry, connection, now, expires_at)
         self._last_open_error = None
         self._pause = FIRST_PAUSE
+        self._was_opened(connection)
         self._put_back(entry)
         self._look_around()
-        self._was_opened(connection)
 
     def _opening_failed(self, entry: Entry, error: BaseException, began: float) -> BaseException | None:
         if entry.status is GONE:
@@ -159,29 +158,33 @@ class Keeper:
         ticket = self._state.fail_opening(entry, error)
         if entry.connection is not None:
             self._closer.close(entry.connection)
-        self._last_open_error = "; ".join(line.strip() for line in traceback.format_exception_only(error))
-        add_note(error, f"while opening a connection for pool {self.name!r}")
-        if ticket is None:
-            self._pause_filling()
-        else:
+        if ticket is not None:
             self._hub.loop.run_callback(ticket.wake, None)
+        pause = self._pause_filling() if ticket is None else None
         self._look_around()
-        return error if ticket is None else None
-
-    def _pause_filling(self) -> None:
-        state = self._state
-        if state.size < state.min_connections and not state.filling_paused and not state.closed:
-            state.filling_paused = True
-            gevent.spawn_later(self._pause, _call_if_alive, weakref.WeakMethod(self._resume_filling))
+        self._last_open_error = described(error)
+        add_note(error, f"while opening a connection for pool {self.name!r}")
+        if pause is not None:
             logger.warning(
                 "pool %r has %s of min_connections (%s) open, and tries again in %s s: %s",
                 self.name,
-                state.size,
-                state.min_connections,
-                self._pause,
+                self._state.size,
+                self._state.min_connections,
+                pause,
                 self._last_open_error,
             )
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        return error if ticket is None else None
+
+    def _pause_filling(self) -> float | None:
+        """Does not insist on ``min_connections`` for a while. Returns the seconds; None where it does not insist."""
+        state = self._state
+        if state.size >= state.min_connections or state.filling_paused or state.closed:
+            return None
+        pause = self._pause
+        state.filling_paused = True
+        gevent.spawn_later(pause, _call_if_alive, weakref.WeakMethod(self._resume_filling))
+        self._pause = min(2 * pause, LONGEST_PAUSE)
+        return pause
 
     def _resume_filling(self) -> None:
         if self._hub is None:
@@ -266,9 +269,8 @@ class Keeper:
         if loop is None:
             # Never used, or the thread has ended and its event loop with it.
             return
-        idle = [entry.connection for entry in self._state.take_idle_out()]
-        if idle or self._reaper is not None:
-            loop.run_callback_threadsafe(_bury, self._reaper, idle, self._settings.close_timeout, self._context)
+        self._closer.leave([entry.connection for entry in self._state.take_idle_out()])
+        loop.run_callback_threadsafe(_bury, self._reaper, self._closer)
 
     def _abandon(self) -> None:
         """Lets go of the idle connections of a thread that ends, or has ended: its event loop will not close them."""
@@ -286,7 +288,7 @@ class Keeper:
         if hub is None:
             return
         helpers: list[Any] = [*state.opening, self._reaper]
-        for connection in [*state.forget(), *self._closer.forget()]:
+        for connection in state.forget():
             _steps.let_go(connection)
             keep_alive(connection)
         for helper in helpers:
@@ -312,10 +314,8 @@ def _call_if_alive(reference: weakref.WeakMethod[Callable[[], None]]) -> None:
         method()
 
 
-def _bury(reaper: gevent.Greenlet | None, connections: list[Any], close_timeout: float, context: Context) -> None:
+def _bury(reaper: gevent.Greenlet | None, closer: Closer) -> None:
     """What is left to do, in the event loop, for a pool that has been collected."""
     if reaper is not None:
         reaper.kill(block=False)
-    closer = Closer(close_timeout, context)
-    for connection in connections:
-        closer.close(connection)
+    closer.close_left()

@@ -87,12 +87,15 @@ class State:
     def entries_in_use(self) -> list[Entry]:
         return [entry for entry in self.all_entries() if entry.status is IN_USE]
 
-    def find(self, connection: object, status: str) -> Entry | None:
-        """The entry of `connection`, by identity, if there is one with that status."""
+    def find(self, connection: object, status: str, holder: Hashable = None) -> Entry | None:
+        """The entry of `connection`, by identity, if there is one with that status. Of twins, the holder's own."""
+        found = None
         entry = self.entries.get(id(connection))
-        while entry is not None and entry.status is not status:
+        while entry is not None:
+            if entry.status is status and (found is None or entry.holder is holder):
+                found = entry
             entry = entry.twin
-        return entry
+        return found
 
     # Taking out and giving back
 
@@ -125,6 +128,7 @@ class State:
             entry.since = now
             entry.retire_at = entry.expires_at
             entry.uses += 1
+            ticket.use = entry.uses
             return ticket
         entry.status = IDLE
         entry.is_new = False

@@ -43,12 +43,17 @@ def close_if_open(connection: Any) -> None:
 
 def how_to_ask(connection: Any) -> str:
     """In which of the ways of :class:`~gsocketpool._entry.Entry` a connection is asked whether it is still good."""
-    if not isinstance(connection, Connection):
+    if not _is_ours(connection):
         return PLAINLY
     if all(_function(connection, step) is getattr(Connection, step) for step in ("is_usable", "is_reusable", "get")):
         # There is nothing else to look at.
         return PLAINLY
     return PROMPTLY if _function(connection, "is_usable") in _PROMPT else ASIDE
+
+
+def _is_ours(connection: Any) -> bool:
+    # Not by isinstance(), which believes a stand-in that has this class for its specification.
+    return issubclass(type(connection), Connection)
 
 
 def _function(connection: Connection, step: str) -> object:
@@ -85,7 +90,7 @@ def is_expired(connection: Any) -> bool:
 def let_go(connection: Any) -> None:
     """Lets go of what belongs to the parent process, or of what would not close."""
     try:
-        if isinstance(connection, Connection):
+        if _is_ours(connection):
             connection.let_go()
     except Exception:
         logger.warning("%r could not be let go of", connection, exc_info=True)

@@ -112,6 +112,18 @@ class TlsConnection(TcpConnection):
         )
         self._sock.do_handshake()
 
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Sends all of `data`, as :meth:`StreamConnection.send` does."""
+        # By itself, a TLS socket of gevent's has as much time again whenever it waits.
+        limit = gevent.Timeout(self._timeout)
+        try:
+            with limit:
+                super().send(data)
+        except gevent.Timeout as error:
+            if error is not limit:
+                raise
+            raise TimeoutError(f"sending to {self._where()} took longer than {self._timeout} s") from None
+
     def close(self) -> None:
         """Says goodbye as TLS does, without waiting for an answer, and closes the socket."""
         if self._connected:

@@ -6,6 +6,9 @@ passed on as it is and is not found here.
 
 from __future__ import annotations
 
+import contextlib
+import traceback
+
 
 class PoolError(Exception):
     """The base of every error of this package."""
@@ -130,4 +133,11 @@ def shown(value: object) -> str:
 def add_note(error: BaseException, note: str) -> None:
     """Has the traceback of somebody else's error say more. Python 3.10 knows no notes, and says no more."""
     if hasattr(error, "add_note"):
-        error.add_note(note)
+        # Somebody's class may have something else under that name.
+        with contextlib.suppress(Exception):
+            error.add_note(note)
+
+
+def described(error: BaseException) -> str:
+    """An error in one line, as a traceback ends with it."""
+    return "; ".join(line.strip() for line in traceback.format_exception_only(error))

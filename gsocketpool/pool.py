@@ -197,7 +197,7 @@ class Pool(Driver, Generic[C]):
         :raises ConnectionNotFoundError: if it is not in use, or not this pool's; nothing happens then.
         """
         entry = self._state.entries.get(id(connection))
-        if entry is None or entry.status is not IN_USE:
+        if entry is None or entry.status is not IN_USE or entry.twin is not None:
             entry = self._find(connection, IN_USE)
         closing = self._hand_in(entry, entry.uses, None)
         if closing is not None:
@@ -278,7 +278,7 @@ class Pool(Driver, Generic[C]):
             if entry.status is not IN_USE:
                 # Logging has switched, and it came back meanwhile.
                 continue
-            where = _where.describe(entry.where)
+            where = _where.describe(entry.where if entry.is_in(entry.noted_use) else None)
             if getattr(entry.holder, "dead", False):
                 self._discard(entry, "holder is dead")
                 logger.error(
@@ -287,7 +287,10 @@ class Pool(Driver, Generic[C]):
                     entry.connection,
                     where,
                 )
-            elif threshold is not None and entry.reported_use != entry.uses and now - entry.since > threshold:
+            elif threshold is None or not entry.is_in(entry.noted_use) or entry.reported_use == entry.uses:
+                # As long as it is being checked, nobody has it yet.
+                continue
+            elif now - entry.since > threshold:
                 entry.reported_use = entry.uses
                 logger.warning(
                     "%r of pool %r has been in use for %.1f s, longer than leak_threshold (%s s). It was acquired %s",

@@ -52,6 +52,19 @@ def test_what_is_out_after_the_timeout_is_closed_under_its_user(backend: Backend
     assert connection.closings == 1
 
 
+def test_what_was_handed_over_and_is_closed_is_not_checked_any_more(backend: Backend) -> None:
+    pool = Pool(backend.connect_checked, max_connections=1)
+    held = pool.acquire()
+    waiter = spawn_acquire(pool)
+    backend.checks.clear()
+    pool.release(held)
+    closing = gevent.spawn(pool.close, timeout=0)
+    # It would wait for the answer.
+    settle()
+    assert isinstance(waiter.exception, PoolClosedError)
+    closing.get(timeout=PATIENCE)
+
+
 def test_closing_twice_or_at_the_same_time(backend: Backend) -> None:
     pool = Pool(backend.connect)
     held = pool.acquire()

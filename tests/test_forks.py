@@ -10,16 +10,27 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import gevent
 import gevent.event
 import gevent.os
+import pytest
 
 from gsocketpool import Pool, PoolClosedError, PoolExhaustedError
 from tests.lines import Line, LineServer, line_pool
 from tests.lines import server as server
-from tests.scripted import PATIENCE, Backend, Plain, eventually, numbers, settle, spawn_acquire
+from tests.scripted import (
+    PATIENCE,
+    Backend,
+    CheckedConnection,
+    Plain,
+    ScriptedConnection,
+    eventually,
+    numbers,
+    settle,
+    spawn_acquire,
+)
 
 
 def in_child(act: Any) -> None:
@@ -188,6 +199,73 @@ def test_a_hand_over_that_the_fork_caught_under_way(backend: Backend) -> None:
 
     in_child(child)
     assert waiter.get(timeout=PATIENCE) is held
+
+
+class Asked(CheckedConnection):
+    """Notes who was asked whether it is usable."""
+
+    asked: ClassVar[list[int]] = []
+
+    def is_usable(self) -> bool:
+        self.asked.append(self.number)
+        return super().is_usable()
+
+
+@pytest.mark.parametrize("is_handed_over", [True, False])
+def test_a_check_that_has_not_begun_at_the_fork_is_not_made_by_the_child(
+    backend: Backend, is_handed_over: bool
+) -> None:
+    pool: Pool[Any] = Pool(lambda: backend._made(Asked(backend, {})), max_connections=1)
+    held = pool.acquire()
+    Asked.asked.clear()
+    if is_handed_over:
+        waiter = spawn_acquire(pool)
+        pool.release(held)
+    else:
+        pool.release(held)
+        waiter = gevent.spawn(pool.acquire)
+
+    def child() -> None:
+        assert waiter.get(timeout=PATIENCE) is not held
+        assert 0 not in Asked.asked
+
+    # In the turn in which it is woken, or spawns the greenlet that asks.
+    gevent.spawn(in_child, child).get(timeout=PATIENCE)
+    assert waiter.get(timeout=PATIENCE) is held
+    assert Asked.asked == [0]
+
+
+@pytest.mark.parametrize("is_under_way", [True, False])
+def test_what_a_collected_pool_has_left_is_closed_by_the_parent_alone(backend: Backend, is_under_way: bool) -> None:
+    class Polite(ScriptedConnection):
+        def close(self) -> None:
+            super().close()
+            goodbyes.append(self.number)
+
+    goodbyes: list[int] = []
+    backend.closes.clear()
+    pool: Pool[Any] | None = Pool(lambda: backend._made(Polite(backend, {})))
+    assert pool is not None
+    pool.release(pool.acquire())
+    # Until the greenlet that has opened it is gone.
+    settle()
+    pool = None
+    gc.collect()
+    (connection,) = backend.connections
+    if is_under_way:
+        settle()
+        assert connection.closings == 1
+
+    def child() -> None:
+        assert not connection.is_open
+        backend.closes.set()
+        settle()
+        assert goodbyes == []
+
+    in_child(child)
+    backend.closes.set()
+    settle()
+    assert goodbyes == [0]
 
 
 def test_a_fork_in_the_turn_in_which_the_time_of_a_waiter_is_over(backend: Backend) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from gsocketpool import ConnectionNotFoundError, InvalidArgumentError, Pool, PoolError, PoolExhaustedError
 from tests.scripted import PATIENCE, Backend, ScriptedConnection, eventually, numbers, settle, spawn_acquire
@@ -519,6 +520,68 @@ def test_steps_that_raise_do_no_harm(
         logging.raiseExceptions = before
 
 
+class SlowHandler(logging.Handler):
+    """Takes its time for the first record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_first = True
+        # That of a greenlet, so that the other records don't wait for the first one.
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.is_first:
+            self.is_first = False
+            gevent.sleep(PATIENCE)
+
+
+@pytest.mark.parametrize("step", ["is_connected", "is_reusable"])
+def test_thrown_while_a_bad_answer_is_logged(backend: Backend, step: str, error: BaseException) -> None:
+    armed = False
+
+    def misbehave(self: Any, *arguments: Any) -> Any:
+        if armed and not self.closings:
+            raise ValueError("bad step")
+        return getattr(ScriptedConnection, step)(self, *arguments)
+
+    kind = type("Misbehaving", (ScriptedConnection,), {step: misbehave})
+    pool: Pool[Any] = Pool(lambda: backend._made(kind(backend, {})), max_connections=1)
+    held = pool.acquire()
+    if step == "is_connected":
+        pool.release(held)
+    armed = True
+    log, handler = logging.getLogger("gsocketpool"), SlowHandler()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        caller = Caller(pool) if step == "is_connected" else Caller(pool, lambda pool: pool.release(held))
+        eventually(lambda: not handler.is_first)
+        caller.throw(error)
+        caller.greenlet.join()
+        assert caller.ended_by is error
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+    armed = False
+    settle()
+    assert numbers(pool) == (0, 0, 0, 0)
+
+
+class NoNotesError(Exception):
+    def add_note(self, note: str) -> None:
+        raise RuntimeError("no notes, please")
+
+
+def test_an_open_error_that_takes_no_note_reaches_the_caller_all_the_same(backend: Backend) -> None:
+    error = NoNotesError()
+    backend.failures.append(error)
+    pool = Pool(backend.connect, acquire_timeout=PATIENCE)
+    caller = Caller(pool)
+    settle()
+    assert caller.ended_by is error
+
+
 def test_a_step_that_switches_and_then_fails_harms_nobody_else(backend: Backend) -> None:
     class Switching(ScriptedConnection):
         fails = True
@@ -593,6 +656,52 @@ def test_a_second_release_is_refused(backend: Backend) -> None:
     with pytest.raises(ConnectionNotFoundError):
         pool.release(connection)
     assert numbers(pool) == (0, 1, 0, 0)
+
+
+def test_a_second_release_in_the_turn_of_a_hand_over_serves_nobody_else(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    connection = pool.acquire()
+    waiters = [spawn_acquire(pool) for _ in range(2)]
+    pool.release(connection)
+    pool.release(connection)
+    for served in (1, 2):
+        settle()
+        assert sum(waiter.ready() for waiter in waiters) == served
+        pool.release(connection)
+    assert numbers(pool) == (0, 1, 0, 0)
+
+
+def test_a_second_release_while_the_next_user_has_it_checked_serves_nobody_else(backend: Backend) -> None:
+    pool = Pool(backend.connect_checked, max_connections=1)
+    connection = pool.acquire()
+    pool.release(connection)
+    backend.checks.clear()
+    waiters = [spawn_acquire(pool) for _ in range(2)]
+    pool.release(connection)
+    settle()
+    backend.checks.set()
+    for served in (1, 2):
+        settle()
+        assert sum(waiter.ready() for waiter in waiters) == served
+        pool.release(connection)
+    assert numbers(pool) == (0, 1, 0, 0)
+
+
+def test_of_one_connection_made_twice_everybody_gives_back_the_own_use(backend: Backend) -> None:
+    connection = backend.connect()
+    pool = Pool(lambda: connection, initial_connections=2, max_connections=2)
+
+    def use_block() -> None:
+        with pool.connection():
+            over.wait()
+
+    over = Event()
+    other = gevent.spawn(use_block)
+    settle()
+    pool.release(pool.acquire())
+    over.set()
+    other.get(timeout=PATIENCE)
+    assert numbers(pool) == (0, 2, 0, 0)
 
 
 def test_connections_are_told_apart_though_they_are_equal(backend: Backend) -> None:

@@ -32,7 +32,7 @@ from flask_gsocketpool import (
 from flask_gsocketpool.pools import pools_of
 from flask_gsocketpool.testing import override_pool
 from gsocketpool import ConnectionNotFoundError, InvalidArgumentError, PoolExhaustedError
-from tests.scripted import PATIENCE, Backend, CheckedConnection, Clock, eventually, numbers, settle
+from tests.scripted import PATIENCE, Backend, CheckedConnection, Clock, eventually, numbers, settle, spawn_acquire
 
 TOO_LONG = 1000
 
@@ -920,6 +920,27 @@ def test_signals_tell_what_happens_in_the_apps_context(backend: Backend) -> None
         current_pool.acquire()
     settle()
     assert len(told) == 3
+
+
+def test_what_is_closed_as_soon_as_it_is_open_is_signalled_in_this_order(backend: Backend) -> None:
+    app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1)
+    told: list[str] = []
+
+    def note_opened(sender: Flask, connection: Any, **what: Any) -> None:
+        told.append(f"{connection.number} opened")
+
+    def note_closed(sender: Flask, connection: Any, **what: Any) -> None:
+        told.append(f"{connection.number} closed")
+
+    backend.opens.clear()
+    with app.app_context():
+        pool = current_pool._get_current_object()
+    with connection_opened.connected_to(note_opened, app), connection_closed.connected_to(note_closed, app):
+        spawn_acquire(pool)
+        pool.drain()
+        backend.opens.set()
+        settle()
+    assert told == ["0 opened", "0 closed", "1 opened"]
 
 
 @pytest.mark.parametrize("command", [["check"], ["bench", "--seconds", "0.01"]], ids=["check", "bench"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from gsocketpool import Pool, PoolExhaustedError, PoolStats
 from tests.scripted import PATIENCE, Backend, Clock, eventually, numbers, settle, spawn_acquire
@@ -156,6 +158,32 @@ def test_a_connection_in_use_for_too_long_is_reported_once_with_its_place(
     clock.advance(31)
     eventually(lambda: caplog.records)
     pool.close(timeout=0)
+
+
+def test_what_is_still_being_checked_is_not_reported(
+    backend: Backend, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = clock.pool(backend.connect_checked, leak_threshold=30)
+    pool.release(pool.acquire(timeout=math.inf))
+    backend.checks.clear()
+
+    def use() -> None:
+        with pool.connection(timeout=math.inf):
+            over.wait()
+
+    over = Event()
+    user = gevent.spawn(use)
+    settle()
+    clock.advance(31)
+    pool._sweep()
+    assert not caplog.records
+    backend.checks.set()
+    settle()
+    pool._sweep()
+    assert "has been in use for 31.0 s" in caplog.text
+    assert "in use\n    with pool.connection" in caplog.text
+    over.set()
+    user.get(timeout=PATIENCE)
 
 
 def test_what_a_dead_greenlet_held_is_taken_back(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import time
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, create_autospec
 
 import gevent
 import pytest
@@ -196,6 +196,16 @@ def test_reconnecting() -> None:
 
 
 # Mocks answer everything with something true
+
+
+@pytest.mark.parametrize("made", [Mock(), Mock(spec=Connection), create_autospec(TcpConnection, instance=True)])
+def test_mocks_are_used_again(made: Any) -> None:
+    pool = Pool(Mock(return_value=made))
+    for timeout in (None, 0):
+        assert pool.acquire(timeout=timeout) is made
+        pool.release(made)
+    assert pool.size == 1
+    assert pool.stats().discarded == {}
 
 
 def test_initial_connections_from_a_mock() -> None:

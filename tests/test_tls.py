@@ -137,6 +137,20 @@ def test_the_end_of_the_stream_is_found_with_and_without_goodbye(says_goodbye: b
         assert not connection.is_connected()
 
 
+def test_a_peer_that_reads_on_slowly_does_not_make_sending_take_longer() -> None:
+    def read_slowly(peer: Any) -> None:
+        # For some ten seconds.
+        while peer.recv(16_384):
+            gevent.sleep(0.003)
+
+    with exchange("tls", timeout=1.0) as (connection, peer):
+        reader = gevent.spawn(read_slowly, peer)
+        with pytest.raises(TimeoutError, match=r"sending to .* took longer than 1\.0 s"):
+            connection.send(bytes(60_000_000))
+        reader.kill()
+        assert not connection.is_reusable(None)
+
+
 def test_closing_says_goodbye_and_loses_nothing_that_was_sent() -> None:
     """Not even while session tickets are unread, upon which a plain close would reset the connection."""
     with exchange("tls") as (connection, peer):
