@@ -114,6 +114,9 @@ class TlsConnection(TcpConnection):
 
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Sends all of `data`, as :meth:`StreamConnection.send` does."""
+        if self._timeout is None:
+            super().send(data)
+            return
         # By itself, a TLS socket of gevent's has as much time again whenever it waits.
         limit = gevent.Timeout(self._timeout)
         try:
