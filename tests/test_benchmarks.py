@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -276,6 +277,28 @@ def test_a_worker_that_dies_within_its_answer_is_shown(tmp_path: Path, monkeypat
     monkeypatch.setattr("benchmarks.workers.START", "print('{', end='', flush=True); raise SystemExit(3)")
     with Workers(tmp_path / "log") as workers, pytest.raises(WorkerError, match="status 3"):
         workers.measure("memory", OURS.name, EFFORT, {})
+
+
+@pytest.mark.parametrize(("is_from_outside", "starts"), [(True, 3), (False, 1)])
+def test_web_servers_are_started_anew_for_each_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_from_outside: bool, starts: int
+) -> None:
+    @contextmanager
+    def backend() -> Iterator[dict[str, Any]]:
+        started.append(len(started))
+        yield {"number": len(started)}
+
+    def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> dict[str, float | str]:
+        return {"rate": arguments["number"]}
+
+    started: list[int] = []
+    case = Case("a case", "", [], ["a"], measure, backend=backend, is_from_outside=is_from_outside)
+    found = Results()
+    with Workers(tmp_path / "log") as workers:
+        monkeypatch.setattr(workers, "measure", lambda *arguments: {"figures": {"rate": 1}})
+        run([case], workers, found, rounds=3, effort=EFFORT)
+    assert len(started) == starts
+    assert len(found.values["a case"]["rate"]["a"]) == 3
 
 
 def test_a_backend_that_does_not_start_is_shown(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ CASE = Case(
     name="flask_route",
     method="Flask under gunicorn -k gevent, one worker. A view exchanges one message with an echo server and returns"
     f" it. {load.CLIENTS} HTTP connections ask for it, by wrk where it is installed and otherwise by a client over"
-    " gevent.",
+    " gevent. All are started anew for each round.",
     # How long the slowest take says more about whom gunicorn answers first: it swings tenfold, also without a backend.
     tables=[Table("A page", [Figure("rate", "requests a second", "/s", is_more_better=True)])],
     contestants=list(APPS),
