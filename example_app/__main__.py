@@ -8,7 +8,7 @@ import time
 
 from example_app import echo
 from example_app.check import check
-from example_app.ports import find_free, why_unavailable
+from example_app.ports import find_free, first_free, why_unavailable
 from example_app.servers import Demo, Ports, ServerError
 from example_app.stopping import Stop, StoppedError
 
@@ -22,16 +22,21 @@ def main() -> int:
     stop = Stop()
     stop.listen()
     options = _read_options()
-    ports = [options.port, options.echo_port, options.valkey_port]
-    problems = _problems_with(dict(zip(DEFAULTS, ports, strict=True)))
+    given = {
+        option: port
+        for option, port in zip(DEFAULTS, (options.port, options.echo_port, options.valkey_port), strict=True)
+        if port is not None
+    }
+    problems = _problems_with(given)
     if problems:
         print(*problems, sep="\n", file=sys.stderr)
         return 1
+    ports = _check_ports(given) if options.check else _demo_ports(given)
     try:
         if options.check:
             stop.after(CHECK_TIMEOUT)
-            return check(Ports(*ports), stop.check)
-        return _run(Ports(*ports), stop)
+            return check(ports, stop.check)
+        return _run(ports, stop)
     except ServerError as error:
         print(error, file=sys.stderr)
         return 1
@@ -40,15 +45,16 @@ def main() -> int:
 def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m example_app", description=__doc__)
     parser.add_argument("--check", action="store_true", help="check that everything works, on free ports, and end")
-    parser.add_argument("--port", type=_port, help="where the page is to be found (default: 8000)")
-    parser.add_argument("--echo-port", type=_port, help="where the echo server listens (default: 2000)")
-    parser.add_argument("--valkey-port", type=_port, help="where Valkey listens (default: 16379)")
-    options = parser.parse_args()
-    free = find_free(len(DEFAULTS)) if options.check else list(DEFAULTS.values())
-    for name, default in zip(("port", "echo_port", "valkey_port"), free, strict=True):
-        if getattr(options, name) is None:
-            setattr(options, name, default)
-    return options
+    parser.add_argument(
+        "--port", type=_port, help="where the page is to be found (default: 8000, or the next free port)"
+    )
+    parser.add_argument(
+        "--echo-port", type=_port, help="where the echo server listens (default: 2000, or the next free port)"
+    )
+    parser.add_argument(
+        "--valkey-port", type=_port, help="where Valkey listens (default: 16379, or the next free port)"
+    )
+    return parser.parse_args()
 
 
 def _port(text: str) -> int:
@@ -67,6 +73,22 @@ def _problems_with(ports: dict[str, int]) -> list[str]:
     if len(set(ports.values())) < len(ports):
         problems.append(f"{', '.join(ports)} must be different")
     return problems
+
+
+def _check_ports(given: dict[str, int]) -> Ports:
+    """Returns the ports for a check: free ones where no option gives one."""
+    return Ports(*({**dict(zip(DEFAULTS, find_free(len(DEFAULTS)), strict=True)), **given}.values()))
+
+
+def _demo_ports(given: dict[str, int]) -> Ports:
+    """Returns the ports for the demo. Where a default is taken, the next free port replaces it, and a line says so."""
+    chosen = dict(given)
+    for option, default in DEFAULTS.items():
+        if option not in given:
+            chosen[option] = first_free(default, chosen.values())
+            if chosen[option] != default:
+                print(f"Port {default} is taken: using {chosen[option]} instead ({option} sets another).", flush=True)
+    return Ports(*(chosen[option] for option in DEFAULTS))
 
 
 def _run(ports: Ports, stop: Stop) -> int:

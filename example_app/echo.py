@@ -1,5 +1,6 @@
 """A server that sends every line back: ``python -m example_app.echo [port]``.
 
+Without an argument it listens on port 2000, or on the next free one if that is taken, and prints which.
 On SIGTERM or Ctrl-C it stops, and prints as JSON how many connections it had and how they ended.
 """
 
@@ -15,7 +16,8 @@ from gevent.event import Event
 from gevent.pool import Group
 from gevent.server import StreamServer
 
-HOST = "127.0.0.1"
+from example_app.ports import HOST, first_free
+
 PORT = 2000
 #: Seconds in which, when the server is told to stop, it still notices that its clients have left.
 LAST_LOOK = 0.2
@@ -77,7 +79,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) > 1 or not all(argument.isdecimal() for argument in arguments):
         print("usage: python -m example_app.echo [port]", file=sys.stderr)
         return 2
-    port = int(arguments[0]) if arguments else PORT
+    port = int(arguments[0]) if arguments else first_free(PORT)
     told_to_stop = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, told_to_stop.set)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Collection
 from random import SystemRandom
 
 HOST = "127.0.0.1"
@@ -21,6 +22,17 @@ def why_unavailable(port: int) -> str | None:
         except OSError as error:
             return "is in use" if error.errno == errno.EADDRINUSE else f"can't be used ({error.strerror})"
     return None
+
+
+def first_free(start: int, taken: Collection[int] = ()) -> int:
+    """Returns the first port from `start` on that is free and not among those `taken`.
+
+    :raises OSError: if the next 100 ports are all in use.
+    """
+    for port in range(start, start + 100):
+        if port not in taken and why_unavailable(port) is None:
+            return port
+    raise OSError(errno.EADDRINUSE, f"no port from {start} to {start + 99} is free")
 
 
 def find_free(count: int) -> list[int]:

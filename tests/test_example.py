@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import io
 import json
@@ -11,9 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from example_app import create_app
-from example_app.ports import find_free, why_unavailable
+from example_app.ports import find_free, first_free, why_unavailable
 from example_app.servers import Demo, Ports, Server, ServerError
 from example_app.valkey import ValkeyConnection, ValkeyError
 from flask_gsocketpool import current_pools
@@ -470,6 +472,63 @@ def test_a_busy_port_is_told(tmp_path: Path, option: str) -> None:
         printed, errors = demo.communicate(timeout=PATIENCE)
     assert (demo.returncode, printed) == (1, "")
     assert errors == f"port {port} is in use: stop what listens there, or choose another one with {option}\n"
+
+
+@contextmanager
+def occupied(*ports: int) -> Iterator[None]:
+    """Takes these ports, unless another program has them. Only one test at a time does so, on the whole machine."""
+    with ExitStack() as stack:
+        lock = stack.enter_context(open(Path(tempfile.gettempdir(), "gsocketpool-test-ports.lock"), "w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for port in ports:
+            with suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        yield
+
+
+def test_a_default_port_that_is_taken_is_replaced(tmp_path: Path) -> None:
+    defaults = (8000, 2000, 16379)
+    with occupied(*defaults), nothing_left(tmp_path):
+        demo = run_demo(tmp_path=tmp_path)
+        try:
+            assert demo.stdout is not None
+            printed = [demo.stdout.readline() for _ in range(5)]
+            found = re.findall(r"Port (\d+) is taken: using (\d+) instead", "".join(printed))
+            assert tuple(int(default) for default, _ in found) == defaults
+            web, echo, valkey = (int(replacement) for _, replacement in found)
+            assert printed[3] == f"The echo server is at 127.0.0.1:{echo}, Valkey at 127.0.0.1:{valkey}.\n"
+            assert f"http://127.0.0.1:{web}/" in printed[4]
+            assert get(web, "/echo?text=hello") == (200, b"hello")
+        finally:
+            demo.terminate()
+            demo.communicate()
+    assert demo.returncode == 0
+
+
+def test_two_servers_never_get_the_same_port(tmp_path: Path) -> None:
+    """An option may give one server the default of another."""
+    web, _, valkey = find_free(3)
+    options = ["--port", str(web), "--valkey-port", str(valkey)]
+    with occupied(2000):
+        demo = run_demo(*options, "--echo-port", "2000", tmp_path=tmp_path)
+        assert "port 2000 is in use" in demo.communicate(timeout=PATIENCE)[1]
+    assert demo.returncode == 1
+    assert first_free(web, {web, web + 1}) > web + 1
+
+
+def test_the_echo_server_takes_the_next_port(tmp_path: Path) -> None:
+    with occupied(2000):
+        server = subprocess.Popen(
+            [sys.executable, "-m", "example_app.echo"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert server.stdout is not None
+            listening = re.fullmatch(r"listening on 127.0.0.1:(\d+)\n", server.stdout.readline())
+            assert listening is not None
+            assert int(listening[1]) > 2000
+        finally:
+            server.terminate()
+            server.communicate()
 
 
 def test_ports_must_be_different_numbers(tmp_path: Path) -> None:
