@@ -441,6 +441,7 @@ def test_a_closed_pool_is_closed_in_the_child(backend: Backend) -> None:
     in_child(pool.close)
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_under_multiprocessing_too(server: LineServer) -> None:
     """One pool has an idle connection and one in use; the other an opening one, and waiters."""
     gate = gevent.event.Event()

@@ -272,7 +272,10 @@ def size():
     from flask_gsocketpool import current_pool
     from tests.gunicorn_app import app
     with app.app_context():
-        return repr(current_pool)
+        try:
+            return repr(current_pool)
+        except OSError as error:
+            return repr(error)
 
 def post_worker_init(worker):
     hooks.post_worker_init(worker, timeout={timeout})

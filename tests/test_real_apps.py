@@ -306,10 +306,15 @@ def test_a_failing_view_is_not_cached(shop: Shop) -> None:
 # Under pytest-flask
 
 CONFTEST = """
+import multiprocessing
+
 import pytest
 from flask import Flask
 
 from flask_gsocketpool import GSocketPool, current_pool
+
+# live_server can't be started in any other way, which is not the default from Python 3.14 on.
+multiprocessing.set_start_method("fork")
 
 
 @pytest.fixture(scope="session")
