@@ -27,7 +27,7 @@ METHOD = (
 
 def describe(arguments: list[str], rounds: int, effort: float) -> dict[str, Any]:
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
         "rounds": str(rounds),
         "effort": f"{effort:g} of the usual time for each measurement",

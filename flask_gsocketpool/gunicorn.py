@@ -41,7 +41,7 @@ def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = N
         not on top of the file, which gunicorn reads before gevent patches anything.
     :raises InvalidArgumentError: if `timeout` is not a number of seconds.
     """
-    check_seconds("timeout", timeout, zero=True)
+    timeout = check_seconds("timeout", timeout, zero=True)
     if _is_of_threads(worker):
         logger.warning("no pool is filled: under gunicorn's gthread worker each thread has pools of its own")
         return

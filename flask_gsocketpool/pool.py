@@ -98,7 +98,7 @@ class AppPool(Pool[Any]):
     def _bounded(self, timeout: float | None, scope: Scope) -> float | None:
         """What the request has left of a timeout."""
         if timeout is not None:
-            check_seconds("timeout", timeout, zero=True, endless=True)
+            timeout = check_seconds("timeout", timeout, zero=True, endless=True)
         if self._would_wait_for_itself(scope):
             return 0
         remaining = self._scopes.remaining(scope)

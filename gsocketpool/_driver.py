@@ -55,7 +55,7 @@ class Driver(Keeper):
         if timeout is None:
             timeout = self._acquire_timeout
         else:
-            check_seconds("timeout", timeout, zero=True, endless=True)
+            timeout = check_seconds("timeout", timeout, zero=True, endless=True)
         state = self._state
         clock = self._clock
         now = clock()

@@ -40,13 +40,9 @@ class StreamConnection(Connection):
     _in_doubt = False
 
     def __init__(self, lifetime: float | None = 600, timeout: float | None = None) -> None:
-        if lifetime is not None:
-            check_seconds("lifetime", lifetime)
-        if timeout is not None:
-            check_seconds("timeout", timeout, zero=True)
-        self._lifetime = lifetime
+        self._lifetime = None if lifetime is None else check_seconds("lifetime", lifetime)
         # 0 has always meant no timeout here.
-        self._timeout = timeout or None
+        self._timeout = None if timeout is None else check_seconds("timeout", timeout, zero=True) or None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} to {self._where()}, {'open' if self._connected else 'closed'}>"

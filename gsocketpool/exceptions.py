@@ -131,11 +131,10 @@ def shown(value: object) -> str:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Has the traceback of somebody else's error say more. Python 3.10 knows no notes, and says no more."""
-    if hasattr(error, "add_note"):
-        # Somebody's class may have something else under that name.
-        with contextlib.suppress(Exception):
-            error.add_note(note)
+    """Add `note` to the traceback of an error that user code raised."""
+    # Its class may have something else under that name.
+    with contextlib.suppress(Exception):
+        error.add_note(note)
 
 
 def described(error: BaseException) -> str:

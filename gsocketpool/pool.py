@@ -21,7 +21,7 @@ from gsocketpool.exceptions import (
     PoolExhaustedError,
     PoolNotReadyError,
 )
-from gsocketpool.settings import Settings, check_count, check_seconds
+from gsocketpool.settings import LONGEST_WAIT, Settings, check_count, check_seconds
 from gsocketpool.stats import PoolStats
 
 logger = logging.getLogger("gsocketpool")
@@ -184,7 +184,7 @@ class Pool(Driver, Generic[C]):
         return Block(self, timeout)
 
     def _timeout_for(self, retries: int) -> float:
-        timeout = retries * 0.1
+        timeout = min(retries * 0.1, LONGEST_WAIT)
         return max(timeout, self._acquire_timeout) if self.size < self._state.max_connections else timeout
 
     # Giving back
@@ -311,7 +311,7 @@ class Pool(Driver, Generic[C]):
         :raises PoolClosedError: if the pool is closed, or gets closed meanwhile.
         """
         if timeout is not None:
-            check_seconds("timeout", timeout, zero=True)
+            timeout = check_seconds("timeout", timeout, zero=True)
         self._enter()
         state = self._state
         self._wait_until(lambda: state.closed or state.size >= state.min_connections, timeout)
@@ -348,7 +348,7 @@ class Pool(Driver, Generic[C]):
             then is closed under its user.
         :raises WrongThreadError: in another thread than the one that uses the pool.
         """
-        check_seconds("timeout", timeout, zero=True)
+        timeout = check_seconds("timeout", timeout, zero=True)
         state = self._state
         if self._hub is None and not state.waiters:
             state.close()

@@ -10,6 +10,9 @@ from gsocketpool.exceptions import InvalidArgumentError
 
 NO_LIMIT = ", or None for no limit"
 
+#: The most seconds that anything here waits, some 30 years: more than that not every event loop's timer can count.
+LONGEST_WAIT = 1e9
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -47,13 +50,16 @@ class Settings:
             raise InvalidArgumentError("reap_expired_connections", self.reap_expired_connections, "True or False")
         if self.name is not None and not isinstance(self.name, str):
             raise InvalidArgumentError("name", self.name, "a str or None")
-        if self.acquire_timeout is not None:
-            check_seconds("acquire_timeout", self.acquire_timeout, zero=True, otherwise=NO_LIMIT)
-        check_seconds("reap_interval", self.reap_interval)
-        check_seconds("close_timeout", self.close_timeout)
-        for name in ("open_timeout", "max_lifetime", "idle_timeout", "leak_threshold"):
-            if getattr(self, name) is not None:
-                check_seconds(name, getattr(self, name), otherwise=NO_LIMIT)
+        for name in ("reap_interval", "close_timeout"):
+            self._cap(name, check_seconds(name, getattr(self, name)))
+        for name in ("acquire_timeout", "open_timeout", "max_lifetime", "idle_timeout", "leak_threshold"):
+            seconds = getattr(self, name)
+            if seconds is not None:
+                self._cap(name, check_seconds(name, seconds, zero=name == "acquire_timeout", otherwise=NO_LIMIT))
+
+    def _cap(self, name: str, seconds: float) -> None:
+        # The way to set an attribute of a frozen dataclass.
+        object.__setattr__(self, name, seconds)
 
     @property
     def sweep_interval(self) -> float:
@@ -76,16 +82,18 @@ def check_count(argument: str, value: object, *, least: int = 0, otherwise: str 
 def check_seconds(
     argument: str, value: object, *, zero: bool = False, endless: bool = False, otherwise: str = ""
 ) -> float:
-    """Returns `value` if it is a number of seconds: positive, 0 with `zero`, infinite with `endless`.
+    """Return `value` if it is a number of seconds: positive, 0 with `zero`, infinite with `endless`.
 
-    The complaint says what it may be `otherwise`.
+    A finite number above :data:`LONGEST_WAIT` is returned as that. The complaint says what it may be `otherwise`.
 
     :raises InvalidArgumentError: naming `argument`, if it is not.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         is_positive = value > 0 or (zero and value == 0)
         # An integer may be less than infinity and still too large to be added to the time.
-        if is_positive and (value <= sys.float_info.max or (endless and value == math.inf)):
+        if is_positive and value <= sys.float_info.max:
+            return min(value, LONGEST_WAIT)
+        if endless and value == math.inf:
             return value
     above = "of at least" if zero else "above"
     raise InvalidArgumentError(argument, value, f"a number of seconds {above} 0{otherwise}")

@@ -33,6 +33,8 @@ from benchmarks.results import Results
 from benchmarks.run import run
 from benchmarks.workers import WorkerError, Workers
 
+pytestmark = pytest.mark.servers
+
 #: So short that nothing can be said of the figures.
 EFFORT = 0.02
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -255,5 +254,4 @@ def test_nodelay_and_keepalive_are_on(kind: str, timeout: float | None) -> None:
 def test_an_error_says_where_it_was_connecting_to() -> None:
     with refusing_address() as (host, port), pytest.raises(ConnectionRefusedError) as caught:
         TcpConnection(host, port).open()
-    if sys.version_info >= (3, 11):
-        assert caught.value.__notes__ == [f"while connecting to {host}:{port}"]
+    assert caught.value.__notes__ == [f"while connecting to {host}:{port}"]

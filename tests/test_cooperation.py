@@ -29,6 +29,8 @@ from tests.gunicorn_support import Start, eventually, gunicorns, wrong
 from tests.lines import LineServer
 from tests.scripted import PATIENCE, Plain
 
+pytestmark = pytest.mark.servers
+
 WARNING = "does not run requests in greenlets"
 
 #: What a server adds to a request.

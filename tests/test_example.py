@@ -32,6 +32,8 @@ from example_app.valkey import ValkeyConnection, ValkeyError
 from flask_gsocketpool import current_pools
 from gsocketpool import Pool
 
+pytestmark = pytest.mark.servers
+
 ROOT = Path(__file__).parents[1]
 PATIENCE = 20
 

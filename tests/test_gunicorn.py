@@ -12,6 +12,8 @@ import pytest
 
 from tests.gunicorn_support import Backend, End, Gunicorn, Start, eventually, gunicorns, results, slow, wrong
 
+pytestmark = pytest.mark.servers
+
 
 @pytest.fixture
 def backend() -> Iterator[Backend]:

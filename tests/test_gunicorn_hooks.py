@@ -24,6 +24,8 @@ from tests.gunicorn_support import Start, gunicorns, results
 from tests.scripted import Backend, numbers
 from tests.test_documents import ROOT, blocks
 
+pytestmark = pytest.mark.servers
+
 TOO_LONG = 1000
 
 

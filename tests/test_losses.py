@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -321,8 +320,7 @@ def test_an_open_error_reaches_the_caller_as_it_is(backend: Backend) -> None:
     with pytest.raises(ConnectionRefusedError) as caught:
         pool.acquire()
     assert caught.value is error
-    if sys.version_info >= (3, 11):
-        assert error.__notes__ == ["while opening a connection for pool 'connect'"]
+    assert error.__notes__ == ["while opening a connection for pool 'connect'"]
     assert numbers(pool) == (0, 0, 0, 0)
     check_whole(pool, backend)
 

@@ -29,6 +29,8 @@ from tests.gunicorn_support import (
     wrong,
 )
 
+pytestmark = pytest.mark.servers
+
 
 @pytest.fixture
 def backend() -> Iterator[Backend]:

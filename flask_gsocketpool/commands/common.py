@@ -11,6 +11,7 @@ import click
 from flask import Flask, current_app
 
 from flask_gsocketpool.pools import Pools, pools_of
+from gsocketpool.settings import LONGEST_WAIT
 
 NO_POOLS = "The app has no pools: set SOCKETPOOL_URL or another of the keys."
 
@@ -27,7 +28,7 @@ class Seconds(click.FloatRange):
         seconds = super().convert(value, param, ctx)
         if not math.isfinite(seconds):
             self.fail(f"{value} is no number of seconds.", param, ctx)
-        return seconds
+        return min(seconds, LONGEST_WAIT)
 
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")

@@ -192,8 +192,10 @@ class FlakyServer:
         """Waits until `condition` is true.
 
         :param timeout: the most seconds to wait.
+        :raises InvalidArgumentError: if `timeout` is not a number of seconds.
         :raises AssertionError: if it does not come true in time. It says what the server has seen last.
         """
+        timeout = check_seconds("timeout", timeout, zero=True)
         deadline = gevent.Timeout.start_new(timeout)
         try:
             while not condition():
@@ -234,7 +236,7 @@ class FlakyServer:
         if delay is not None:
             if fault != "late":
                 raise InvalidArgumentError("delay", delay, "left out, but for 'late'")
-            check_seconds("delay", delay)
+            delay = check_seconds("delay", delay)
         self.heal()
         self._fault, self._times, self._delay, self._only = fault, times, delay, only
         self._healed.clear()
