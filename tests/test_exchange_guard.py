@@ -6,7 +6,7 @@ import ast
 import contextlib
 import http.client
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from gevent.pywsgi import WSGIServer
 
 from gsocketpool import Connection, Pool, TcpConnection
 from tests.connections import no_hanging as no_hanging
-from tests.scripted import eventually
+from tests.scripted import PATIENCE, eventually
 from tests.test_documents import DOCUMENTS, ROOT, blocks
 
 no_guard_yet = pytest.mark.xfail(
@@ -44,14 +44,14 @@ class Wrapper(Connection):
 
     def ask(self, error: BaseException | None = None) -> str:
         """Do one exchange, which is cut short by `error`."""
-        with self.exchange():  # type: ignore[attr-defined]
+        with self.exchange():
             if error is not None:
                 raise error
             return "reply"
 
     def ask_twice(self, error: BaseException | None = None) -> str:
         """Do one exchange inside another one, which is cut short by `error`."""
-        with self.exchange():  # type: ignore[attr-defined]
+        with self.exchange():
             reply = self.ask()
             if error is not None:
                 raise error
@@ -59,15 +59,15 @@ class Wrapper(Connection):
 
     def ask_in_spite_of(self, error: BaseException) -> str:
         """Do one exchange inside another one, and go on when `error` has cut the inner one short."""
-        with self.exchange():  # type: ignore[attr-defined]
+        with self.exchange():
             try:
                 return self.ask(error)
             except type(error):
                 return "fallback"
 
-    def rows(self) -> Iterator[str]:
+    def rows(self) -> Generator[str, None, None]:
         """Do one exchange, whose reply comes piece by piece."""
-        with self.exchange():  # type: ignore[attr-defined]
+        with self.exchange():
             yield "first row"
             yield "last row"
 
@@ -124,11 +124,8 @@ def test_an_error_that_is_caught_inside_the_block_discards_the_connection(
     kind: type[Wrapper], error: type[BaseException]
 ) -> None:
     with only_connection(kind) as pool:
-        with pool.connection() as connection:
-            try:
-                connection.ask(error())
-            except error:
-                pass
+        with pool.connection() as connection, contextlib.suppress(error):
+            connection.ask(error())
         assert not was_handed_on(pool, connection)
 
 
@@ -137,9 +134,11 @@ def test_an_error_that_is_caught_inside_the_block_discards_the_connection(
 def test_a_connection_that_is_released_by_hand_after_an_error_is_closed(kind: type[Wrapper]) -> None:
     with only_connection(kind) as pool:
         connection = pool.acquire()
-        with pytest.raises(TimeoutError):
-            connection.ask(TimeoutError())
-        pool.release(connection)
+        try:
+            with pytest.raises(TimeoutError):
+                connection.ask(TimeoutError())
+        finally:
+            pool.release(connection)
         assert not was_handed_on(pool, connection)
 
 
@@ -151,7 +150,7 @@ def test_an_exchange_that_is_still_going_on_discards_the_connection() -> None:
             rows = connection.rows()
             assert next(rows) == "first row"
         assert not was_handed_on(pool, connection)
-        rows.close()  # type: ignore[attr-defined]
+        rows.close()
 
 
 @no_guard_yet
@@ -222,7 +221,7 @@ def test_one_connection_says_nothing_about_another() -> None:
 
 class Line(TcpConnection):
     def ask(self, line: bytes, error: BaseException | None = None) -> bytes:
-        with self.exchange():  # type: ignore[attr-defined]
+        with self.exchange():
             self.send(line + b"\n")
             if error is not None:
                 # It comes while the caller does something else, for what is sent and received is guarded anyway.
@@ -253,13 +252,12 @@ class OldLine(TcpConnection):
 
 
 def test_a_class_with_an_exchange_of_its_own_works_as_ever(echo_port: int) -> None:
-    options = {"host": "127.0.0.1", "port": echo_port, "timeout": 0.05}
-    with Pool(OldLine, options, max_connections=1) as pool:
+    with Pool(OldLine, {"host": "127.0.0.1", "port": echo_port}, max_connections=1) as pool:
         with pool.connection() as connection:
             assert connection.exchange(b"one") == b"one\n"
         with pool.connection() as again:
             assert again is connection
-            with pytest.raises(TimeoutError):
+            with gevent.Timeout(0.01, False):
                 again.recv()
         with pool.connection() as another:
             assert another is not connection
@@ -278,10 +276,12 @@ class CooperativeClient(http.client.HTTPConnection):
 
 class HttpConnection(Connection):
     def __init__(self, port: int, timeout: float) -> None:
-        self.client = CooperativeClient("127.0.0.1", port, timeout=timeout)
+        self.client = CooperativeClient("127.0.0.1", port, timeout=PATIENCE)
+        self.timeout = timeout
 
     def open(self) -> None:
         self.client.connect()
+        self.client.sock.settimeout(self.timeout)
 
     def close(self) -> None:
         self.client.close()
@@ -294,7 +294,7 @@ class HttpConnection(Connection):
 
     @contextmanager
     def response(self, path: str) -> Iterator[http.client.HTTPResponse]:
-        with self.exchange():  # type: ignore[attr-defined]
+        with self.exchange():
             self.client.request("GET", path)
             response = self.client.getresponse()
             yield response
@@ -303,9 +303,13 @@ class HttpConnection(Connection):
 
 
 @contextmanager
-def pool_of_clients(timeout: float) -> Iterator[tuple[Pool[HttpConnection], Event]]:
-    """Gives a pool of one connection to a web server, and what the server waits for before it answers ``/slow``."""
+def pool_of_clients(*timeouts: float) -> Iterator[tuple[Pool[HttpConnection], Event]]:
+    """Give a pool of one connection to a web server, and what the server waits for before it answers ``/slow``.
+
+    :param timeouts: of the connections, in the order of their opening.
+    """
     gate = Event()
+    left = list(timeouts)
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
         if environ["PATH_INFO"] == "/slow":
@@ -315,9 +319,8 @@ def pool_of_clients(timeout: float) -> Iterator[tuple[Pool[HttpConnection], Even
 
     web = WSGIServer(("127.0.0.1", 0), app, log=None, error_log=None)
     web.start()
-    options = {"port": web.server_port, "timeout": timeout}
     try:
-        with Pool(HttpConnection, options, max_connections=1) as pool:
+        with Pool(HttpConnection, lambda: {"port": web.server_port, "timeout": left.pop(0)}, max_connections=1) as pool:
             yield pool, gate
     finally:
         gate.set()
@@ -342,7 +345,7 @@ def body(pool: Pool[HttpConnection]) -> bytes:
 
 @no_guard_yet
 def test_no_view_gets_a_client_that_has_timed_out_inside_another_views_block() -> None:
-    with pool_of_clients(timeout=0.1) as (pool, gate):
+    with pool_of_clients(0.05, PATIENCE) as (pool, gate):
         assert status_or_fallback(pool, "/slow") == "fallback"
         gate.set()
         assert [body(pool), body(pool)] == [b"ok", b"ok"]
@@ -351,7 +354,7 @@ def test_no_view_gets_a_client_that_has_timed_out_inside_another_views_block() -
 
 @no_guard_yet
 def test_a_view_that_needs_the_status_only_leaves_a_client_as_good_as_before() -> None:
-    with pool_of_clients(timeout=5) as (pool, _):
+    with pool_of_clients(PATIENCE) as (pool, _):
         assert status_or_fallback(pool, "/") == 200
         assert [body(pool), body(pool)] == [b"ok", b"ok"]
         assert pool.stats().opened == 1

@@ -1,0 +1,56 @@
+"""A pool keeps on opening up to ``min_connections``, whatever becomes of the greenlets that it has set to work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent
+import pytest
+
+from gsocketpool import Pool, PoolNotReadyError
+from tests.scripted import Backend, eventually, numbers
+from tests.switches import greenlets_there_are
+
+#: Seconds within which a pool tries again after its first failures, and many times that.
+SOON = 1.5
+
+
+def fail_to_fill_and_kill_every_greenlet(backend: Backend) -> Pool[Any]:
+    """A pool that has failed to open what it is to keep open, and that lost all its greenlets before it tried again."""
+    others = greenlets_there_are()
+    backend.failures.extend(OSError("down") for _ in range(100))
+    pool = Pool(backend.connect, min_connections=1, reap_interval=0.01)
+    eventually(lambda: pool.stats().open_errors and numbers(pool) == (0, 0, 0, 0))
+    gevent.killall(list(greenlets_there_are() - others))
+    backend.failures.clear()
+    return pool
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=PoolNotReadyError,
+    reason="a greenlet is to end the pause after a failure, and when that is killed the pause never ends",
+)
+def test_filling_goes_on_for_those_who_wait_though_every_greenlet_was_killed(backend: Backend) -> None:
+    pool = fail_to_fill_and_kill_every_greenlet(backend)
+    try:
+        pool.wait_ready(timeout=SOON)
+        assert numbers(pool) == (0, 1, 0, 0)
+    finally:
+        pool.close()
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="a greenlet is to end the pause after a failure, and when that is killed the pause never ends",
+)
+def test_filling_goes_on_in_the_background_though_every_greenlet_was_killed(backend: Backend) -> None:
+    pool = fail_to_fill_and_kill_every_greenlet(backend)
+    # The reaper was killed, too; to use the pool starts another one.
+    pool.drop_expired()
+    try:
+        with gevent.Timeout(SOON, AssertionError("nothing was opened")):
+            eventually(lambda: numbers(pool) == (0, 1, 0, 0))
+    finally:
+        pool.close()
