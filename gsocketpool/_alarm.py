@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from gsocketpool.settings import timer_seconds
+
 
 class Alarm:
     """Rings once, at the time that it was last set to."""
@@ -18,7 +20,7 @@ class Alarm:
     def set(self, at: float, now: float, loop: Any, ring: Callable[[], object]) -> None:
         """Has `ring` called, by the event loop itself, at the time `at`."""
         self.stop()
-        self._timer = loop.timer(max(0.0, at - now))
+        self._timer = loop.timer(timer_seconds(at - now))
         # The event loop's idea of the time is as old as its present turn, which may have been a long one.
         self._timer.start(ring, update=True)
         self.at = at

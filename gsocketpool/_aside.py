@@ -16,6 +16,7 @@ import gevent
 from gsocketpool import _steps
 from gsocketpool._entry import IN_USE, Entry
 from gsocketpool._forking import keep_alive, tell_after_fork
+from gsocketpool.settings import timer_seconds
 
 logger = logging.getLogger("gsocketpool")
 
@@ -42,7 +43,7 @@ def is_usable_within(timeout: float, entry: Entry, context: Context) -> bool:
     """Whether a connection says, within `timeout` seconds and in a `context`, that it may be handed out."""
     asking = gevent.spawn(_ask, entry, context)
     try:
-        asking.join(None if timeout == math.inf else timeout)
+        asking.join(None if timeout == math.inf else timer_seconds(timeout))
     finally:
         asking.kill(block=False)
     return asking.value is True

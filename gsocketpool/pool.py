@@ -21,7 +21,7 @@ from gsocketpool.exceptions import (
     PoolExhaustedError,
     PoolNotReadyError,
 )
-from gsocketpool.settings import LONGEST_WAIT, Settings, check_count, check_seconds
+from gsocketpool.settings import LONGEST_WAIT, Settings, check_count, check_seconds, timer_seconds
 from gsocketpool.stats import PoolStats
 
 logger = logging.getLogger("gsocketpool")
@@ -335,7 +335,7 @@ class Pool(Driver, Generic[C]):
             if remaining <= 0:
                 return
             self._changed.clear()
-            self._changed.wait(None if remaining == math.inf else remaining)
+            self._changed.wait(None if remaining == math.inf else timer_seconds(remaining))
 
     def close(self, timeout: float = 5.0) -> None:
         """Closes the pool for good. To do so again waits for the same end.

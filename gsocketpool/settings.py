@@ -65,7 +65,12 @@ class Settings:
     def sweep_interval(self) -> float:
         """Seconds between two sweeps: ``reap_interval``, or less where another setting would be kept too loosely."""
         others = (self.max_lifetime, self.idle_timeout, self.leak_threshold)
-        return min([self.reap_interval, *(seconds for seconds in others if seconds is not None)])
+        return timer_seconds(min([self.reap_interval, *(seconds for seconds in others if seconds is not None)]))
+
+
+def timer_seconds(seconds: float) -> float:
+    """Return `seconds` rounded up to whole milliseconds, at least one: libuv cuts off the rest, and warns of 0."""
+    return max(1, math.ceil(seconds * 1000)) / 1000
 
 
 def check_count(argument: str, value: object, *, least: int = 0, otherwise: str = "") -> int:

@@ -136,6 +136,16 @@ class Clock:
         return pool
 
 
+def end_event_loop() -> None:
+    """Ends the event loop of this thread, as gevent asks a thread to do before it ends.
+
+    With libuv it is left to the collector: gevent would wait for ever there if a greenlet sleeps.
+    """
+    hub = gevent.get_hub()
+    if not type(hub.loop).__module__.startswith("gevent.libuv"):
+        hub.destroy(destroy_loop=True)
+
+
 def settle() -> None:
     """Lets every greenlet run until it waits for something."""
     for _ in range(10):

@@ -18,7 +18,7 @@ from flask import Flask
 
 from flask_gsocketpool import GSocketPool, current_pool, current_pools
 from gsocketpool import PoolClosedError
-from tests.scripted import PATIENCE, Backend, Plain, eventually, settle, spawn_acquire
+from tests.scripted import PATIENCE, Backend, Plain, end_event_loop, eventually, settle, spawn_acquire
 
 #: Seconds: at once, for all that a test can tell, and never.
 SOON, NEVER = 0.01, 10_000
@@ -172,7 +172,7 @@ def test_in_another_thread_nothing_is_installed_and_nothing_fails(heard: list[in
         app = make_app(Plain, SOON)
         with app.app_context(), current_pool.connection() as connection:
             seen.append(connection.is_open)
-        gevent.get_hub().destroy(destroy_loop=True)
+        end_event_loop()
 
     thread = threading.Thread(target=serve)
     thread.start()

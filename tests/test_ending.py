@@ -15,7 +15,17 @@ import gevent
 import pytest
 
 from gsocketpool import InvalidArgumentError, Pool, PoolClosedError, TcpConnection
-from tests.scripted import PATIENCE, Backend, Clock, ScriptedConnection, eventually, numbers, settle, spawn_acquire
+from tests.scripted import (
+    PATIENCE,
+    Backend,
+    Clock,
+    ScriptedConnection,
+    end_event_loop,
+    eventually,
+    numbers,
+    settle,
+    spawn_acquire,
+)
 
 
 def test_closing_closes_idle_connections_and_turns_everybody_away(backend: Backend) -> None:
@@ -360,7 +370,7 @@ def test_a_pool_outlives_its_event_loop(backend: Backend) -> None:
     def use() -> None:
         holder.append(Pool(backend.connect))
         holder[0].release(holder[0].acquire())
-        gevent.get_hub().destroy(destroy_loop=True)
+        end_event_loop()
 
     thread = threading.Thread(target=use)
     thread.start()

@@ -25,7 +25,7 @@ from flask_gsocketpool import (
 )
 from flask_gsocketpool.pools import Pools, UnknownPoolError
 from gsocketpool import Pool, PoolError, PoolExhaustedError
-from tests.scripted import PATIENCE, Backend, Plain, numbers, settle
+from tests.scripted import PATIENCE, Backend, Plain, end_event_loop, numbers, settle
 
 
 def make_app(backend: Backend, **config: Any) -> Flask:
@@ -410,7 +410,7 @@ def test_every_thread_has_pools_of_its_own(backend: Backend) -> None:
         with app.app_context():
             seen.append(current_pools["default"])
             current_pool.close()
-        gevent.get_hub().destroy(destroy_loop=True)
+        end_event_loop()
 
     for _ in range(2):
         run_in_thread(request)

@@ -17,10 +17,12 @@ import pytest
 
 from gsocketpool import TcpConnection, TlsConnection
 from gsocketpool.testing._sockets import identity
-from tests.connections import KINDS, Classic, check_echo, exchange, serving, spawn_opening, spawn_waiting
+from tests.connections import KINDS, Classic, exchange, serving, spawn_opening, spawn_waiting
 from tests.connections import no_hanging as no_hanging
-from tests.scripted import PATIENCE, eventually
-from tests.servers import echo, hanging_address, open_sockets, silent_listener
+from tests.lines import Line, LineServer
+from tests.lines import server as server
+from tests.scripted import PATIENCE
+from tests.servers import hanging_address, open_sockets, silent_listener
 
 
 def in_child(function: Callable[[], Any]) -> Any:
@@ -129,21 +131,21 @@ def test_a_forked_child_may_let_go_of_a_connection_that_is_not_open(kind: str) -
         assert in_child(connection.let_go) is None
 
 
-def test_a_forked_child_can_make_a_connection_of_its_own_of_it() -> None:
-    with serving("tcp", echo) as (connection, server):
-        connection.open()
-        eventually(lambda: server.accepted == 1)
+def test_a_forked_child_can_make_a_connection_of_its_own_of_it(server: LineServer) -> None:
+    connection = Line("127.0.0.1", server.port)
+    connection.open()
+    assert connection.exchange(b"hello") == b"hello"
 
-        def reconnect() -> bool:
-            gevent.reinit()
-            connection.let_go()
-            connection.reconnect()
-            connection.send(b"from the child")
-            return connection.is_connected()
+    def reconnect() -> str:
+        gevent.reinit()
+        connection.let_go()
+        connection.reconnect()
+        return connection.exchange(b"from the child").decode()
 
-        assert in_child(reconnect) is True
-        eventually(lambda: server.accepted == 2)
-        check_echo(connection)
+    assert in_child(reconnect) == "from the child"
+    assert len(server.clients) == 2
+    assert connection.exchange(b"hello again") == b"hello again"
+    connection.close()
 
 
 @pytest.mark.parametrize("make_pair", [socket.socketpair, gevent.socket.socketpair])

@@ -26,6 +26,7 @@ from tests.scripted import (
     CheckedConnection,
     Plain,
     ScriptedConnection,
+    end_event_loop,
     eventually,
     numbers,
     settle,
@@ -367,7 +368,7 @@ def another_thread(act: Callable[[], object]) -> Iterator[None]:
         act()
         ready.set()
         done.wait()
-        gevent.get_hub().destroy(destroy_loop=True)
+        end_event_loop()
 
     thread = threading.Thread(target=run)
     thread.start()

@@ -21,7 +21,7 @@ from gevent.hub import Hub
 import gsocketpool
 from gsocketpool import ConnectionNotFoundError, Pool, PoolClosedError, PoolExhaustedError
 from tests.connections import without_switching
-from tests.scripted import PATIENCE, Backend, Plain, ScriptedConnection, eventually, numbers, settle
+from tests.scripted import PATIENCE, Backend, Plain, ScriptedConnection, end_event_loop, eventually, numbers, settle
 
 Act = Callable[[Pool[Any]], object]
 #: Makes a generator that acquires a connection, yields, and gives back; and notes in a list when it is collected.
@@ -548,7 +548,7 @@ def in_thread(act: Callable[[], object]) -> None:
         try:
             act()
         finally:
-            gevent.get_hub().destroy(destroy_loop=True)
+            end_event_loop()
 
     thread = threading.Thread(target=run)
     thread.start()

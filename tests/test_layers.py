@@ -16,7 +16,6 @@ FLOORS = [
     {
         "gsocketpool.exceptions",
         "gsocketpool.stats",
-        "gsocketpool._alarm",
         "gsocketpool._entry",
         "gsocketpool._forking",
         "gsocketpool._where",
@@ -29,7 +28,7 @@ FLOORS = [
         "gsocketpool._descriptors",
         "gsocketpool._block",
     },
-    {"gsocketpool._base"},
+    {"gsocketpool._base", "gsocketpool._alarm"},
     {"gsocketpool._stream"},
     {"gsocketpool.connection", "gsocketpool._steps"},
     {"gsocketpool._aside"},

@@ -18,6 +18,7 @@ from tests.scripted import (
     Backend,
     Clock,
     ScriptedConnection,
+    end_event_loop,
     eventually,
     numbers,
     settle,
@@ -413,7 +414,7 @@ def in_thread(act: Any) -> Any:
         except BaseException as error:
             result.append(error)
         finally:
-            gevent.get_hub().destroy(destroy_loop=True)
+            end_event_loop()
 
     thread = threading.Thread(target=run)
     thread.start()

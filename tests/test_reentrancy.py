@@ -13,7 +13,7 @@ import pytest
 from gevent.hub import Hub
 
 from gsocketpool import Pool, PoolClosedError, PoolError, PoolExhaustedError, WrongThreadError
-from tests.scripted import PATIENCE, Backend, Plain, ScriptedConnection, eventually, numbers, settle
+from tests.scripted import PATIENCE, Backend, Plain, ScriptedConnection, end_event_loop, eventually, numbers, settle
 
 
 class Reentrant(ScriptedConnection):
@@ -266,7 +266,7 @@ def in_thread(act: Callable[[], object]) -> Any:
         except BaseException as error:
             outcome.append(error)
         finally:
-            gevent.get_hub().destroy(destroy_loop=True)
+            end_event_loop()
 
     thread = threading.Thread(target=run)
     thread.start()

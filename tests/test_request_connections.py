@@ -16,7 +16,6 @@ from contextvars import copy_context
 from typing import Any
 from wsgiref.handlers import SimpleHandler
 
-import gevent
 import pytest
 from flask import Flask, Response, abort, stream_with_context
 from werkzeug.exceptions import NotFound
@@ -24,7 +23,7 @@ from werkzeug.test import create_environ
 
 from flask_gsocketpool import GSocketPool, current_connection, current_pool
 from gsocketpool import ConnectionNotFoundError, PoolError, PoolExhaustedError, TcpConnection, WrongThreadError
-from tests.scripted import PATIENCE, Backend, Plain, eventually, numbers, settle
+from tests.scripted import PATIENCE, Backend, Plain, end_event_loop, eventually, numbers, settle
 
 
 class App(Flask):
@@ -385,7 +384,7 @@ def lasting_thread() -> Iterator[tuple[AsyncApp, Callable[[Callable[[], Any]], A
 
     def end() -> None:
         current_pool.close()
-        gevent.get_hub().destroy(destroy_loop=True)
+        end_event_loop()
 
     with ThreadPoolExecutor(max_workers=1) as executor:
         app = AsyncApp(executor)

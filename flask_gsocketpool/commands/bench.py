@@ -30,6 +30,7 @@ from flask_gsocketpool.config import DEFAULT
 from flask_gsocketpool.masking import address_of, error_as_dict
 from flask_gsocketpool.pools import Pools
 from gsocketpool import Pool
+from gsocketpool.settings import timer_seconds
 
 #: Seconds that a benchmark waits, after its time, for what is still under way.
 GRACE = 10.0
@@ -159,7 +160,7 @@ def _repeat(
     try:
         with _progress(label, seconds) as show:
             while (now := clock()) < end and not any(worker.ready() for worker in workers):
-                gevent.joinall(workers, timeout=min(TICK, end - now), count=1)
+                gevent.joinall(workers, timeout=timer_seconds(min(TICK, end - now)), count=1)
                 show(min(clock(), end) - began)
             if not any(worker.value for worker in workers):
                 gevent.joinall(workers, timeout=GRACE)
