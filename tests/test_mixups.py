@@ -11,7 +11,7 @@ import gevent.os
 import pytest
 
 from gsocketpool import Connection, Pool, PoolExhaustedError, WrongThreadError
-from tests.lines import Line, LineServer, line_pool
+from tests.lines import LineServer, line_pool
 from tests.lines import server as server
 from tests.scripted import (
     PATIENCE,
