@@ -54,7 +54,7 @@ def ready() -> tuple[Response, int]:
 def pools() -> Response:
     """The statistics of each pool that this worker has made so far."""
     known = pools_of(current_app)
-    made = known.made().items()
+    made = known.started().items()
     shown = {name: {"address": address_of(known.options_of(name)), **pool.stats().as_dict()} for name, pool in made}
     return jsonify(pid=os.getpid(), pools=shown)
 

@@ -14,19 +14,59 @@ import werkzeug.local
 from blinker import NamedSignal
 from flask import Flask, request
 from flask.globals import _cv_app
-from gevent import Greenlet
 
 from flask_gsocketpool import cooperation, signals
-from flask_gsocketpool.scope import Scope, Scopes, Use
-from gsocketpool import Pool, PoolExhaustedError, _where
-from gsocketpool._entry import Entry
+from flask_gsocketpool.scope import NotedLease, Scope, Scopes
+from gsocketpool import Lease, Pool, PoolEvents, PoolExhaustedError, _callsite
 from gsocketpool.settings import check_seconds
 
 _NOTHING = nullcontext()
 
-# Nor is what a proxy does to find its object a place of the app's.
+# The frames of a proxy that looks for its object are not the app's either.
 for file in (__file__, werkzeug.local.__file__):
-    _where.pass_over(file)
+    _callsite.pass_over(file)
+
+
+class AppEvents(PoolEvents):
+    """Sends an app's signals, and notes what its requests acquire."""
+
+    def __init__(self, app: weakref.ref[Flask], scopes: Scopes) -> None:
+        self._app = app
+        self._scopes = scopes
+
+    def acquired(self, lease: Lease[Any]) -> None:
+        scope = self._scopes.of_request()
+        if scope is not None:
+            scope.note(NotedLease(lease))
+
+    def opened(self, pool: Pool[Any], connection: Any) -> None:
+        self._send(signals.connection_opened, pool, connection=connection)
+
+    def closed(self, pool: Pool[Any], connection: Any, reason: str) -> None:
+        self._send(signals.connection_closed, pool, connection=connection, reason=reason)
+
+    def exhausted(self, pool: Pool[Any], error: PoolExhaustedError) -> None:
+        scope = self._scopes.of_request()
+        if scope is not None:
+            held = "".join(f"; this request holds {use}" for use in scope.leases())
+            error.args = (f"{error}{held}",)
+        self._send(signals.pool_exhausted, pool, error=error)
+
+    def _send(self, signal: NamedSignal, pool: Pool[Any], **what: Any) -> None:
+        app = self._app()
+        if app is not None and signal.has_receivers_for(app):
+            gevent.spawn(self._send_in_context, signal, app, {"pool": pool, **what})
+
+    def _send_in_context(self, signal: NamedSignal, app: Flask, what: Mapping[str, Any]) -> None:
+        with context_of(self._app):
+            signal.send(app, **what)
+
+
+class QuietEvents(AppEvents):
+    """The events of a pool that is not the app's own: the receivers of the app's signals are not told of it."""
+
+    def _send(self, signal: NamedSignal, pool: Pool[Any], **what: Any) -> None:
+        pass
 
 
 class AppPool(Pool[Any]):
@@ -41,62 +81,41 @@ class AppPool(Pool[Any]):
         scopes: Scopes,
         factory: Callable[..., Any],
         options: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+        events: type[AppEvents] = AppEvents,
         **settings: Any,
     ) -> None:
         # Weakly, for pools are kept in thread-local storage, through which Python collects no cycles.
-        self._app = weakref.ref(app)
+        reference = weakref.ref(app)
+        super().__init__(
+            factory, options, events=events(reference, scopes), context=partial(context_of, reference), **settings
+        )
         self._scopes = scopes
-        self._context = partial(_context_of, self._app)
-        super().__init__(factory, options, **settings)
 
     def acquire(self, retry: int | None = None, *, timeout: float | None = None) -> Any:
         connection = super().acquire(retry, timeout=timeout)
-        scope = self._scopes.of_request()
-        if scope is not None:
-            scope.note_by_hand()
+        self._mark_manual()
         return connection
 
-    def drop_expired(self) -> None:
-        with self._in_context():
-            super().drop_expired()
+    def lease(self, timeout: float | None = None) -> Lease[Any]:
+        lease = super().lease(timeout)
+        self._mark_manual()
+        return lease
 
-    def _acquire(self, timeout: float | None) -> Entry:
+    def _mark_manual(self) -> None:
         scope = self._scopes.of_request()
-        if scope is None:
-            with self._in_context():
-                return super()._acquire(timeout)
-        if cooperation.is_unknown:
-            cooperation.look(request.environ)
-        if not self._state.idle or self._scopes.has_timeout:
-            timeout = self._bounded(timeout, scope)
-        try:
-            entry = super()._acquire(timeout)
-        except PoolExhaustedError as error:
-            held = "".join(f"; this request holds {use}" for use in scope.uses())
-            error.args = (f"{error}{held}",)
-            raise
-        if scope.is_over:
-            # While this greenlet, one of several that share the request's context, has waited.
-            scope = self._scopes.current()
-        scope.note(Use(self, entry))
-        return entry
+        if scope is not None:
+            scope.mark_manual()
 
-    def _hand_in(self, entry: Entry, uses: int, error: BaseException | None) -> Greenlet | None:
-        if self._is_in_context():
-            return super()._hand_in(entry, uses, error)
-        with self._context():
-            return super()._hand_in(entry, uses, error)
-
-    def _is_in_context(self) -> bool:
-        """Whether the caller has the app's context, as it mostly has."""
-        current = _cv_app.get(None)
-        return current is not None and current.app is self._app()
-
-    def _in_context(self) -> AbstractContextManager[object]:
-        return _NOTHING if self._is_in_context() else self._context()
+    def _check_out(self, timeout: float | None) -> Any:
+        scope = self._scopes.of_request()
+        return super()._check_out(timeout if scope is None else self._bounded(timeout, scope))
 
     def _bounded(self, timeout: float | None, scope: Scope) -> float | None:
-        """What the request has left of a timeout."""
+        """Return what the request has left of a timeout."""
+        if cooperation.is_unknown:
+            cooperation.look(request.environ)
+        if self._state.idle and not self._scopes.has_timeout:
+            return timeout
         if timeout is not None:
             timeout = check_seconds("timeout", timeout, zero=True, endless=True)
         if self._would_wait_for_itself(scope):
@@ -107,51 +126,29 @@ class AppPool(Pool[Any]):
         return min(self._acquire_timeout if timeout is None else timeout, remaining)
 
     def _would_wait_for_itself(self, scope: Scope) -> bool:
-        """Whether everything there is to wait for is given back at the end of blocks of this very request."""
+        """Return whether all that there is to wait for is given back at the end of blocks of this very request."""
         state = self._state
         is_full = not state.idle and not state.opening and state.size >= state.max_connections
-        return is_full and sum(use.pool is self and not use.is_by_hand for use in scope.uses()) == state.in_use
-
-    # Signals
-
-    def _was_opened(self, connection: Any) -> None:
-        self._send(signals.connection_opened, connection=connection)
-
-    def _was_closed(self, connection: Any, reason: str) -> None:
-        self._send(signals.connection_closed, connection=connection, reason=reason)
-
-    def _was_exhausted(self, error: PoolExhaustedError) -> None:
-        self._send(signals.pool_exhausted, error=error)
-
-    def _send(self, signal: NamedSignal, **what: Any) -> None:
-        app = self._app()
-        if app is not None and signal.has_receivers_for(app):
-            gevent.spawn(self._send_in_context, signal, app, what)
-
-    def _send_in_context(self, signal: NamedSignal, app: Flask, what: Mapping[str, Any]) -> None:
-        with self._context():
-            signal.send(app, pool=self, **what)
+        return is_full and sum(use.pool is self and not use.is_manual for use in scope.leases()) == state.in_use
 
 
-class QuietPool(AppPool):
-    """A pool that is not the app's own, so that nobody who listens to those is told of it."""
-
-    def _send(self, signal: NamedSignal, **what: Any) -> None:
-        pass
+def context_of(app: weakref.ref[Flask]) -> AbstractContextManager[object]:
+    """Return what makes an app's context current, unless it is so already."""
+    there = app()
+    current = _cv_app.get(None)
+    if there is None or (current is not None and current.app is there):
+        return _NOTHING
+    return _pushed(there)
 
 
 @contextmanager
-def _context_of(app: weakref.ref[Flask]) -> Iterator[None]:
-    """Makes an app context current without pushing it.
+def _pushed(app: Flask) -> Iterator[None]:
+    """Make an app context current without pushing it.
 
     Popping it again would run the app's teardown functions. They are for requests and commands, and one that uses the
     pool would have another connection opened, in a context of its own, and so on.
     """
-    there = app()
-    if there is None:
-        yield
-        return
-    token = _cv_app.set(there.app_context())
+    token = _cv_app.set(app.app_context())
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from gevent.monkey import get_original
 
 from flask_gsocketpool import drain
 from flask_gsocketpool.config import DEFAULT, PREFIX, AppConfig
-from flask_gsocketpool.pool import AppPool, QuietPool
+from flask_gsocketpool.pool import AppPool, QuietEvents
 from flask_gsocketpool.scope import Scopes
 from gsocketpool import Pool, PoolClosedError, PoolError, PoolNotReadyError
 
@@ -182,12 +182,12 @@ class Pools(Mapping[str, Pool[Any]]):
         options = self._options[name]
         return options.last if isinstance(options, Remembering) else options
 
-    def made(self) -> dict[str, Pool[Any]]:
+    def started(self) -> dict[str, Pool[Any]]:
         """Those that this thread has used so far, by name, or what has taken their place."""
         made = {**self._of_this_thread(), **self._overrides}
         return {name: made[name] for name in self if isinstance(made.get(name), Pool)}
 
-    def apart(self, name: str, **settings: Any) -> Pool[Any]:
+    def private_copy(self, name: str, **settings: Any) -> Pool[Any]:
         """Makes a pool like the one called `name` that is the caller's own, to close and to have to itself.
 
         It opens nothing before it is asked for a connection, and sends no signals.
@@ -197,9 +197,9 @@ class Pools(Mapping[str, Pool[Any]]):
         self._require(name)
         config = self._config.pools[name]
         changed = {**config.settings, "initial_connections": 0, "min_connections": 0, **settings}
-        return QuietPool(self._app, self.scopes, config.factory, self._options[name], **changed)
+        return AppPool(self._app, self.scopes, config.factory, self._options[name], QuietEvents, **changed)
 
-    def afresh(self) -> Pools:
+    def clone(self) -> Pools:
         """The same pools, none of them made yet."""
         return Pools(self._app, self._config, self.scopes)
 

@@ -14,20 +14,14 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import flask.globals
-import gevent
 from flask import Flask, Response, has_request_context, request
 from flask.globals import _cv_app
 
-from gsocketpool import _where
-from gsocketpool._block import Block
-from gsocketpool._entry import IN_USE, Entry
+from gsocketpool import Lease, _callsite
 from gsocketpool.settings import check_seconds
-
-if TYPE_CHECKING:
-    from flask_gsocketpool.pool import AppPool
 
 logger = logging.getLogger("gsocketpool")
 
@@ -45,30 +39,31 @@ class UnreleasedConnectionWarning(RuntimeWarning):
     """A request has acquired a connection and not given it back, so it was closed at the request's end."""
 
 
-class Use:
+class NotedLease:
     """One use of a connection, by a request."""
 
-    __slots__ = ("_uses", "entry", "is_by_hand", "pool", "where")
+    __slots__ = ("connection", "is_manual", "lease", "pool", "where")
 
-    def __init__(self, pool: AppPool, entry: Entry) -> None:
-        self.pool = pool
-        self.entry = entry
-        self._uses = entry.uses
+    def __init__(self, lease: Lease[Any]) -> None:
+        self.lease = lease
+        self.pool: Any = lease.pool
+        self.connection = lease.connection
         #: The line that acquired it.
-        self.where = _where.callers(1)
+        self.where = _callsite.callers(1)
         #: Whether more than the end of a block, or of the request, may give it back.
-        self.is_by_hand = False
+        self.is_manual = False
 
     @property
     def is_over(self) -> bool:
-        return self.entry.status is not IN_USE or self.entry.uses != self._uses
+        return not self.lease.is_active
 
-    def discard(self) -> gevent.Greenlet | None:
-        return self.pool._discard(self.entry, "not released")
+    def discard(self) -> None:
+        if self.lease.is_active:
+            self.lease.discard("not_released")
 
     def __str__(self) -> str:
         file, line, function = self.where[0] if self.where else ("nowhere", 0, "nobody")
-        return f"{self.entry.connection!r} of pool {self.pool.name!r}, acquired at {file}:{line} in {function}"
+        return f"{self.connection!r} of pool {self.pool.name!r}, acquired at {file}:{line} in {function}"
 
 
 class Scope:
@@ -83,7 +78,7 @@ class Scope:
         #: The request's own connection of each pool, and the block that gives it back.
         self._own: dict[str, tuple[Any, Any]] = {}
         #: Every use that may not be over, those of the own connections included, in the order of acquiring.
-        self._uses: list[Use] = []
+        self._noted: list[NotedLease] = []
         self._prune_at = 16
         self.is_over = False
 
@@ -91,55 +86,46 @@ class Scope:
         """The own connection of the pool of that name, behind its block. None if there is none, or none any more."""
         own = self._own.get(name)
         # It may have been discarded by hand. What has been put in the place of a pool may have blocks of any kind.
-        if own is None or (isinstance(own[0], Block) and not own[0]._is_held()):
+        if own is None or (isinstance(own[0], Lease) and not own[0].is_active):
             return None
         return own
 
-    def keep(self, name: str, pool: Any, block: Any, connection: Any) -> None:
-        """Has a connection for its own from now on, until the end."""
+    def adopt(self, name: str, pool: Any, block: Any, connection: Any) -> None:
+        """Make a connection the request's own, until the end."""
         self._own[name] = block, connection
-        if isinstance(block, Block) and not any(use.entry is block._entry for use in self.uses()):
+        if isinstance(block, Lease) and not any(use.lease is block for use in self.leases()):
             # Only what is acquired in a request is noted by the app's pools themselves.
-            self.note(Use(pool, block._entry))
+            self.note(NotedLease(block))
 
-    def note(self, use: Use) -> None:
-        if len(self._uses) >= self._prune_at:
+    def note(self, use: NotedLease) -> None:
+        if len(self._noted) >= self._prune_at:
             # A request may be a long one, and use many connections one after the other.
-            self._uses = self.uses()
-            self._prune_at = max(16, 2 * len(self._uses))
-        self._uses.append(use)
+            self._noted = self.leases()
+            self._prune_at = max(16, 2 * len(self._noted))
+        self._noted.append(use)
 
-    def note_by_hand(self) -> None:
-        """It was no block that has made the last use begin."""
-        self._uses[-1].is_by_hand = True
+    def mark_manual(self) -> None:
+        """Note that code other than a block acquired the last connection."""
+        self._noted[-1].is_manual = True
 
-    def uses(self) -> list[Use]:
-        """What has been acquired, and not given back."""
-        return [use for use in self._uses if not use.is_over]
+    def leases(self) -> list[NotedLease]:
+        """Return the leases that are not over."""
+        return [use for use in self._noted if not use.is_over]
 
-    def end(self, error: BaseException | None) -> list[Use]:
-        """Gives back the request's own connections, and discards what else it has not given back, which is returned.
-
-        All of it is done before anything is waited for, so that nothing thrown at this greenlet can prevent it.
-        """
+    def end(self, error: BaseException | None) -> list[NotedLease]:
+        """Give back the request's own connections, and discard what else it has not given back, which is returned."""
         self.is_over = True
         own, self._own = self._own, {}
         raised: list[BaseException] = []
-        closings = []
         for block, _ in own.values():
             try:
-                if isinstance(block, Block):
-                    closings.append(block._hand_in(error))
-                else:
-                    block.__exit__(None if error is None else type(error), error, None)
+                block.__exit__(None if error is None else type(error), error, None)
             except BaseException as failure:
                 raised.append(failure)
-        left = self.uses()
-        self._uses.clear()
-        closings += [use.discard() for use in left]
-        under_way = [closing for closing in closings if closing is not None]
-        if under_way:
-            gevent.joinall(under_way)
+        left = self.leases()
+        self._noted.clear()
+        for use in left:
+            use.discard()
         if raised:
             raise raised[0]
         return left
@@ -147,15 +133,15 @@ class Scope:
     def __del__(self) -> None:
         # Its context is gone, and nobody has ended it: another teardown function has failed before, or the response
         # was never sent. This may run anywhere, so it is left to the event loop, by a call that takes no lock.
-        if not self._uses:
+        if not self._noted:
             return
-        uses = self.uses()
-        if uses and uses[0].pool._hub is not None and uses[0].pool._hub.loop is not None:
-            uses[0].pool._hub.loop.run_callback_threadsafe(_discard, uses)
+        noted = self.leases()
+        if noted and noted[0].pool._hub is not None and noted[0].pool._hub.loop is not None:
+            noted[0].pool._hub.loop.run_callback_threadsafe(_discard, noted)
 
 
-def _discard(uses: list[Use]) -> None:
-    for use in uses:
+def _discard(noted: list[NotedLease]) -> None:
+    for use in noted:
         if not use.is_over:
             use.discard()
 
@@ -172,14 +158,14 @@ class Scopes:
         self._request_timeout = request_timeout
         self.has_timeout = request_timeout is not None
         #: The places where something was acquired and not given back. Each is reported once.
-        self._reported: set[tuple[_where.Place, ...]] = set()
+        self._reported: set[tuple[_callsite.Place, ...]] = set()
 
     def current(self) -> Scope:
         """The scope of the current context."""
         return _scope_of(_context())
 
     def of_request(self) -> Scope | None:
-        """That of the current request. None where the app has no request to answer."""
+        """Return the scope of the current request; None where the app has no request to answer."""
         context = _request_context()
         return None if context is None or context.app is not self._app() else _scope_of(context)
 
@@ -192,7 +178,7 @@ class Scopes:
             # Meanwhile the scope may have ended, or have got one by another greenlet that shares its context.
             own = self.current().own(name)
             if own is None:
-                self.current().keep(name, pool, block, connection)
+                self.current().adopt(name, pool, block, connection)
                 return connection
             block.__exit__(None, None, None)
         return own[1]
@@ -204,7 +190,7 @@ class Scopes:
         self.current()
 
     def hold_for_body(self, response: Response) -> Response:
-        """Lets the scope end with the body of the response, if that is still to be made."""
+        """Let the scope end with the body of the response, if that is still to be made."""
         if response.is_streamed and not response.direct_passthrough:
             scope = self.current()
             scope.is_streaming = True
@@ -215,11 +201,11 @@ class Scopes:
         return response
 
     def end_request(self, error: BaseException | None) -> None:
-        """Ends the scope of the current request, unless the body of its response is still to come."""
+        """End the scope of the current request, unless the body of its response is still to come."""
         self._end_unless_streaming(_context(), error)
 
     def end_app_context(self, error: BaseException | None) -> None:
-        """Ends the scope of the current app context, which has one if it was used without a request."""
+        """End the scope of the current app context, which has one if it was used without a request."""
         self._end_unless_streaming(_cv_app.get(), error)
 
     def _end_unless_streaming(self, context: Any, error: BaseException | None) -> None:
@@ -235,7 +221,7 @@ class Scopes:
         for use in scope.end(error):
             self._report(use)
 
-    def _report(self, use: Use) -> None:
+    def _report(self, use: NotedLease) -> None:
         where = tuple(use.where)
         if where in self._reported:
             return
@@ -288,7 +274,7 @@ class Body:
         return part
 
     def close(self) -> None:
-        """What the server calls in any case, also if the client has gone before the body has ended."""
+        """End the scope. The server calls this in any case, also if the client has gone before the body has ended."""
         if not self._has_begun:
             # No exchange was begun here, either. Some versions of Flask end the request when they close their part.
             self._end(None)

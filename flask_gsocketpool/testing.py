@@ -20,7 +20,7 @@ def fresh_pools(app: Flask) -> Iterator[None]:
     :raises RuntimeError: if the app has no pools to begin with.
     """
     usual = pools_of(app)
-    fresh = app.extensions[EXTENSION] = usual.afresh()
+    fresh = app.extensions[EXTENSION] = usual.clone()
     try:
         yield
     finally:

@@ -1,6 +1,8 @@
 """A connection pool for gevent."""
 
+from gsocketpool._lease import Lease
 from gsocketpool.connection import Connection, StreamConnection, TcpConnection, TlsConnection, UnixConnection
+from gsocketpool.events import PoolEvents
 from gsocketpool.exceptions import (
     ConnectionClosedError,
     ConnectionNotFoundError,
@@ -20,10 +22,12 @@ __all__ = [
     "ConnectionClosedError",
     "ConnectionNotFoundError",
     "InvalidArgumentError",
+    "Lease",
     "LimitExceededError",
     "Pool",
     "PoolClosedError",
     "PoolError",
+    "PoolEvents",
     "PoolExhaustedError",
     "PoolNotReadyError",
     "PoolStats",

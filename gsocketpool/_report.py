@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 import math
+import time
+from collections import Counter
 from types import MappingProxyType
 from typing import Any
 
 from gsocketpool._state import State
 from gsocketpool.exceptions import PoolExhaustedError
 from gsocketpool.stats import PoolStats
+
+#: Seconds for which a count of who holds how many connections is good enough for the text of an error, and up to how
+#: many connections in use they are counted each time.
+COUNT_LIFETIME, FEW = 0.05, 100
+
+
+class HeldCounts:
+    """How many connections of a pool each greenlet holds.
+
+    Counting looks at every connection in use. Where they are many, callers that are refused one after the other share
+    one count.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._counts: Counter[Any] = Counter()
+        self._counted_at = -math.inf
+
+    def of(self, holder: Any) -> int:
+        """Return how many connections a greenlet, given by a weak reference, holds or held a moment ago."""
+        if self._state.in_use <= FEW:
+            return sum(entry.holder is holder for entry in self._state.entries_in_use())
+        now = time.monotonic()
+        if now - self._counted_at > COUNT_LIFETIME:
+            # By identity: references to dead greenlets can't be told apart by equality.
+            self._counts = Counter(id(entry.holder) for entry in self._state.entries_in_use())
+            self._counted_at = now
+        return self._counts[id(holder)]
 
 
 def census(state: State) -> str:
@@ -18,13 +48,14 @@ def census(state: State) -> str:
     )
 
 
-def snapshot(name: str, state: State) -> PoolStats:
+def snapshot(name: str, state: State, closing: int) -> PoolStats:
     return PoolStats(
         name=name,
         max_connections=state.max_connections,
         idle=len(state.idle),
         in_use=state.in_use,
         opening=len(state.opening),
+        closing=closing,
         waiting=len(state.waiters),
         acquired_at_once=state.acquired_at_once,
         acquired_after_wait=state.acquired_after_wait,
@@ -48,17 +79,16 @@ def exhausted(
     is_refused: bool,
     timeout: float,
     waited: float,
-    caller: Any,
+    held: int,
     last_open_error: str | None,
 ) -> PoolExhaustedError:
-    """The error for `caller`, who gives up or is turned away."""
+    """Return the error for a caller that gives up or is refused, and holds `held` connections itself."""
     if is_refused:
         what = f"max_waiting ({state.max_waiting}) callers wait for pool {name!r} already"
     elif timeout:
         what = f"no connection from pool {name!r} within {timeout:g} s (waited {waited:.3f} s)"
     else:
         what = f"no idle connection in pool {name!r}"
-    held = sum(entry.holder is caller for entry in state.entries_in_use())
     itself = f"; this greenlet holds {held} of them already" if held else ""
     return PoolExhaustedError(
         f"{what}: {census(state)}{itself}{open_error_note(last_open_error)}",

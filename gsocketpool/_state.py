@@ -1,64 +1,96 @@
-"""Who is idle, in use, opening and waiting: the bookkeeping of a pool, and nothing else.
+"""The bookkeeping of a pool: which connections are idle, in use and opening, who waits, and every count.
 
-Nothing here switches, reads a clock, does I/O, locks, logs or calls anybody's code, so every method is one step that no
-other greenlet can see half done. A method says what is to be done (wake this one, close these, open so many), and
-whoever called it does that afterwards. `now` is always the caller's clock, in seconds.
+These are the rules:
+
+- The state is pure. Nothing here switches, reads a clock, does I/O, locks, logs or runs user code. `now` is always the
+  caller's clock, in seconds.
+- Nothing else writes the state, its entries or its waiters. Each public method is one step that no other greenlet can
+  see half done. It returns what to do next (wake this waiter, close these connections), and the caller does it.
+- The garbage collector may run at any allocation, and what it collects may give a connection back in the middle of a
+  step. So a step that changes the state sets :attr:`State.changing`, and a give-back that finds it set is put off.
+- Near the recursion limit any call may fail. So a step that takes an entry out makes its calls before its first write.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
-from collections import Counter, deque
-from collections.abc import Hashable, Iterator
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
 from itertools import takewhile
-from typing import Any
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from gsocketpool._entry import DRAINED, GONE, IDLE, IN_USE, Entry, Ticket
+from gsocketpool._records import CONNECTED_ONLY, DRAINED, IDLE, IN_USE, REMOVED, Entry, Waiter
+from gsocketpool.settings import Settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Why an entry is removed. The reason in detail, such as "lifetime", is counted below these.
+#: It must not be used again.
+DISCARDED: Final = "discarded"
+#: It could have been used again, but is too old, idle for too long, or surplus.
+RETIRED: Final = "retired"
+#: The caller keeps it.
+DETACHED: Final = "detached"
+
+#: How many of the connections that a release has closed are remembered, so that dropping them does no harm.
+REMEMBERED = 64
+
+
+def _changes(
+    step: Callable[Concatenate[State, P], R],
+) -> Callable[Concatenate[State, P], R]:
+    """Mark a method as one that changes the state."""
+
+    @functools.wraps(step)
+    def change(self: State, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.changing = True
+        try:
+            return step(self, *args, **kwargs)
+        finally:
+            self.changing = False
+
+    return change  # type: ignore[return-value]
 
 
 class State:
     """The state of one pool.
 
-    What always holds: ``size + len(opening) <= max_connections`` (once enough connections have come back, where the
-    limit was lowered), and nobody waits while a connection is idle.
+    Always true: ``size + len(opening) <= max_connections`` (after the limit was lowered, once enough connections have
+    come back), and no caller waits while a connection is idle.
     """
 
-    def __init__(
-        self,
-        *,
-        max_connections: int,
-        min_connections: int = 0,
-        max_opening: int | None = None,
-        max_waiting: int | None = None,
-        idle_timeout: float | None = None,
-    ) -> None:
-        self.max_connections = max_connections
-        self.min_connections = min_connections
-        self.max_opening = math.inf if max_opening is None else max_opening
-        self.max_waiting = math.inf if max_waiting is None else max_waiting
-        self.idle_timeout = idle_timeout
+    def __init__(self, settings: Settings) -> None:
+        self.max_connections = settings.max_connections
+        self.min_connections = settings.min_connections
+        self.max_opening = math.inf if settings.max_opening is None else settings.max_opening
+        self.max_waiting = math.inf if settings.max_waiting is None else settings.max_waiting
+        self.idle_timeout = settings.idle_timeout
 
+        #: Whether a step is under way that changes this.
+        self.changing = False
         #: The idle entries; the last one was used last.
         self.idle: list[Entry] = []
-        #: The idle and in-use entries by the id() of their connection, for a user's ``__eq__`` and ``__hash__`` may do
-        #: anything.
+        #: The idle and in-use entries by the id() of their connection: its class may define any ``__eq__`` it likes.
         self.entries: dict[int, Entry] = {}
         #: How many are idle or in use.
         self.size = 0
-        #: The entries being opened, by who opens them.
+        #: The entries being opened, by the greenlet that opens them.
         self.opening: dict[Hashable, Entry] = {}
         #: The queue, in the order of coming.
-        self.waiters: deque[Ticket] = deque()
+        self.waiters: deque[Waiter] = deque()
         self.closed = False
-        #: Set where the limit was lowered, until enough connections have come back.
+        #: Set when the limit was lowered, until enough connections have come back.
         self.has_surplus = False
-        #: Set while opening has just failed with nobody waiting: `min_connections` is not insisted on meanwhile.
-        self.filling_paused = False
+        #: Until then, `min_connections` is not insisted on: opening has failed.
+        self.filling_paused_until = -math.inf
+        #: Connections that a release has closed, since the last sweep.
+        self.closed_on_release: deque[Any] = deque(maxlen=REMEMBERED)
 
-        self._begin_to_count()
+        self._reset_counts()
 
-    def _begin_to_count(self) -> None:
+    def _reset_counts(self) -> None:
         self.acquired_at_once = 0
         self.acquired_after_wait = 0
         self.timed_out = 0
@@ -66,249 +98,395 @@ class State:
         self.opened = 0
         self.open_errors = 0
         self.detached = 0
-        self.discarded: Counter[str] = Counter()
-        self.retired: Counter[str] = Counter()
+        self.discarded: dict[str, int] = {}
+        self.retired: dict[str, int] = {}
         self.wait_time = 0.0
         self.use_time = 0.0
         self.open_time = 0.0
+
+    # Looking
 
     @property
     def in_use(self) -> int:
         return self.size - len(self.idle)
 
-    def all_entries(self) -> Iterator[Entry]:
-        """Every idle and in-use entry."""
-        for first in self.entries.values():
+    def all_entries(self) -> list[Entry]:
+        """Return every idle and in-use entry."""
+        found = []
+        for first in list(self.entries.values()):
             entry: Entry | None = first
             while entry is not None:
-                yield entry
-                entry = entry.twin
+                found.append(entry)
+                entry = entry.duplicate
+        return found
 
     def entries_in_use(self) -> list[Entry]:
         return [entry for entry in self.all_entries() if entry.status is IN_USE]
 
     def find(self, connection: object, status: str, holder: Hashable = None) -> Entry | None:
-        """The entry of `connection`, by identity, if there is one with that status. Of twins, the holder's own."""
+        """Return the entry of `connection`, by identity, if it has that status. Of duplicates, the holder's own."""
         found = None
         entry = self.entries.get(id(connection))
         while entry is not None:
             if entry.status is status and (found is None or entry.holder is holder):
                 found = entry
-            entry = entry.twin
+            entry = entry.duplicate
         return found
 
-    # Taking out and giving back
+    def reason_to_retire(self, entry: Entry, now: float) -> str | None:
+        """Return why an entry in use must not be used again; None if it may be."""
+        if entry.expires_at == DRAINED:
+            return "closed" if self.closed else "drain"
+        # A connection serves at least one use; otherwise a waiter would trigger one open after another.
+        if now >= entry.expires_at and not entry.is_new:
+            return "lifetime"
+        if self.has_surplus and self.size + len(self.opening) > self.max_connections:
+            return "surplus"
+        return None
 
-    def take(self, now: float, holder: Hashable) -> Entry | None:
-        """The idle entry used last, in use from now on; None when none is idle."""
+    # Handing out and giving back
+
+    def pop_idle(self, now: float, holder: Hashable) -> Entry | None:
+        """Return the idle entry that was used last, in use from now on; None if none is idle."""
+        # A give-back in the middle of this does no harm, so it is not marked as a change.
         if not self.idle:
             return None
         entry = self.idle.pop()
         entry.status = IN_USE
         entry.holder = holder
-        entry.since = now
-        entry.uses += 1
+        entry.in_use_since = now
+        entry.generation += 1
         return entry
 
-    def put_back(self, entry: Entry, now: float) -> Ticket | str | None:
-        """Ends a use of an entry, which lies idle then.
+    def give_back(self, entry: Entry, now: float) -> Waiter | str | None:
+        """End a lease; the entry becomes idle.
 
-        Where somebody waits, it goes to the longest waiter, whose ticket is returned and to be woken. If it must not be
-        used again, the reason is returned, and the use goes on until it is removed.
+        If callers wait, it goes to the longest waiter, which is returned and has to be woken. If it must not be used
+        again, the reason is returned, and the lease goes on until the entry is removed.
         """
-        if now >= entry.expires_at or self.has_surplus:
-            reason = self.reason_to_retire(entry, now)
-            if reason is not None:
-                return reason
-        self.use_time += now - entry.since
-        if self.waiters:
-            ticket = self.waiters.popleft()
-            ticket.entry = entry
-            entry.holder = ticket.holder
-            entry.since = now
+        self.changing = True
+        try:
+            if now >= entry.expires_at or self.has_surplus:
+                reason = self.reason_to_retire(entry, now)
+                if reason is not None:
+                    return reason
+                self.has_surplus = self.size + len(self.opening) > self.max_connections
+            # The calls come first, for near the recursion limit any of them may fail.
+            if self.waiters:
+                waiter = self.waiters.popleft()
+                self.use_time += now - entry.in_use_since
+                waiter.entry = entry
+                entry.holder = waiter.holder
+                entry.in_use_since = now
+                entry.retire_at = entry.expires_at
+                entry.generation += 1
+                waiter.generation = entry.generation
+                return waiter
+            self.idle.append(entry)
+            self.use_time += now - entry.in_use_since
+            entry.status = IDLE
+            entry.is_new = False
+            entry.holder = None
             entry.retire_at = entry.expires_at
-            entry.uses += 1
-            ticket.use = entry.uses
-            return ticket
-        entry.status = IDLE
-        entry.is_new = False
-        entry.holder = None
-        if self.idle_timeout is None:
-            entry.retire_at = entry.expires_at
-        else:
-            entry.retire_at = min(now + self.idle_timeout, entry.expires_at)
-        self.idle.append(entry)
-        return None
+            if self.idle_timeout is not None and now + self.idle_timeout < entry.expires_at:
+                entry.retire_at = now + self.idle_timeout
+            return None
+        finally:
+            self.changing = False
 
-    def reason_to_retire(self, entry: Entry, now: float) -> str | None:
-        """Why an entry in use must not be used again; None if it may be."""
-        if entry.expires_at == DRAINED:
-            return "closed" if self.closed else "drain"
-        # However short its lifetime, one use it is good for: or whoever waits would have one opened after another.
-        if now >= entry.expires_at and not entry.is_new:
-            return "lifetime"
-        if self.has_surplus:
-            self.has_surplus = self.size + len(self.opening) > self.max_connections
-            if self.has_surplus:
-                return "surplus"
-        return None
-
-    def remove(self, entry: Entry, now: float) -> None:
-        """Takes an idle or in-use entry out for good: its place is free."""
-        if entry.status is IDLE:
+    @_changes
+    def remove(self, entry: Entry, now: float, cause: str, reason: str = "") -> bool:
+        """Take an idle or in-use entry out for good; its place is free. Return False if that has been done already."""
+        if entry.status is REMOVED:
+            return False
+        key = id(entry.connection)
+        counts = self.discarded if cause is DISCARDED else self.retired
+        count = counts.get(reason, 0) + 1
+        was_idle = entry.status is IDLE
+        self._unregister(entry, key)
+        if was_idle:
             self.idle.remove(entry)
         else:
-            self.use_time += now - entry.since
-        self._unregister(entry)
+            self.use_time += now - entry.in_use_since
+        if cause is DETACHED:
+            self.detached += 1
+        else:
+            counts[reason] = count
+        return True
 
-    def _unregister(self, entry: Entry) -> None:
-        entry.status = GONE
-        self.size -= 1
-        key = id(entry.connection)
+    def _unregister(self, entry: Entry, key: int) -> None:
         first = self.entries[key]
         if first is not entry:
-            while first.twin is not entry and first.twin is not None:
-                first = first.twin
-            first.twin = entry.twin
-        elif entry.twin is not None:
-            self.entries[key] = entry.twin
+            while first.duplicate is not entry and first.duplicate is not None:
+                first = first.duplicate
+            first.duplicate = entry.duplicate
+        elif entry.duplicate is not None:
+            self.entries[key] = entry.duplicate
         else:
             del self.entries[key]
+        entry.status = REMOVED
+        self.size -= 1
+
+    @_changes
+    def remember_closed(self, connection: object) -> None:
+        """Remember a connection that a release has closed until the next sweep."""
+        self.closed_on_release.append(connection)
+
+    @_changes
+    def forget_closed(self, connection: object) -> bool:
+        """Return whether a release has closed this connection, and forget it."""
+        for place, closed in enumerate(self.closed_on_release):
+            if closed is connection:
+                del self.closed_on_release[place]
+                return True
+        return False
+
+    @_changes
+    def forget_all_closed(self) -> None:
+        self.closed_on_release.clear()
+
+    @_changes
+    def transfer(self, entry: Entry, holder: Hashable) -> None:
+        """Make `holder` the holder of an entry in use."""
+        entry.holder = holder
+
+    @_changes
+    def note_callsite(self, entry: Entry, callsite: list[tuple[str, int, str]]) -> None:
+        """Note where the present lease of an entry began."""
+        entry.callsite = callsite
+        entry.callsite_generation = entry.generation
+
+    @_changes
+    def note_reported(self, entry: Entry) -> None:
+        """Note that the present lease of an entry was reported as a leak."""
+        entry.reported_generation = entry.generation
 
     # Waiting
 
-    def must_refuse(self) -> bool:
-        """Whether the queue is full. Callers for whom a connection can be opened don't count."""
-        room = self.max_connections - self.size
-        return len(self.waiters) >= self.max_waiting + (room if room > 0 else 0)
+    def enqueue(self, waiter: Waiter, now: float, again: bool = False) -> bool:
+        """Queue a caller, behind all others, or with `again` behind those that came earlier.
 
-    def enqueue(self, ticket: Ticket) -> None:
-        """Queues the ticket of a newcomer, behind all others."""
-        self.waiters.append(ticket)
+        A connection that has become idle in the very last moment goes to the caller at once. Return False, and count a
+        refusal, if the queue is full: callers for whom a connection can be opened don't count.
+        """
+        self.changing = True
+        try:
+            if not again and len(self.waiters) >= self.max_waiting:
+                room = self.max_connections - self.size
+                if len(self.waiters) >= self.max_waiting + (room if room > 0 else 0):
+                    self.refused += 1
+                    return False
+            if self.idle:
+                waiter.entry = self.pop_idle(now, waiter.holder)
+                waiter.generation = waiter.entry.generation if waiter.entry is not None else 0
+            elif again:
+                ahead = takewhile(lambda other: other.came_at < waiter.came_at, self.waiters)
+                self.waiters.insert(len(list(ahead)), waiter)
+            else:
+                self.waiters.append(waiter)
+            return True
+        finally:
+            self.changing = False
 
-    def enqueue_again(self, ticket: Ticket) -> None:
-        """Queues the ticket of somebody who was given a bad one: behind those only who came earlier."""
-        ahead = takewhile(lambda other: other.came_at < ticket.came_at, self.waiters)
-        self.waiters.insert(len(list(ahead)), ticket)
+    def withdraw(self, waiter: Waiter) -> Entry | None:
+        """Take a waiter out of the queue. Return the entry that it was given and has not lost, if there is one."""
+        # Written out as in enqueue(): near the recursion limit, a waiter that could be queued can be withdrawn, too.
+        self.changing = True
+        try:
+            if waiter.entry is None and waiter.error is None and waiter in self.waiters:
+                self.waiters.remove(waiter)
+            return waiter.entry if waiter.is_served else None
+        finally:
+            self.changing = False
 
-    def withdraw(self, ticket: Ticket) -> Entry | None:
-        """Takes a ticket out of the queue. Returns the entry, if it has been given one."""
-        if ticket.entry is None and ticket.error is None:
-            # Its time may have been over.
-            with contextlib.suppress(ValueError):
-                self.waiters.remove(ticket)
-        return ticket.entry
+    @_changes
+    def pop_timed_out(self, now: float) -> list[Waiter]:
+        """Take the waiters whose time is over out of the queue, and return them. They get nothing."""
+        late = [waiter for waiter in self.waiters if waiter.deadline <= now]
+        if late:
+            self.waiters = deque(waiter for waiter in self.waiters if waiter.deadline > now)
+        return late
 
-    def take_overdue_waiters_out(self, now: float) -> list[Ticket]:
-        """Takes those whose time is over out of the queue. They are to be woken, and have got nothing."""
-        overdue = [ticket for ticket in self.waiters if ticket.deadline <= now]
-        if overdue:
-            self.waiters = deque(ticket for ticket in self.waiters if ticket.deadline > now)
-        return overdue
+    @_changes
+    def fail_waiters(self, error: Callable[[], BaseException]) -> list[Waiter]:
+        """Empty the queue. Return its waiters; each gets an error of its own."""
+        waiters = list(self.waiters)
+        self.waiters.clear()
+        for waiter in waiters:
+            waiter.error = error()
+        return waiters
+
+    @_changes
+    def forget_waiters(self) -> None:
+        """Empty the queue of waiters that no process here will ever run."""
+        self.waiters.clear()
 
     def next_deadline(self) -> float:
-        """When the first of those who wait has waited for too long."""
-        return min((ticket.deadline for ticket in self.waiters), default=math.inf)
+        """Return when the time of the first of the waiters is over."""
+        return min((waiter.deadline for waiter in list(self.waiters)), default=math.inf)
+
+    def served(self, entry: Entry, waited: float) -> None:
+        """Count an acquire that had to wait."""
+        self.changing = True
+        entry.is_new = False
+        self.acquired_after_wait += 1
+        self.wait_time += waited
+        self.changing = False
+
+    @_changes
+    def gave_up(self, waited: float, *, timed_out: bool = False) -> None:
+        """Count an acquire that ended without a connection."""
+        self.wait_time += waited
+        self.timed_out += timed_out
 
     # Opening
 
-    def openings_due(self, *, more: int = 0) -> int:
-        """How many openings are to be started: for the waiters, `more` callers and `min_connections`."""
-        opening = len(self.opening)
-        room = self.max_connections - self.size - opening
-        if room <= 0 or self.closed:
-            return 0
-        wanted: float = len(self.waiters) + more
-        if not self.filling_paused:
-            wanted = max(wanted, self.min_connections - self.size)
-        return int(max(0, min(wanted - opening, self.max_opening - opening, room)))
-
-    def begin_opening(self, opener: Hashable) -> Entry:
-        """A new entry that `opener` opens a connection for."""
-        entry = self.opening[opener] = Entry(opener)
+    @_changes
+    def begin_opening(self, opener: Hashable, now: float, more: int = 0) -> Entry | None:
+        """Return a new entry that `opener` opens a connection for; None if no opening is due."""
+        if not self.is_opening_due(now, more):
+            return None
+        entry = self.opening[opener] = Entry()
         return entry
 
-    def land(self, entry: Entry, connection: object, now: float, expires_at: float) -> None:
-        """The opening succeeded. The entry is in use by its opener, who gives it back like anybody else."""
-        del self.opening[entry.holder]
+    def is_opening_due(self, now: float, more: int = 0) -> bool:
+        """Return whether the waiters, `more` callers or `min_connections` want another opening, and there is room."""
+        opening = len(self.opening)
+        if self.closed or opening >= self.max_opening or self.size + opening >= self.max_connections:
+            return False
+        if len(self.waiters) + more > opening:
+            return True
+        return self.size + opening < self.min_connections and now >= self.filling_paused_until
+
+    @_changes
+    def note_connection(self, entry: Entry, connection: object) -> None:
+        """Note the connection of an entry that is being opened, so that an interruption can't lose it."""
         entry.connection = connection
+
+    @_changes
+    def opening_succeeded(
+        self,
+        opener: Hashable,
+        entry: Entry,
+        now: float,
+        took: float,
+        expires_at: float = math.inf,
+        check_mode: str = CONNECTED_ONLY,
+        ask: Callable[[], object] | None = None,
+    ) -> None:
+        """Count a new connection. Its entry is in use without a holder; give it back to hand it out."""
+        self.open_time += took
+        key = id(entry.connection)
+        del self.opening[opener]
         entry.status = IN_USE
-        entry.since = now
+        entry.in_use_since = now
+        entry.check_mode = check_mode
+        entry.ask = ask
         # It may have been drained meanwhile.
         entry.expires_at = min(expires_at, entry.expires_at)
-        entry.twin = self.entries.get(id(connection))
-        self.entries[id(connection)] = entry
+        entry.duplicate = self.entries.get(key)
+        self.entries[key] = entry
         self.size += 1
         self.opened += 1
-        self.filling_paused = False
+        self.filling_paused_until = -math.inf
 
-    def fail_opening(self, entry: Entry, error: BaseException) -> Ticket | None:
-        """The opening failed. Returns the longest waiter, who got the error, unless other openings suffice for all."""
-        del self.opening[entry.holder]
-        entry.status = GONE
+    @_changes
+    def opening_failed(self, opener: Hashable, entry: Entry, took: float, error: BaseException) -> Waiter | None:
+        """Count a failure. Return the longest waiter, which gets the error, unless other openings suffice for all."""
+        self.open_time += took
+        del self.opening[opener]
+        entry.status = REMOVED
         if not self.closed:
-            # Closing the pool kills those who open, which is no error.
+            # Closing the pool kills openings, which is no error.
             self.open_errors += 1
         if len(self.waiters) > len(self.opening):
-            ticket = self.waiters.popleft()
-            ticket.error = error
-            return ticket
+            waiter = self.waiters.popleft()
+            waiter.error = error
+            return waiter
         return None
+
+    @_changes
+    def pause_filling(self, now: float, until: float) -> bool:
+        """Insist on `min_connections` only from `until` on. Return False if that is pointless, or done already."""
+        if self.size >= self.min_connections or now < self.filling_paused_until or self.closed:
+            return False
+        self.filling_paused_until = until
+        return True
+
+    @_changes
+    def resume_filling(self) -> None:
+        """Insist on `min_connections` from now on."""
+        self.filling_paused_until = -math.inf
 
     # Many at once
 
+    @_changes
     def close(self) -> None:
-        """Lets nothing be opened or kept any more."""
+        """Let no connection be opened or kept any more."""
         self.closed = True
-        self.drain()
+        self._drain()
 
+    @_changes
     def drain(self) -> None:
-        """Lets nothing be kept that is in use or being opened now. What is idle is to be taken out."""
+        """Let no connection be kept that is in use or being opened now. The idle ones are the caller's to pop."""
+        self._drain()
+
+    def _drain(self) -> None:
         for entry in [*self.entries_in_use(), *self.opening.values()]:
             entry.expires_at = DRAINED
 
+    @_changes
     def resize(self, max_connections: int) -> list[Entry]:
-        """Sets the limit. Removes idle entries above it, those idle for longest first, and returns them."""
+        """Set the limit. Remove idle entries above it, those idle for longest first, and return them."""
         self.max_connections = max_connections
         surplus = self.size + len(self.opening) - max_connections
-        removed = self._take_out(self.idle[: max(0, surplus)])
+        removed = self._pop(self.idle[: max(0, surplus)], RETIRED, "surplus")
         self.has_surplus = surplus > len(removed)
         return removed
 
-    def take_idle_out(self) -> list[Entry]:
-        """Removes every idle entry and returns them, the one idle for longest first."""
-        return self._take_out(self.idle)
+    @_changes
+    def pop_all_idle(self, reason: str) -> list[Entry]:
+        """Remove every idle entry, and return them, the one idle for longest first."""
+        return self._pop(self.idle[:], RETIRED, reason)
 
-    def take_overdue_out(self, now: float) -> list[Entry]:
-        """Removes the idle entries whose time is up and returns them."""
-        return self._take_out([entry for entry in self.idle if now >= entry.retire_at])
+    @_changes
+    def pop_expired(self, now: float) -> list[Entry]:
+        """Remove the idle entries whose time is up, and return them."""
+        old = self._pop([entry for entry in self.idle if now >= entry.expires_at], RETIRED, "lifetime")
+        return old + self._pop([entry for entry in self.idle if now >= entry.retire_at], RETIRED, "idle")
 
-    def _take_out(self, entries: list[Entry]) -> list[Entry]:
+    @_changes
+    def pop_unchanged(self, asked: Iterable[tuple[Entry, int]], cause: str, reason: str) -> list[Entry]:
+        """Remove those entries that are idle, and were not used since they had the generation given. Return them."""
+        chosen = [entry for entry, generation in asked if entry.status is IDLE and entry.generation == generation]
+        return self._pop(chosen, cause, reason)
+
+    def _pop(self, entries: list[Entry], cause: str, reason: str) -> list[Entry]:
+        if not entries:
+            return entries
         for entry in entries:
-            self._unregister(entry)
+            self._unregister(entry, id(entry.connection))
         self.idle = [entry for entry in self.idle if entry.status is IDLE]
+        counts = self.discarded if cause is DISCARDED else self.retired
+        counts[reason] = counts.get(reason, 0) + len(entries)
         return entries
 
-    def take_waiters_out(self) -> list[Ticket]:
-        """Empties the queue and returns it: each ticket is to be given an error, and to be woken."""
-        tickets = list(self.waiters)
-        self.waiters.clear()
-        return tickets
+    @_changes
+    def reset_after_fork(self) -> list[Any]:
+        """Drop every entry, as a forked child must, and return the connections, half-open ones included.
 
-    def forget(self) -> list[Any]:
-        """Drops every entry, as a forked child must, and returns the connections, half-open ones included.
-
-        The queue stays: who waits in the child still wants a connection, one of the child's own.
+        The queue stays: the waiters in the child still want a connection, one of the child's own.
         """
         entries = [*self.all_entries(), *self.opening.values()]
         for entry in entries:
-            entry.status = GONE
-            entry.twin = None
+            entry.status = REMOVED
+            entry.duplicate = None
         self.idle.clear()
         self.entries.clear()
         self.opening.clear()
+        self.closed_on_release.clear()
         self.size = 0
         self.has_surplus = False
-        self.filling_paused = False
-        self._begin_to_count()
+        self.filling_paused_until = -math.inf
+        self._reset_counts()
         return [entry.connection for entry in entries if entry.connection is not None]

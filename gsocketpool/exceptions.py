@@ -123,7 +123,7 @@ class LimitExceededError(PoolError):
 
 
 def shown(value: object) -> str:
-    """What errors say of a value that may be anything: an integer of thousands of digits, for one, has no repr()."""
+    """Return what errors say of any value: an integer of thousands of digits, for one, has no repr()."""
     try:
         return repr(value)
     except Exception:
@@ -131,10 +131,11 @@ def shown(value: object) -> str:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add `note` to the traceback of an error that user code raised."""
+    """Add `note` to the traceback of an error that user code raised, once: it may raise the same one again."""
     # Its class may have something else under that name.
     with contextlib.suppress(Exception):
-        error.add_note(note)
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
 
 def described(error: BaseException) -> str:

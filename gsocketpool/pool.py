@@ -1,20 +1,26 @@
-"""The pool, as its users see it. How it works is in ``_driver.py``, and what it decides in ``_state.py``."""
+"""The pool, as its users see it. An acquire goes on in ``_core.py``; what it decides is in ``_state.py``."""
 
 from __future__ import annotations
 
-import logging
 import math
+import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import gevent
 from gevent import getcurrent
 
-from gsocketpool import _report, _steps, _where
-from gsocketpool._block import Block
-from gsocketpool._driver import Driver
-from gsocketpool._entry import IDLE, IN_USE, Entry
+from gsocketpool import _report
+from gsocketpool._adapter import open_what_was_made
+from gsocketpool._core import Core
+from gsocketpool._lease import Lease
+from gsocketpool._lifecycle import close_half_open
+from gsocketpool._records import IDLE, IN_USE, Entry
+from gsocketpool._state import RETIRED
+from gsocketpool._threads import current
+from gsocketpool.events import PoolEvents
 from gsocketpool.exceptions import (
     ConnectionNotFoundError,
     InvalidArgumentError,
@@ -24,27 +30,26 @@ from gsocketpool.exceptions import (
 from gsocketpool.settings import LONGEST_WAIT, Settings, check_count, check_seconds, timer_seconds
 from gsocketpool.stats import PoolStats
 
-logger = logging.getLogger("gsocketpool")
-
 #: The errors are here for code written for 0.1.6, which imports them from this module.
 __all__ = ["ConnectionNotFoundError", "Pool", "PoolExhaustedError"]
 
 C = TypeVar("C")
 
 
-class Pool(Driver, Generic[C]):
+class Pool(Core, Generic[C]):
     """Hands out connections to one backend, at most `max_connections` at a time.
 
-    A pool is for the greenlets of one thread: that which first uses it. After a fork, the child's copy of a pool starts
-    empty. A pool that nobody refers to any more closes its idle connections in the event loop's next turn.
+    A pool serves the greenlets of one thread: the one that first uses it. After a fork, the child's copy of a pool
+    starts empty. A pool that is collected closes its idle connections in the event loop's next turn.
 
     :param factory: a :class:`Connection` class, or any callable that returns a connection, open or not.
     :param options: the keyword arguments for the factory, or a callable that returns them, which is asked at every
         open: for credentials that rotate.
-    :param initial_connections: how many connections to open here and now; what opening raises is raised.
+    :param initial_connections: how many connections to open here and now; what opening raises is raised. In the event
+        loop's own greenlet, which can't wait, they are opened in the background.
     :param max_connections: the limit on connections that are idle, in use or being opened.
-    :param reap_expired_connections: whether a background greenlet sweeps the pool: retires idle connections whose time
-        is up, asks the others ``is_expired()``, and looks for leaks.
+    :param reap_expired_connections: whether a background greenlet sweeps the pool: it retires idle connections whose
+        time is up, closes those that have died, asks the others ``is_expired()``, and looks for leaks.
     :param reap_interval: seconds between two sweeps. They come more often where `max_lifetime`, `idle_timeout` or
         `leak_threshold` is shorter.
     :param name: what the pool is called in logs and errors; by default the factory's name.
@@ -60,6 +65,10 @@ class Pool(Driver, Generic[C]):
     :param idle_timeout: seconds without use after which a connection is retired; None for no limit.
     :param leak_threshold: seconds of use after which a connection is reported in the log, once, with the place where it
         was acquired; None for no report.
+    :param events: what to tell of the moments of a connection's life; None for nothing.
+    :param context: returns a context manager to enter around everything that a connection is asked, such as an app's
+        context; None for nothing.
+    :param clock: returns the time in seconds, for tests; by default :func:`time.monotonic`. Timers keep real time.
     :raises InvalidArgumentError: if an argument is out of its range.
     """
 
@@ -82,6 +91,9 @@ class Pool(Driver, Generic[C]):
         max_lifetime: float | None = None,
         idle_timeout: float | None = None,
         leak_threshold: float | None = None,
+        events: PoolEvents | None = None,
+        context: Callable[[], AbstractContextManager[object]] | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         if not callable(factory):
             raise InvalidArgumentError("factory", factory, "a Connection class or a callable")
@@ -89,6 +101,11 @@ class Pool(Driver, Generic[C]):
             raise InvalidArgumentError(
                 "options", options, "a mapping of keyword arguments or a callable that returns one"
             )
+        if events is not None and not isinstance(events, PoolEvents):
+            raise InvalidArgumentError("events", events, "an instance of a subclass of PoolEvents, or None")
+        for argument, given in (("context", context), ("clock", clock)):
+            if given is not None and not callable(given):
+                raise InvalidArgumentError(argument, given, "a callable, or None")
         settings = Settings(
             initial_connections=initial_connections,
             max_connections=max_connections,
@@ -105,30 +122,36 @@ class Pool(Driver, Generic[C]):
             idle_timeout=idle_timeout,
             leak_threshold=leak_threshold,
         )
-        super().__init__(name if name is not None else getattr(factory, "__name__", type(factory).__name__), settings)
+        default_name = getattr(factory, "__name__", type(factory).__name__)
+        super().__init__(default_name if name is None else name, settings, events, context, clock)
         self._factory = factory
         self._options = {} if options is None else options
         if initial_connections:
             self._open_initial(initial_connections)
         if min_connections:
-            self._enter()
+            self._ensure_owner()
 
     def _open_initial(self, count: int) -> None:
         while self._state.size < count and not self._state.closed:
             # Again and again, for this greenlet may have been copied by a fork.
-            self._enter()
+            self._ensure_owner()
             # Those for min_connections are under way already.
-            opener: Any = next(iter(self._state.opening), None)
-            if opener is None:
-                opener = self._start_opening()
+            opener: Any = next(iter(self._state.opening), None) or self._lifecycle.start_opening(more=1)
+            if opener is None or getcurrent() is self._hub:
+                return
             opener.join()
-            error = self._killed_error() if isinstance(opener.value, gevent.GreenletExit) else opener.value
-            if error is not None:
+            error = opener.value
+            # Killed while a listener was told, it has opened its connection all the same.
+            if error is not None and not isinstance(error, gevent.GreenletExit):
                 self.close(timeout=0)
-                raise error
+                try:
+                    raise error
+                finally:
+                    # The error's traceback has this frame, and so this frame must not have the error.
+                    del error, opener
 
     def _create_connection(self) -> C:
-        """Makes a connection and opens it. A subclass may override it; what it returns need not be open."""
+        """Make a connection and open it. A subclass may override it; what it returns need not be open."""
         options = self._options() if callable(self._options) else self._options
         if not isinstance(options, Mapping):
             raise InvalidArgumentError("options", options, "a callable that returns a mapping of keyword arguments")
@@ -138,30 +161,31 @@ class Pool(Driver, Generic[C]):
             raise InvalidArgumentError("factory", connection, allowed)
         entry = self._state.opening.get(getcurrent())
         if entry is not None:
-            # As in _make(), and earlier: it is about to be opened here.
-            entry.connection = connection
-        _steps.open_what_was_made(connection)
+            # Earlier than the lifecycle does: it is about to be opened here.
+            self._state.note_connection(entry, connection)
+        open_what_was_made(connection)
         return connection
 
     # Acquiring
 
     def acquire(self, retry: int | None = None, *, timeout: float | None = None) -> C:
-        """Returns a connection that nobody else has until it is released or discarded.
+        """Return a connection that the caller has to itself until it releases or discards it.
 
         The connection used last is taken, after a check that it is still good. Without an idle one, another is opened;
-        at the limit, the caller queues behind those who came before. Prefer :meth:`connection`, which can't forget to
-        give back. A connection whose greenlet ends without giving it back is taken back by the next sweep, and closed:
-        if another greenlet is to use it, let that one acquire it.
+        at the limit, the caller queues behind all earlier ones. Prefer :meth:`connection`, which can't forget to
+        give back. A connection whose greenlet ends without giving it back is taken back and closed; use :meth:`lease`
+        and :meth:`Lease.transfer` to hand one to another greenlet.
 
         :param timeout: seconds that all of this may take together; by default the pool's `acquire_timeout`; `math.inf`
             for no limit. With 0 the caller never waits: there is an idle connection or there is none, and then, if the
-            limit allows, one is opened in the background for the next caller.
+            limit allows, one is opened in the background for the next caller. The event loop's own greenlet, in which
+            callbacks and signal handlers run, never waits either.
         :param retry: the way to say it in gsocketpool 0.1.6: to wait `retry` times 0.1 s for a connection to be
             released, while opening takes the time it takes, within `acquire_timeout`.
         :raises PoolExhaustedError: if the time is over, or `max_waiting` callers wait already.
         :raises PoolClosedError: if the pool is closed, or gets closed meanwhile.
         :raises WrongThreadError: in another thread than the one that uses the pool.
-        :raises InvalidArgumentError: if `timeout` or `retry` is not a number of at least 0.
+        :raises InvalidArgumentError: if `timeout` or `retry` is not a number of at least 0, or both are given.
 
         What opening a connection raises is raised as it is.
         """
@@ -169,19 +193,41 @@ class Pool(Driver, Generic[C]):
             if timeout is not None:
                 raise InvalidArgumentError("timeout", timeout, "left out where retry is given")
             timeout = self._timeout_for(check_count("retry", retry))
-        connection: C = self._acquire(timeout).connection
+        entry = self._check_out(timeout)
+        if self._tells_acquired:
+            self._lease_of(entry)
+        connection: C = entry.connection
         return connection
 
-    def connection(self, timeout: float | None = None) -> Block[C]:
-        """Returns a context manager, for one use, that acquires a connection and gives it back at the end of the block.
+    def connection(self, timeout: float | None = None) -> Lease[C]:
+        """Return a lease that acquires a connection when its ``with`` block is entered, and gives it back at the end.
 
-        If the block is left by an exception, the exchange may be half done and its reply still to come, so the
-        connection is discarded, unless its class :meth:`knows better <Connection.is_reusable>`. Where a connection is
-        closed at the end of its block, the block waits for that, for `close_timeout` at most.
+        If an exception leaves the block, the exchange may be half done and its reply still to come, so the connection
+        is discarded, unless its class :meth:`knows better <Connection.is_reusable>`. Leaving the block never waits: a
+        connection that is not kept is closed in the background.
 
         :param timeout: as for :meth:`acquire`, whose errors it raises on entering.
         """
-        return Block(self, timeout)
+        return Lease(self, timeout)
+
+    def lease(self, timeout: float | None = None) -> Lease[C]:
+        """Acquire a connection, and return the lease of it.
+
+        :param timeout: as for :meth:`acquire`, whose errors it raises.
+        """
+        return self._lease_of(self._check_out(timeout))
+
+    def _lease_of(self, entry: Entry) -> Lease[C]:
+        """Return the lease of an entry that was just checked out, and tell the listener of it."""
+        try:
+            lease: Lease[C] = Lease(self)
+            lease._adopt(entry)
+            if self._tells_acquired:
+                self._tell_acquired(lease)
+        except RecursionError:
+            self._put_off(self._discard, entry, entry.generation, "interrupted")
+            raise
+        return lease
 
     def _timeout_for(self, retries: int) -> float:
         timeout = min(retries * 0.1, LONGEST_WAIT)
@@ -190,147 +236,135 @@ class Pool(Driver, Generic[C]):
     # Giving back
 
     def release(self, connection: C) -> None:
-        """Gives a connection back: to the longest waiter, or to lie idle.
+        """Give a connection back: to the longest waiter, or to be idle. This never waits.
 
-        One that is not reusable, or whose time is up, is closed; that is waited for, for `close_timeout` at most.
+        One that is not reusable, or whose time is up, is closed in the background.
 
         :raises ConnectionNotFoundError: if it is not in use, or not this pool's; nothing happens then.
+        :raises WrongThreadError: in another thread than the one that uses the pool, as from all methods below.
         """
         entry = self._state.entries.get(id(connection))
-        if entry is None or entry.status is not IN_USE or entry.twin is not None:
+        if entry is None or entry.status is not IN_USE or entry.duplicate is not None:
             entry = self._find(connection, IN_USE)
-        closing = self._hand_in(entry, entry.uses, None)
-        if closing is not None:
-            self._wait_for([closing])
+        if current.thread is not self._thread:
+            self._ensure_owner()
+        self._check_in(entry, entry.generation, None)
 
     def discard(self, connection: C) -> None:
-        """Gives back a connection that must not be used again: it is closed, within `close_timeout`.
+        """Give back a connection that must not be used again, or take out an idle one. It is closed in the background.
 
-        :raises ConnectionNotFoundError: if it is not in use, or not this pool's; nothing happens then.
+        :raises ConnectionNotFoundError: if it is neither in use nor idle, or not this pool's; nothing happens then.
         """
-        self._enter()
-        self._wait_for([self._discard(self._find(connection, IN_USE), "by hand")])
+        self._ensure_owner()
+        entry = self._state.find(connection, IN_USE, self._holder()) or self._state.find(connection, IDLE)
+        if entry is None:
+            raise self._not_found(connection, "in use or idle")
+        self._discard(entry, entry.generation)
 
     def detach(self, connection: C) -> C:
-        """Takes a connection in use out of the pool, open as it is. It is the caller's from now on.
+        """Take a connection in use out of the pool, open as it is. It is the caller's from now on.
 
         :raises ConnectionNotFoundError: if it is not in use, or not this pool's; nothing happens then.
         """
-        self._enter()
-        self._state.remove(self._find(connection, IN_USE), self._clock())
-        self._state.detached += 1
-        self._look_around()
+        self._ensure_owner()
+        self._detach(self._find(connection, IN_USE))
         return connection
+
+    def _find(self, connection: object, status: str) -> Entry:
+        entry = self._state.find(connection, status, self._holder())
+        if entry is None:
+            raise self._not_found(connection, status)
+        return entry
+
+    def _holder(self) -> Any:
+        return weakref.ref(getcurrent())
 
     # Keeping in order
 
     def drop(self, connection: C) -> None:
-        """Closes an idle connection and takes it out of the pool.
+        """Close an idle connection and take it out of the pool. This waits for every close that is under way.
+
+        One that :meth:`release` has closed, because it said that it was not connected, may be dropped until the next
+        sweep, which does nothing.
 
         :raises ConnectionNotFoundError: if it is not idle, or not this pool's; nothing happens then.
         """
-        self._enter()
-        self._wait_for([self._retire(self._find(connection, IDLE), "dropped")])
+        self._ensure_owner()
+        entry = self._state.find(connection, IDLE)
+        if entry is None:
+            if self._state.forget_closed(connection):
+                return
+            raise self._not_found(connection, IDLE)
+        self._remove(entry, RETIRED, "dropped")
+        self._wait_for_closings()
 
     def drop_expired(self) -> None:
-        """Closes every idle connection whose ``is_expired()`` answers True."""
-        self._enter()
-        closing = []
-        for entry in self._state.idle[:]:
-            if entry.status is IDLE and _steps.is_expired(entry.connection) and entry.status is IDLE:
-                closing.append(self._retire(entry, "expired"))
-        self._wait_for(closing)
+        """Close every idle connection whose ``is_expired()`` answers True."""
+        self._ensure_owner()
+        self._reaper.drop_expired(self)
+        self._wait_for_closings()
 
     def drain(self) -> None:
-        """Retires every connection there is now: the idle ones at once, those in use or being opened on their return.
+        """Retire every connection there is now: the idle ones at once, those in use or being opened on their return.
 
         Connections opened from now on are not concerned.
         """
-        self._enter()
+        self._ensure_owner()
         self._state.drain()
-        self._retire_removed(self._state.take_idle_out(), "drain")
+        self._close_removed(self._state.pop_all_idle("drain"), "drain")
+        self._wait_for_closings()
 
     def resize(self, max_connections: int) -> None:
-        """Sets a new limit. If there are more connections, idle ones are retired, then others on their return.
+        """Set a new limit. If there are more connections, idle ones are retired, then others on their return.
 
         :raises InvalidArgumentError: if it is not a whole number, or less than 1 or ``min_connections``.
         """
-        self._enter()
+        self._ensure_owner()
         check_count("max_connections", max_connections, least=max(1, self._settings.min_connections))
-        self._retire_removed(self._state.resize(max_connections), "surplus")
+        self._close_removed(self._state.resize(max_connections), "surplus")
         self._start_openings()
+        self._wait_for_closings()
 
-    def _retire_removed(self, entries: list[Entry], reason: str) -> None:
-        self._wait_for([self._close_removed(entry, self._state.retired, reason) for entry in entries])
-
-    def _sweep(self) -> None:
-        """What the reaper does every time."""
-        now = self._clock()
-        for entry in self._state.take_overdue_out(now):
-            self._close_removed(entry, self._state.retired, "lifetime" if now >= entry.expires_at else "idle")
-        self._look_for_leaks(now)
-        self.drop_expired()
-        self._start_openings()
-
-    def _look_for_leaks(self, now: float) -> None:
-        threshold = self._settings.leak_threshold
-        for entry in self._state.entries_in_use():
-            if entry.status is not IN_USE:
-                # Logging has switched, and it came back meanwhile.
-                continue
-            where = _where.describe(entry.where if entry.is_in(entry.noted_use) else None)
-            if getattr(entry.holder, "dead", False):
-                self._discard(entry, "holder is dead")
-                logger.error(
-                    "pool %r took %r back: its greenlet has ended without releasing it. It was acquired %s",
-                    self.name,
-                    entry.connection,
-                    where,
-                )
-            elif threshold is None or not entry.is_in(entry.noted_use) or entry.reported_use == entry.uses:
-                # As long as it is being checked, nobody has it yet.
-                continue
-            elif now - entry.since > threshold:
-                entry.reported_use = entry.uses
-                logger.warning(
-                    "%r of pool %r has been in use for %.1f s, longer than leak_threshold (%s s). It was acquired %s",
-                    entry.connection,
-                    self.name,
-                    now - entry.since,
-                    threshold,
-                    where,
-                )
+    def _wait_for_closings(self) -> None:
+        # The event loop's own greenlet can't wait.
+        if getcurrent() is self._hub:
+            self._closer.start()
+        else:
+            self._closer.wait()
 
     # Beginning and ending
 
     def wait_ready(self, timeout: float | None = None) -> None:
-        """Waits until ``min_connections`` are open.
+        """Wait until ``min_connections`` are open.
 
-        :param timeout: the most seconds to wait; None for no limit.
+        :param timeout: the most seconds to wait; None for no limit. The event loop's own greenlet never waits.
         :raises PoolNotReadyError: if they are not open by then.
         :raises PoolClosedError: if the pool is closed, or gets closed meanwhile.
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout, zero=True)
-        self._enter()
+        self._ensure_owner()
+        if getcurrent() is self._hub:
+            timeout = 0
         state = self._state
         self._wait_until(lambda: state.closed or state.size >= state.min_connections, timeout)
         if state.closed:
             raise self._closed_error()
         if state.size < state.min_connections:
+            last_error = self._lifecycle.last_error
             raise PoolNotReadyError(
                 f"pool {self.name!r} has {state.size} of {state.min_connections} connections open after {timeout} s"
-                f"{_report.open_error_note(self._last_open_error)}",
+                f"{_report.open_error_note(last_error)}",
                 connections=state.size,
                 min_connections=state.min_connections,
-                last_open_error=self._last_open_error,
+                last_open_error=last_error,
             )
 
     def _wait_until(self, condition: Callable[[], bool], timeout: float | None) -> None:
         deadline = math.inf if timeout is None else self._clock() + timeout
         while not condition():
             # Again and again, for this greenlet may have been copied by a fork.
-            self._enter()
+            self._ensure_owner()
             remaining = deadline - self._clock()
             if remaining <= 0:
                 return
@@ -338,11 +372,11 @@ class Pool(Driver, Generic[C]):
             self._changed.wait(None if remaining == math.inf else timer_seconds(remaining))
 
     def close(self, timeout: float = 5.0) -> None:
-        """Closes the pool for good. To do so again waits for the same end.
+        """Close the pool for good. To do so again waits for the same end.
 
-        Those who wait for a connection, and whoever asks for one from now on, get a :exc:`PoolClosedError`. Idle
-        connections are closed, and those in use as they come back. When this returns, all are closed: none takes longer
-        than `close_timeout`.
+        The waiters, and every caller from now on, get a :exc:`PoolClosedError`. Idle connections are closed, and those
+        in use as they come back. When this returns, all are closed: none takes longer than `close_timeout`. In the
+        event loop's own greenlet, as in a signal handler, it returns at once and does the rest in the background.
 
         :param timeout: seconds to wait for the connections in use, those of the caller's included; what is still out
             then is closed under its user.
@@ -353,26 +387,37 @@ class Pool(Driver, Generic[C]):
         if self._hub is None and not state.waiters:
             state.close()
             return
-        self._enter()
+        self._ensure_owner()
+        openers = self._turn_away()
+        if getcurrent() is self._hub:
+            gevent.spawn(self._finish_closing, openers, timeout)
+        else:
+            self._finish_closing(openers, timeout)
+
+    def _turn_away(self) -> list[Any]:
+        """Do what closing does at once. Return the greenlets whose openings it has cut short."""
+        state = self._state
         state.close()
-        if self._reaper is not None:
-            self._reaper.kill(block=False)
-        for ticket in state.take_waiters_out():
-            ticket.error = self._closed_error()
-            self._hub.loop.run_callback(ticket.wake, None)
+        self._reaper.stop()
+        self._lifecycle.stop()
+        self._adapter.stop_asking()
+        for waiter in state.fail_waiters(self._closed_error):
+            self._waiters.wake(waiter)
         openers: list[Any] = list(state.opening)
         for opener in openers:
             opener.kill(block=False)
-        for entry in state.take_idle_out():
-            self._close_removed(entry, state.retired, "closed")
+        self._close_removed(state.pop_all_idle("closed"), "closed")
+        self._changed.set()
+        return openers
+
+    def _finish_closing(self, openers: list[Any], timeout: float) -> None:
+        state = self._state
         self._wait_until(lambda: not state.size and not state.opening, timeout)
         for entry in state.entries_in_use():
-            self._retire(entry, "closed")
+            self._remove(entry, RETIRED, "closed")
         # An opening that does not heed being killed must not keep this from ending.
         gevent.joinall(openers, timeout=self._settings.close_timeout)
-        for entry in state.opening.values():
-            if entry.connection is not None:
-                self._closer.close(entry.connection)
+        close_half_open(state, self._closer)
         self._closer.wait()
 
     def __enter__(self) -> Pool[C]:
@@ -383,6 +428,12 @@ class Pool(Driver, Generic[C]):
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"pool {self.name!r} can't be copied or pickled: its connections are sockets of this process, and its"
+            " greenlets belong to one event loop; make another pool from the same arguments"
+        )
+
     # Seeing
 
     @property
@@ -391,8 +442,8 @@ class Pool(Driver, Generic[C]):
         return self._state.size + len(self._state.opening)
 
     def stats(self) -> PoolStats:
-        """Returns a snapshot of what the pool is doing and has done."""
-        return _report.snapshot(self.name, self._state)
+        """Return a snapshot of what the pool is doing and has done."""
+        return _report.snapshot(self.name, self._state, closing=len(self._closer))
 
     def __repr__(self) -> str:
         closed = ", closed" if self._state.closed else ""

@@ -74,7 +74,7 @@ def timer_seconds(seconds: float) -> float:
 
 
 def check_count(argument: str, value: object, *, least: int = 0, otherwise: str = "") -> int:
-    """Returns `value` if it is a whole number of at least `least`; the complaint says what it may be `otherwise`.
+    """Return `value` if it is a whole number of at least `least`; the complaint says what it may be `otherwise`.
 
     :raises InvalidArgumentError: naming `argument`, if it is not.
     """

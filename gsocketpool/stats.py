@@ -24,6 +24,8 @@ class PoolStats:
     in_use: int
     #: Connections being opened.
     opening: int
+    #: Connections being closed. They don't count towards the limit.
+    closing: int
     #: Callers in the queue.
     waiting: int
     #: Acquires served with the first idle connection that was looked at.
@@ -52,5 +54,5 @@ class PoolStats:
     open_time: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the numbers in a form that becomes JSON."""
+        """Return the numbers in a form that becomes JSON."""
         return {key: dict(value) if isinstance(value, Mapping) else value for key, value in vars(self).items()}

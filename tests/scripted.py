@@ -87,7 +87,7 @@ class ScriptedConnection(Connection):
     def is_expired(self) -> bool:
         return self.says_expired
 
-    def let_go(self) -> None:
+    def abort(self) -> None:
         self.is_open = False
 
 
@@ -110,7 +110,7 @@ class Plain(Connection):
     def close(self) -> None:
         self.is_open = False
 
-    def let_go(self) -> None:
+    def abort(self) -> None:
         self.is_open = False
 
     def is_connected(self) -> bool:
@@ -131,9 +131,7 @@ class Clock:
 
     def pool(self, *args: Any, **settings: Any) -> Pool[Any]:
         """A pool that goes by this clock."""
-        kind = type("Pool", (Pool,), {"_clock": self})
-        pool: Pool[Any] = kind(*args, **settings)
-        return pool
+        return Pool(*args, clock=self, **settings)
 
 
 def end_event_loop() -> None:

@@ -97,21 +97,17 @@ class MakesAnErrorOfATimeoutThatIsNotItsOwn(TcpConnection):
 
 
 class GoesOnWithItsParentsSocket(TcpConnection):
-    def let_go(self) -> None:
+    def abort(self) -> None:
         pass
-
-    abort = let_go
 
 
 class ShutsItsParentsSocketDown(TcpConnection):
     is_aborted = False
 
-    def let_go(self) -> None:
+    def abort(self) -> None:
         self.is_aborted = True
         with suppress(OSError), socket.socket(fileno=os.dup(self.socket.fileno())) as copy:
             copy.shutdown(socket.SHUT_RDWR)
-
-    abort = let_go
 
     def is_connected(self) -> bool:
         return not self.is_aborted and super().is_connected()
@@ -120,10 +116,8 @@ class ShutsItsParentsSocketDown(TcpConnection):
 class KeepsItsParentsSocketOpen(TcpConnection):
     is_aborted = False
 
-    def let_go(self) -> None:
+    def abort(self) -> None:
         self.is_aborted = True
-
-    abort = let_go
 
     def is_connected(self) -> bool:
         return not self.is_aborted and super().is_connected()

@@ -240,8 +240,8 @@ def test_those_who_wait_share_a_timer_and_each_is_woken_in_time(backend: Backend
     pool.release(held)
     gevent.joinall(waiting, timeout=PATIENCE)
     assert ended[3:] == [math.inf]
-    assert pool._alarm.at == math.inf
-    assert pool._alarm._timer is None
+    assert pool._waiters.fires_at == math.inf
+    assert pool._waiters._timer is None
 
 
 def test_no_timer_is_left_for_those_who_wait_without_a_limit(backend: Backend) -> None:
@@ -249,9 +249,20 @@ def test_no_timer_is_left_for_those_who_wait_without_a_limit(backend: Backend) -
     held = pool.acquire()
     waiting = [spawn_acquire(pool, timeout=timeout) for timeout in (math.inf, 0.001)]
     waiting[1].join(PATIENCE)
-    assert pool._alarm._timer is None
+    assert pool._waiters._timer is None
     pool.release(held)
     assert waiting[0].get(timeout=PATIENCE) is held
+
+
+def test_no_timer_is_left_after_a_wait_that_was_interrupted(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1, reap_expired_connections=False)
+    pool.acquire()
+    waiting = [spawn_acquire(pool, timeout=PATIENCE) for _ in range(2)]
+    waiting[0].kill()
+    assert pool._waiters._timer is not None
+    waiting[1].kill()
+    assert pool._waiters._timer is None
+    assert pool._waiters.fires_at == math.inf
 
 
 def test_ten_thousand_who_wait_for_different_times(backend: Backend) -> None:

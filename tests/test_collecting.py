@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,8 @@ import gevent
 import pytest
 
 from gsocketpool import Pool
-from gsocketpool.reaper import start_reaper
-from tests.scripted import PATIENCE, Backend, ScriptedConnection, eventually, settle
+from gsocketpool._reaper import _sweep_for_ever
+from tests.scripted import PATIENCE, Backend, Plain, ScriptedConnection, end_event_loop, eventually, settle
 from tests.switches import Switches, greenlets_there_are
 
 
@@ -52,10 +53,11 @@ class Switching(ScriptedConnection):
 
 
 def sweep_all_the_time(pool: Pool[Any]) -> Any:
-    assert pool._reaper is not None
-    pool._reaper.kill()
-    pool._reaper = start_reaper(pool._sweep, 0)
-    return pool._reaper
+    reaper = pool._reaper
+    assert reaper.greenlet is not None
+    reaper.greenlet.kill()
+    reaper.greenlet = gevent.spawn(_sweep_for_ever, reaper, weakref.ref(pool), 0)
+    return reaper.greenlet
 
 
 class Garbage:
@@ -90,7 +92,7 @@ def test_collecting_at_every_switch_of_a_pool_at_work(backend: Backend) -> None:
         sweep_all_the_time(pool)
         callers = [gevent.spawn(use, pool, number, served, found) for number in range(5)]
         gevent.joinall(callers, timeout=PATIENCE, raise_error=True)
-        assert switches.names == {"use", "_open", "_close", "_ask", "_reap"}
+        assert switches.names == {"use", "_open", "_close", "_ask", "_sweep_for_ever"}
     assert sorted(served) == list(range(5))
     assert len(found) == 15, "the collector was not at work"
     taken = [pool.acquire() for _ in range(2)]
@@ -163,6 +165,29 @@ def test_a_pool_in_a_cycle_is_collected_in_whatever_its_reaper_does(backend: Bac
         eventually(lambda: not backend.open)
 
 
+@pytest.mark.parametrize("ends_loop", [True, False])
+def test_when_its_thread_has_ended_what_is_idle_in_a_collected_pool_is_closed(ends_loop: bool) -> None:
+    pools = [Pool(Plain, reap_expired_connections=False)]
+    connections: list[Plain] = []
+
+    def use() -> None:
+        connections.append(pools[0].acquire())
+        pools[0].release(connections[0])
+        # Until the greenlet that has opened it is gone.
+        settle()
+        if ends_loop:
+            end_event_loop()
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert connections[0].is_open
+    reference = weakref.ref(pools.pop())
+    gc.collect()
+    assert reference() is None
+    assert not connections[0].is_open
+
+
 # The end of the interpreter
 
 BEGINNING = """
@@ -218,7 +243,8 @@ gevent.sleep(0.01)
 """,
     "a hanging close": """
 Slow.closes = True
-discarding = gevent.spawn(pool.discard, conn)
+pool.release(conn)
+dropping = gevent.spawn(pool.drop, conn)
 gevent.sleep(0.01)
 """,
     "a pool being closed": """

@@ -43,9 +43,10 @@ def test_bench_measures_a_pool_of_its_own(backend: Backend) -> None:
     assert found.pop("opened_per_second") > 0
     assert found.pop("acquired_per_second") > 0
     assert found == {"pool": "default", "address": "db:1", "seconds": 0.02, "greenlets": 3}
-    assert backend.most_open == 2
+    # Each of the greenlets may have one that is being closed.
+    assert 2 <= backend.most_open <= 5
     assert not backend.open
-    assert not app.extensions["gsocketpool"].made()
+    assert not app.extensions["gsocketpool"].started()
 
 
 def test_bench_runs_an_exchange(backend: Backend) -> None:

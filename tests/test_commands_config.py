@@ -33,7 +33,7 @@ def test_config_tells_where_each_setting_comes_from(backend: Backend) -> None:
     }
     default, cache = found["pools"]["default"], found["pools"]["cache"]
     assert default["url"] == {"value": "tcp://db.example:2000?timeout=2", "from": "SOCKETPOOL_URL"}
-    assert default["factory"] == {"value": "gsocketpool.connection:TcpConnection", "from": "SOCKETPOOL_URL"}
+    assert default["factory"] == {"value": "gsocketpool.connection.tcp:TcpConnection", "from": "SOCKETPOOL_URL"}
     assert default["options"] == {
         "value": {"host": "db.example", "port": 2000, "timeout": 2, "lifetime": 60},
         "from": "SOCKETPOOL_URL and SOCKETPOOL_OPTIONS",

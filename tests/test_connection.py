@@ -34,7 +34,7 @@ def test_a_step_that_a_class_lacks_is_named(step: str) -> None:
 def test_a_class_without_a_socket_is_usable_when_it_is_connected(raw: Any) -> None:
     connection = Classic(raw)
     assert connection.is_usable()
-    connection.let_go()
+    connection.abort()
     connection.close()
     assert not connection.is_usable()
 
@@ -159,8 +159,8 @@ def test_the_raw_socket_is_there_under_both_names(kind: str) -> None:
         connection.open()
         assert connection.socket is connection.get()
         assert isinstance(connection.socket, gevent.socket.socket)
-        connection.socket.sendall(b"by hand")
-        assert server.next_peer().recv(100) == b"by hand"
+        connection.socket.sendall(b"explicit")
+        assert server.next_peer().recv(100) == b"explicit"
 
 
 def test_a_connection_expires_when_its_lifetime_is_over() -> None:

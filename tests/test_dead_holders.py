@@ -14,14 +14,11 @@ from gsocketpool import Pool
 from tests.connections import no_hanging as no_hanging
 from tests.scripted import PATIENCE, Backend, Clock, ScriptedConnection, eventually, numbers, settle, spawn_acquire
 
-NOT_FOUND = "dead holders are looked for by sweeps alone"
-
 
 def acquire_and_die(pool: Pool[Any]) -> None:
     gevent.spawn(pool.acquire).join()
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=NOT_FOUND)
 def test_a_caller_at_the_limit_gets_the_place_of_a_dead_holder(
     backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -37,7 +34,6 @@ def test_a_caller_at_the_limit_gets_the_place_of_a_dead_holder(
     assert "'cache'" in record.getMessage()
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=NOT_FOUND)
 def test_as_many_callers_are_served_as_holders_are_dead(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=3, reap_expired_connections=False)
     living = pool.acquire()
@@ -50,7 +46,6 @@ def test_as_many_callers_are_served_as_holders_are_dead(backend: Backend) -> Non
     assert living.is_open
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=NOT_FOUND)
 def test_a_holder_that_dies_after_one_look_is_found_by_the_next(backend: Backend, clock: Clock) -> None:
     pool = clock.pool(backend.connect, max_connections=1, reap_expired_connections=False)
     holder = gevent.spawn(lambda: pool.acquire() and gevent.sleep(PATIENCE))
@@ -64,6 +59,33 @@ def test_a_holder_that_dies_after_one_look_is_found_by_the_next(backend: Backend
     served = second.value
     second.kill()
     assert served is not None
+
+
+def test_a_holder_that_dies_right_after_a_look_is_found_a_moment_later(backend: Backend, clock: Clock) -> None:
+    pool = clock.pool(backend.connect, max_connections=1, reap_expired_connections=False)
+    held = pool.acquire()
+    # This one has the pool look for dead holders, and then is one itself.
+    first = spawn_acquire(pool)
+    pool.release(held)
+    first.join()
+    second = spawn_acquire(pool)
+    second.join(timeout=PATIENCE)
+    served = second.value
+    second.kill()
+    assert served is not None
+    assert pool.stats().discarded == {"holder_dead": 1}
+
+
+def test_a_caller_looks_for_dead_holders_if_all_other_places_are_openings_that_hang(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=2, reap_expired_connections=False)
+    acquire_and_die(pool)
+    backend.opens.clear()
+    callers = [spawn_acquire(pool)]
+    assert numbers(pool) == (1, 0, 1, 1)
+    callers.append(spawn_acquire(pool))
+    found = numbers(pool)
+    gevent.killall(callers)
+    assert found == (0, 0, 2, 2)
 
 
 class Watched(gevent.Greenlet):  # type: ignore[misc]
@@ -95,7 +117,6 @@ class Large:
     pass
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the pool keeps the holder, which keeps its traceback")
 def test_what_a_dead_holder_had_is_not_kept_alive(backend: Backend) -> None:
     references: list[weakref.ref[Large]] = []
 
@@ -128,7 +149,6 @@ class Counting(ScriptedConnection):
         return False
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="there is no lease, and so no way to transfer one")
 def test_a_lease_that_was_transferred_outlives_who_acquired_it(backend: Backend, clock: Clock) -> None:
     def connect() -> Counting:
         connection = Counting(backend, {})
@@ -173,7 +193,6 @@ def test_a_lease_that_was_transferred_outlives_who_acquired_it(backend: Backend,
         pool.close(timeout=0)
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="there is no lease, and so no way to transfer one")
 def test_a_lease_that_was_transferred_does_not_outlive_its_new_holder(backend: Backend) -> None:
     pool: Any = Pool(backend.connect, max_connections=1, reap_expired_connections=False)
     lease = pool.lease(timeout=PATIENCE)

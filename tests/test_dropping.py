@@ -11,8 +11,6 @@ from tests.connections import Classic
 from tests.connections import no_hanging as no_hanging
 from tests.scripted import Backend, ScriptedConnection, eventually, numbers
 
-REFUSED = "a connection that its release has closed is unknown to drop()"
-
 
 def broken(backend: Backend, pool: Pool[Any]) -> Any:
     """A connection in use that says that it is closed."""
@@ -21,7 +19,6 @@ def broken(backend: Backend, pool: Pool[Any]) -> Any:
     return connection
 
 
-@pytest.mark.xfail(strict=True, raises=ConnectionNotFoundError, reason=REFUSED)
 def test_a_broken_connection_is_released_then_dropped(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     connection = broken(backend, pool)
@@ -34,7 +31,6 @@ def test_a_broken_connection_is_released_then_dropped(backend: Backend) -> None:
     assert pool.acquire() is not connection
 
 
-@pytest.mark.xfail(strict=True, raises=ConnectionNotFoundError, reason=REFUSED)
 def test_so_is_one_of_a_class_written_for_the_old_version() -> None:
     pool = Pool(Classic)
     connection = pool.acquire()
@@ -44,7 +40,6 @@ def test_so_is_one_of_a_class_written_for_the_old_version() -> None:
     assert numbers(pool) == (0, 0, 0, 0)
 
 
-@pytest.mark.xfail(strict=True, raises=ConnectionNotFoundError, reason=REFUSED)
 def test_the_last_64_are_remembered_at_most(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=100, max_opening=None)
     connections = [broken(backend, pool) for _ in range(100)]
@@ -57,7 +52,6 @@ def test_the_last_64_are_remembered_at_most(backend: Backend) -> None:
             pool.drop(connection)
 
 
-@pytest.mark.xfail(strict=True, raises=ConnectionNotFoundError, reason=REFUSED)
 def test_they_are_remembered_until_the_next_sweep(backend: Backend) -> None:
     class Counting(ScriptedConnection):
         sweeps = 0

@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from typing import Any
 
@@ -18,7 +19,6 @@ from gsocketpool import InvalidArgumentError, Pool, PoolClosedError, TcpConnecti
 from tests.scripted import (
     PATIENCE,
     Backend,
-    Clock,
     ScriptedConnection,
     end_event_loop,
     eventually,
@@ -45,6 +45,7 @@ def test_closing_closes_idle_connections_and_turns_everybody_away(backend: Backe
     assert not closing.ready(), "it waits for those in use"
     assert first.is_open
     pool.release(first)
+    settle()
     assert not first.is_open
     pool.discard(second)
     settle()
@@ -128,8 +129,8 @@ def test_a_close_that_was_interrupted_has_closed_the_pool(backend: Backend) -> N
     with pytest.raises(PoolClosedError):
         pool.acquire()
     pool.release(held)
-    assert not held.is_open
     pool.close()
+    assert not held.is_open
 
 
 def test_a_with_statement_closes_the_pool(backend: Backend) -> None:
@@ -167,15 +168,15 @@ def test_every_close_is_bounded_and_what_it_raises_is_logged(
 class Deaf(ScriptedConnection):
     """Its close() ends when it wants to."""
 
-    let_go_of = False
+    abort_of = False
 
     def close(self) -> None:
         with contextlib.suppress(BaseException):
             gevent.sleep(PATIENCE)
         gevent.sleep(PATIENCE)
 
-    def let_go(self) -> None:
-        self.let_go_of = True
+    def abort(self) -> None:
+        self.abort_of = True
 
 
 def test_a_close_that_heeds_nothing_delays_the_end_by_a_second_at_most(backend: Backend) -> None:
@@ -183,10 +184,10 @@ def test_a_close_that_heeds_nothing_delays_the_end_by_a_second_at_most(backend: 
     pool.release(pool.acquire())
     with gevent.Timeout(PATIENCE / 2):
         pool.close()
-    assert backend.connections[0].let_go_of  # type: ignore[attr-defined]
+    assert backend.connections[0].abort_of  # type: ignore[attr-defined]
 
 
-def test_an_opening_that_heeds_nothing_is_let_go_of(backend: Backend) -> None:
+def test_an_opening_that_heeds_nothing_is_abort_of(backend: Backend) -> None:
     class DeafOpener(ScriptedConnection):
         def open(self) -> None:
             super().open()
@@ -214,19 +215,17 @@ def test_a_slow_close_holds_no_place(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     backend.closes.clear()
     held = pool.acquire()
-    discarding = gevent.spawn(pool.discard, held)
+    pool.discard(held)
     settle()
-    assert not discarding.ready()
+    assert pool.stats().closing == 1
+    assert held.is_open
     other = pool.acquire(timeout=PATIENCE)
     assert other is not held
     pool.release(other)
-
-
-def test_discarding_returns_when_the_connection_is_closed(backend: Backend) -> None:
-    pool = Pool(backend.connect)
-    connection = pool.acquire()
-    pool.discard(connection)
-    assert not connection.is_open
+    backend.closes.set()
+    settle()
+    assert pool.stats().closing == 0
+    assert not held.is_open
 
 
 def test_giving_back_in_a_callback_of_the_event_loop(backend: Backend) -> None:
@@ -258,7 +257,7 @@ def test_a_pool_that_nobody_refers_to_is_collected(backend: Backend) -> None:
         pool.wait_ready(PATIENCE)
         held = pool.acquire()
         idle = [connection for connection in backend.connections if connection is not held]
-        reaper: Any = pool._reaper
+        reaper: Any = pool._reaper.greenlet
         settle()
         reference = weakref.ref(pool)
         del pool
@@ -274,11 +273,12 @@ def test_a_pool_that_nobody_refers_to_is_collected(backend: Backend) -> None:
 def test_the_reaper_does_not_keep_its_pool_alive(backend: Backend) -> None:
     swept: list[bool] = []
 
-    class Watched(Pool[Any]):
-        def drop_expired(self) -> None:
+    class Watched(ScriptedConnection):
+        def is_expired(self) -> bool:
             swept.append(True)
+            return False
 
-    pool = Watched(backend.connect, reap_interval=0.002)
+    pool = Pool(lambda: backend._made(Watched(backend, {})), reap_interval=0.002)
     pool.release(pool.acquire())
     eventually(lambda: swept)
     settle()
@@ -402,14 +402,22 @@ def test_the_sockets_are_closed_too() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), gevent.Timeout(1)], ids=["error", "timeout"])
 def test_a_failing_sweep_does_not_end_the_reaper(
-    backend: Backend, clock: Clock, caplog: pytest.LogCaptureFixture, error: BaseException
+    backend: Backend, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
-    class Broken(Pool[Any]):
-        def drop_expired(self) -> None:
-            raise error
+    fails = False
 
-    pool = Broken(backend.connect, reap_interval=0.002)
-    pool.release(pool.acquire())
+    def clock() -> float:
+        if fails:
+            raise error
+        return time.monotonic()
+
+    pool = Pool(backend.connect, reap_interval=0.002, clock=clock)
+    connection = pool.acquire()
+    pool.release(connection)
+    fails = True
     eventually(lambda: len(caplog.records) >= 2)
+    fails = False
+    connection.says_expired = True
+    eventually(lambda: not connection.is_open, "the next sweeps do what they are for")
     assert "a sweep failed" in caplog.text
     pool.close()

@@ -21,12 +21,6 @@ from tests.connections import no_hanging as no_hanging
 from tests.scripted import PATIENCE, eventually
 from tests.test_documents import DOCUMENTS, ROOT, blocks
 
-no_guard_yet = pytest.mark.xfail(
-    strict=True,
-    raises=AttributeError,
-    reason="Connection has no exchange(): a class that wraps a client can't say that an exchange is half done.",
-)
-
 
 class Wrapper(Connection):
     """Wraps a client that does as it is told. There is no __init__() to call another one from."""
@@ -106,7 +100,6 @@ def was_handed_on(pool: Pool[Wrapper], connection: Wrapper) -> bool:
     return False
 
 
-@no_guard_yet
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_connection_whose_exchanges_end_well_is_kept(kind: type[Wrapper]) -> None:
     with only_connection(kind) as pool:
@@ -117,7 +110,6 @@ def test_a_connection_whose_exchanges_end_well_is_kept(kind: type[Wrapper]) -> N
         assert was_handed_on(pool, connection)
 
 
-@no_guard_yet
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_that_is_caught_inside_the_block_discards_the_connection(
@@ -129,7 +121,6 @@ def test_an_error_that_is_caught_inside_the_block_discards_the_connection(
         assert not was_handed_on(pool, connection)
 
 
-@no_guard_yet
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_connection_that_is_released_by_hand_after_an_error_is_closed(kind: type[Wrapper]) -> None:
     with only_connection(kind) as pool:
@@ -142,7 +133,6 @@ def test_a_connection_that_is_released_by_hand_after_an_error_is_closed(kind: ty
         assert not was_handed_on(pool, connection)
 
 
-@no_guard_yet
 def test_an_exchange_that_is_still_going_on_discards_the_connection() -> None:
     with only_connection() as pool:
         with pool.connection() as connection:
@@ -153,7 +143,6 @@ def test_an_exchange_that_is_still_going_on_discards_the_connection() -> None:
         rows.close()
 
 
-@no_guard_yet
 def test_an_exchange_that_ends_well_does_not_make_up_for_one_that_did_not() -> None:
     with only_connection() as pool:
         with pool.connection() as connection:
@@ -165,7 +154,6 @@ def test_an_exchange_that_ends_well_does_not_make_up_for_one_that_did_not() -> N
         assert not was_handed_on(pool, connection)
 
 
-@no_guard_yet
 def test_an_exchange_is_not_over_when_one_inside_it_is() -> None:
     with only_connection() as pool:
         with pool.connection() as connection, pytest.raises(TimeoutError):
@@ -173,7 +161,6 @@ def test_an_exchange_is_not_over_when_one_inside_it_is() -> None:
         assert not was_handed_on(pool, connection)
 
 
-@no_guard_yet
 def test_an_exchange_inside_another_one_must_end_well_too() -> None:
     with only_connection() as pool:
         with pool.connection() as connection:
@@ -181,7 +168,6 @@ def test_an_exchange_inside_another_one_must_end_well_too() -> None:
         assert not was_handed_on(pool, connection)
 
 
-@no_guard_yet
 def test_the_guard_passes_every_error_on_as_it_is() -> None:
     connection = Wrapper()
     for kind in ERRORS:
@@ -191,7 +177,6 @@ def test_the_guard_passes_every_error_on_as_it_is() -> None:
         assert caught.value is error
 
 
-@no_guard_yet
 def test_a_connection_tells_itself_that_its_exchange_is_half_done() -> None:
     connection = Wrapper()
     connection.open()
@@ -206,7 +191,6 @@ def test_a_connection_tells_itself_that_its_exchange_is_half_done() -> None:
     assert not connection.is_reusable(None)
 
 
-@no_guard_yet
 def test_one_connection_says_nothing_about_another() -> None:
     broken, whole = Wrapper(), Wrapper()
     broken.open()
@@ -229,7 +213,6 @@ class Line(TcpConnection):
             return self.recv_until(b"\n")
 
 
-@no_guard_yet
 def test_a_stream_that_was_asked_and_not_heard_is_not_handed_on(echo_port: int) -> None:
     with Pool(Line, {"host": "127.0.0.1", "port": echo_port}, max_connections=1) as pool:
         with pool.connection() as connection:
@@ -343,7 +326,6 @@ def body(pool: Pool[HttpConnection]) -> bytes:
         return response.read()
 
 
-@no_guard_yet
 def test_no_view_gets_a_client_that_has_timed_out_inside_another_views_block() -> None:
     with pool_of_clients(0.05, PATIENCE) as (pool, gate):
         assert status_or_fallback(pool, "/slow") == "fallback"
@@ -352,7 +334,6 @@ def test_no_view_gets_a_client_that_has_timed_out_inside_another_views_block() -
         assert pool.stats().opened == 2
 
 
-@no_guard_yet
 def test_a_view_that_needs_the_status_only_leaves_a_client_as_good_as_before() -> None:
     with pool_of_clients(PATIENCE) as (pool, _):
         assert status_or_fallback(pool, "/") == 200
@@ -383,20 +364,10 @@ def test_there_is_an_example_of_a_class_that_wraps_a_client() -> None:
     assert wrapping_classes()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="The documents' HttpConnection hands on a client that has timed out inside a block.",
-)
 def test_every_example_of_a_class_that_wraps_a_client_uses_the_guard() -> None:
     assert [where for where, node in wrapping_classes().items() if not uses_the_guard(node)] == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="The documents say to catch an exception inside the block if the connection is good, and not: only then.",
-)
 def test_the_documents_say_that_only_a_connection_that_is_good_allows_to_catch_its_exception() -> None:
     text = (ROOT / "docs" / "concepts.rst").read_text()
     (promise,) = [paragraph for paragraph in text.split("\n\n") if paragraph.startswith("**Replies stay")]

@@ -328,7 +328,7 @@ class Told(Connection):
     def open(self): self.is_open = True; self.pid = os.getpid()
     def close(self): gevent.sleep(0.001); self.is_open = False; say("closed", self.pid == os.getpid())
     def is_connected(self): return self.is_open
-    def let_go(self): self.is_open = False
+    def abort(self): self.is_open = False
 app = Flask("app")
 app.config.update(SOCKETPOOL_FACTORY=Told, SOCKETPOOL_POOLS={"other": {"factory": Told}}, SOCKETPOOL_CLOSE_TIMEOUT=0.2)
 GSocketPool(app)

@@ -440,7 +440,7 @@ def test_an_exchange_under_way(event: str, kind: str) -> None:
         here.server.heal()
         assert waiters[0].get(timeout=PATIENCE) is True
         if event == "twice":
-            assert here.pool.stats().discarded == {"not reusable": 1}
+            assert here.pool.stats().discarded == {"not_reusable": 1}
         else:
             assert here.pool.stats().discarded == ({"error": 1} if expected else {})
         stack.close()
@@ -539,7 +539,7 @@ def test_what_is_left_of_a_reply_reaches_nobody(kind: str, fault: str, how: Call
         # What is late comes now, when the next one may be in the middle of an exchange.
         here.server.heal()
         assert [caller.get(timeout=SOON) for caller in callers] == [True, True]
-        assert here.pool.stats().discarded == {"not reusable" if how is did_not_mind else "error": 1}
+        assert here.pool.stats().discarded == {"not_reusable" if how is did_not_mind else "error": 1}
         here.assert_works()
 
 
@@ -561,4 +561,4 @@ def test_a_reply_too_many_reaches_nobody(kind: str, reads_on: bool, somebody_wai
         assert soon(exchange) == b"victim\n"
         assert [caller.get(timeout=SOON) for caller in callers] == [True] * somebody_waits
         here.assert_works()
-        assert here.pool.stats().discarded == {"not reusable" if reads_on else "unusable": 1}
+        assert here.pool.stats().discarded == {"not_reusable" if reads_on else "unusable": 1}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import gevent
-import pytest
 
-from gsocketpool import Pool, PoolNotReadyError
+from gsocketpool import Pool
 from tests.scripted import Backend, eventually, numbers
 from tests.switches import greenlets_there_are
 
@@ -26,11 +25,6 @@ def fail_to_fill_and_kill_every_greenlet(backend: Backend) -> Pool[Any]:
     return pool
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=PoolNotReadyError,
-    reason="a greenlet is to end the pause after a failure, and when that is killed the pause never ends",
-)
 def test_filling_goes_on_for_those_who_wait_though_every_greenlet_was_killed(backend: Backend) -> None:
     pool = fail_to_fill_and_kill_every_greenlet(backend)
     try:
@@ -40,11 +34,6 @@ def test_filling_goes_on_for_those_who_wait_though_every_greenlet_was_killed(bac
         pool.close()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a greenlet is to end the pause after a failure, and when that is killed the pause never ends",
-)
 def test_filling_goes_on_in_the_background_though_every_greenlet_was_killed(backend: Backend) -> None:
     pool = fail_to_fill_and_kill_every_greenlet(backend)
     # The reaper was killed, too; to use the pool starts another one.

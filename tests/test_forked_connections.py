@@ -69,7 +69,7 @@ def test_a_forked_child_lets_go_of_the_connection_and_the_parent_does_not_notice
 
         def look() -> list[bool]:
             had_it = raw in open_sockets()
-            connection.let_go()
+            connection.abort()
             return [had_it, raw in open_sockets(), connection.is_usable()]
 
         assert in_child(look) == [True, False, False]
@@ -88,7 +88,7 @@ def test_a_forked_child_lets_go_of_a_connection_that_a_greenlet_waits_for(kind: 
         def look() -> list[bool]:
             ran: list[bool] = []
             gevent.spawn(ran.append, True)
-            connection.let_go()
+            connection.abort()
             return [*ran, raw in open_sockets()]
 
         assert in_child(look) == [False]
@@ -113,7 +113,7 @@ def test_a_forked_child_lets_go_of_a_connection_that_is_being_opened(
         raw = identity(connection.socket.fileno())
 
         def look() -> bool:
-            connection.let_go()
+            connection.abort()
             return raw in open_sockets()
 
         assert in_child(look) is False
@@ -123,12 +123,12 @@ def test_a_forked_child_lets_go_of_a_connection_that_is_being_opened(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_forked_child_may_let_go_of_a_connection_that_is_not_open(kind: str) -> None:
+def test_a_forked_child_may_abort_of_a_connection_that_is_not_open(kind: str) -> None:
     with serving(kind) as (connection, _):
-        assert in_child(connection.let_go) is None
+        assert in_child(connection.abort) is None
         connection.open()
         connection.close()
-        assert in_child(connection.let_go) is None
+        assert in_child(connection.abort) is None
 
 
 def test_a_forked_child_can_make_a_connection_of_its_own_of_it(server: LineServer) -> None:
@@ -138,7 +138,7 @@ def test_a_forked_child_can_make_a_connection_of_its_own_of_it(server: LineServe
 
     def reconnect() -> str:
         gevent.reinit()
-        connection.let_go()
+        connection.abort()
         connection.reconnect()
         return connection.exchange(b"from the child").decode()
 
@@ -156,7 +156,7 @@ def test_a_class_with_a_socket_lets_go_of_it_after_a_fork(make_pair: Any) -> Non
         own = identity(raw.fileno())
 
         def look() -> bool:
-            connection.let_go()
+            connection.abort()
             return own in open_sockets()
 
         assert in_child(look) is False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import multiprocessing
 import os
 import threading
@@ -141,7 +142,8 @@ def test_what_was_under_way_at_a_fork_ends_in_the_child(backend: Backend) -> Non
     pool = Pool(backend.connect, max_connections=3, max_opening=1)
     first, second = pool.acquire(), pool.acquire()
     backend.closes.clear()
-    closing = gevent.spawn(pool.discard, first)
+    pool.release(first)
+    dropping = gevent.spawn(pool.drop, first)
     settle()
     backend.opens.clear()
     waiters = [spawn_acquire(pool) for _ in range(2)]
@@ -157,7 +159,7 @@ def test_what_was_under_way_at_a_fork_ends_in_the_child(backend: Backend) -> Non
         assert numbers(pool)[0] == 2
         assert first.closings == 1
         backend.closes.set()
-        closing.join(PATIENCE)
+        dropping.get(timeout=PATIENCE)
 
     in_child(child)
     assert numbers(pool) == (1, 0, 1, 2)
@@ -172,16 +174,17 @@ def test_what_was_under_way_at_a_fork_ends_in_the_child(backend: Backend) -> Non
 def test_the_childs_reaper_is_its_own(backend: Backend) -> None:
     pool = Pool(backend.connect, reap_interval=0.005)
     pool.release(pool.acquire())
-    parents = pool._reaper
+    parents = pool._reaper.greenlet
+    assert parents is not None
 
     def child() -> None:
-        assert pool._reaper is None
+        assert pool._reaper.greenlet is None
         connection = pool.acquire()
         connection.says_expired = True
         pool.release(connection)
         settle()
         assert parents.dead
-        assert pool._reaper is not parents
+        assert pool._reaper.greenlet is not parents
         eventually(lambda: not connection.is_open)
 
     in_child(child)
@@ -336,7 +339,7 @@ def test_waiting_until_ready_goes_on_in_the_child(backend: Backend) -> None:
 def test_a_child_that_does_not_use_the_pool_opens_nothing(backend: Backend) -> None:
     backend.failures.extend([OSError("down")] * 2)
     pool = Pool(backend.connect, min_connections=1)
-    pool._pause = 0.01
+    pool._lifecycle._pause = 0.01
     eventually(lambda: pool.stats().open_errors)
     made = len(backend.connections)
 
@@ -346,6 +349,75 @@ def test_a_child_that_does_not_use_the_pool_opens_nothing(backend: Backend) -> N
 
     in_child(child)
     pool.close()
+
+
+def test_a_sweep_that_the_fork_caught_under_way_opens_nothing_in_a_child_that_does_not_use_the_pool(
+    backend: Backend,
+) -> None:
+    class Sweeping(ScriptedConnection):
+        def is_expired(self) -> bool:
+            sweeping.set()
+            going_on.wait()
+            return False
+
+    sweeping, going_on = gevent.event.Event(), gevent.event.Event()
+    pool = Pool(lambda: backend._made(Sweeping(backend, {})), max_connections=2, min_connections=1, reap_interval=0.001)
+    pool.wait_ready(PATIENCE)
+    assert sweeping.wait(PATIENCE)
+
+    def child() -> None:
+        settle()
+        assert len(backend.connections) == 1
+
+    # The sweep goes on in the next turn, before what ends its copy in the child.
+    going_on.set()
+    in_child(child)
+    pool.close()
+
+
+class Stalling(logging.Handler):
+    """Stalls the code that logs first, until it is told to go on: other pools log, too, after a fork for instance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+        self.going_on = gevent.event.Event()
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        self.messages.append(record.getMessage())
+        if len(self.messages) == 1:
+            self.going_on.wait()
+        return True
+
+
+@pytest.fixture
+def stalling_handler() -> Iterator[Stalling]:
+    handler, log = Stalling(), logging.getLogger("gsocketpool")
+    log.addHandler(handler)
+    yield handler
+    log.removeHandler(handler)
+    handler.going_on.set()
+
+
+def test_a_caller_that_logs_a_dead_holder_at_the_fork_uses_the_pool_in_the_child(
+    backend: Backend, stalling_handler: Stalling
+) -> None:
+    def use() -> None:
+        with pool.connection(timeout=PATIENCE) as connection:
+            assert connection.is_open
+
+    def go_on() -> None:
+        stalling_handler.going_on.set()
+        caller.get(timeout=PATIENCE)
+        assert numbers(pool) == (0, 1, 0, 0)
+
+    pool = Pool(backend.connect, max_connections=1, reap_expired_connections=False)
+    gevent.spawn(pool.acquire).join()
+    caller = gevent.spawn(use)
+    settle()
+    assert len(stalling_handler.messages) == 1
+    in_child(go_on)
+    go_on()
 
 
 def test_the_child_counts_from_0(backend: Backend) -> None:

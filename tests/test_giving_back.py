@@ -66,11 +66,6 @@ def release_a_surplus(pool: Pool[Any]) -> Any:
     return connection
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="giving back waits for the connection to be closed, and other greenlets run meanwhile",
-)
 @pytest.mark.parametrize(
     "give_back", [leave_by_an_exception, leave_a_drained_one, discard, release_a_drained_one, release_a_surplus]
 )
@@ -91,9 +86,6 @@ def test_what_is_kept_is_given_back_without_a_switch(backend: Backend, waiters: 
     assert [waiter.get(timeout=PATIENCE) for waiter in waiting] == [held] * waiters
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="giving back logs by itself, and a log handler may switch or lock"
-)
 def test_what_giving_back_has_to_say_is_logged_later(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     class Unsure(ScriptedConnection):
         def is_reusable(self, error: BaseException | None) -> bool:
@@ -120,11 +112,6 @@ class ThrownError(Exception):
 THROWN: list[Callable[[], BaseException]] = [gevent.GreenletExit, lambda: gevent.Timeout(1), ThrownError]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="leaving a block waits for the connection to be closed, and what is thrown there takes its place",
-)
 @pytest.mark.parametrize("turns", [0, 1, 10], ids=["at once", "a turn later", "later"])
 @pytest.mark.parametrize("second", THROWN, ids=["kill", "timeout", "error"])
 @pytest.mark.parametrize("first", THROWN, ids=["kill", "timeout", "error"])
@@ -156,11 +143,6 @@ def test_the_exception_that_leaves_a_block_is_never_replaced(
     eventually(lambda: not backend.open)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="leaving the block waits for the connection to be closed, and the greenlet's own Timeout ends that wait",
-)
 def test_a_greenlet_killed_in_a_block_is_dead_whatever_timeout_it_has_set(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     limit = gevent.Timeout(0.001)
@@ -421,12 +403,6 @@ def run_dropping_at(line: int, act: Act, read: Reader, in_a_cycle: bool) -> tupl
     return collected, world.wrongs
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a collected generator gives back at once, and waits, in the middle of what the pool does: the limit is"
-    " passed, callers are stranded, and entries are counted twice",
-)
 @pytest.mark.parametrize(
     ("act", "read", "in_a_cycle"),
     [
@@ -480,11 +456,6 @@ def run_collecting_after(allocations: int) -> tuple[list[bool], list[str]]:
     return collected, world.wrongs
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the collector runs at any allocation, and a collected generator gives back at once, and waits",
-)
 def test_garbage_at_every_allocation(errors_behind: list[str]) -> None:
     fired = 0
     with only_new_garbage():
@@ -556,11 +527,6 @@ def in_thread(act: Callable[[], object]) -> None:
     assert not thread.is_alive()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a block that another thread collects raises WrongThreadError, which nobody hears, and stays in use",
-)
 @pytest.mark.parametrize("waiters", [0, 1])
 @pytest.mark.parametrize("in_a_cycle", [False, True], ids=["dropped", "collected"])
 def test_a_block_collected_in_another_thread_comes_back(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pytest
 from gevent.hub import Hub, get_hub
 
 from gsocketpool import Pool, PoolClosedError, PoolError, PoolExhaustedError
-from gsocketpool.reaper import start_reaper
+from gsocketpool._reaper import _sweep_for_ever
 from tests.scripted import PATIENCE, Backend, ScriptedConnection, settle
 from tests.switches import Switches, greenlets_there_are
 
@@ -125,7 +126,7 @@ class World:
         pool.close()
         if self.backend.open:
             self.wrongs.append(f"open after the end: {self.backend.open}")
-        if pool.size or pool._closer._at_work:
+        if pool.size or pool.stats().closing:
             self.wrongs.append(f"not empty after the end: {pool}")
 
 
@@ -227,9 +228,10 @@ def fail_once(world: World) -> None:
 
 
 def sweep_all_the_time(world: World) -> None:
-    assert world.pool._reaper is not None
-    world.pool._reaper.kill()
-    world.pool._reaper = start_reaper(world.pool._sweep, 0)
+    reaper = world.pool._reaper
+    assert reaper.greenlet is not None
+    reaper.greenlet.kill()
+    reaper.greenlet = gevent.spawn(_sweep_for_ever, reaper, weakref.ref(world.pool), 0)
     for connection in world.backend.connections:
         connection.says_expired = True
     # It is in the middle of a sweep when the callers come.
@@ -244,7 +246,7 @@ def fill_and_use(world: World, number: int) -> None:
 
 
 SCENARIOS = {
-    "acquire and release": Scenario(use_and_release, {"_open", "_reap"}),
+    "acquire and release": Scenario(use_and_release, {"_open", "_sweep_for_ever"}),
     "blocks": Scenario(use_in_a_block, set(), idle=True),
     "blocks that fail": Scenario(fail_in_a_block, {"_open", "_close"}),
     "acquire and discard": Scenario(use_and_discard, {"_open", "_close"}),
@@ -259,7 +261,7 @@ SCENARIOS = {
         first_do(lambda world: world.pool.drain()), {"_open", "_close", "_ask"}, idle=True, is_checked=True
     ),
     "drop": Scenario(drop_or_use, {"_open", "_close"}, idle=True, allowed=PoolError),
-    "sweeps": Scenario(use_in_a_block, {"_reap", "_close", "_open"}, idle=True, prepare=sweep_all_the_time),
+    "sweeps": Scenario(use_in_a_block, {"_sweep_for_ever", "_close", "_open"}, idle=True, prepare=sweep_all_the_time),
     "wait until ready": Scenario(fill_and_use, {"_open"}, is_filled=True),
     "close": Scenario(close_or_use, {"_close"}, idle=True, allowed=PoolClosedError),
     "close while opening": Scenario(close_or_use, {"_open", "_close"}, allowed=PoolClosedError),
@@ -349,7 +351,7 @@ def test_thrown_wherever_a_greenlet_waits(
 ) -> None:
     in_the_background: list[Any] = []
     monkeypatch.setattr(Hub, "print_exception", lambda *arguments: in_the_background.append(arguments[1:4]))
-    monkeypatch.setattr("gsocketpool._keeper.FIRST_PAUSE", 0.0001)
+    monkeypatch.setattr("gsocketpool._lifecycle.FIRST_PAUSE", 0.0001)
     caplog.set_level(logging.CRITICAL, "gsocketpool")
     scenario = SCENARIOS[name]
     # Pools that other tests have left to the garbage collector would be buried in the middle of this one.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -159,6 +161,32 @@ def test_thrown_while_checking(backend: Backend, error: BaseException) -> None:
     check_whole(pool, backend)
 
 
+def test_an_interrupted_check_keeps_nothing_of_its_caller_alive(backend: Backend) -> None:
+    pool = Pool(backend.connect_checked, max_connections=1)
+    pool.release(pool.acquire())
+    backend.checks.clear()
+    references: list[weakref.ref[Any]] = []
+
+    def use() -> None:
+        local = Backend()
+        references.append(weakref.ref(local))
+        with contextlib.suppress(InterruptionError):
+            pool.acquire()
+
+    gc.disable()
+    try:
+        caller = gevent.spawn(use)
+        settle()
+        throw(caller, InterruptionError())
+        settle()
+        assert caller.successful()
+        del caller
+        settle()
+        assert references[0]() is None
+    finally:
+        gc.enable()
+
+
 def test_thrown_while_checking_what_was_handed_over(backend: Backend, error: BaseException) -> None:
     pool = Pool(backend.connect_checked, max_connections=1)
     held = pool.acquire()
@@ -175,21 +203,9 @@ def test_thrown_while_checking_what_was_handed_over(backend: Backend, error: Bas
     check_whole(pool, backend)
 
 
-@pytest.mark.parametrize("way", ["discard", "with", "release", "drop", "drop_expired", "drain", "resize"])
+@pytest.mark.parametrize("way", ["drop", "drop_expired", "drain", "resize"])
 def test_thrown_while_closing(backend: Backend, error: BaseException, way: str) -> None:
     pool = Pool(backend.connect, max_connections=2)
-
-    def leave_a_block(pool: Pool[Any]) -> None:
-        with pool.connection():
-            raise ValueError
-
-    def discard(pool: Pool[Any]) -> None:
-        pool.discard(pool.acquire())
-
-    def release(pool: Pool[Any]) -> None:
-        connection = pool.acquire()
-        pool._state.drain()
-        pool.release(connection)
 
     def after_idle(act: Callable[[ScriptedConnection], None]) -> Callable[[Pool[Any]], None]:
         def run(pool: Pool[Any]) -> None:
@@ -202,9 +218,6 @@ def test_thrown_while_closing(backend: Backend, error: BaseException, way: str) 
         return run
 
     acts: dict[str, Callable[[Pool[Any]], None]] = {
-        "discard": discard,
-        "with": leave_a_block,
-        "release": release,
         "drop": after_idle(pool.drop),
         "drop_expired": after_idle(lambda _: pool.drop_expired()),
         "drain": after_idle(lambda _: pool.drain()),
@@ -272,14 +285,25 @@ def test_killing_the_greenlet_that_closes(backend: Backend) -> None:
     check_whole(pool, backend)
 
 
-def test_killing_the_greenlet_that_closes_before_it_has_begun(backend: Backend) -> None:
+@pytest.mark.parametrize("kills", [1, 2])
+def test_killing_the_greenlet_that_closes_before_it_has_begun(backend: Backend, kills: int) -> None:
     pool = Pool(backend.connect, max_connections=1)
-    loop = gevent.get_hub().loop
-    loop.run_callback(pool.discard, pool.acquire())
-    loop.run_callback(lambda: [greenlet.kill(block=False) for greenlet in list(pool._closer._at_work)])
+    killed: list[gevent.Greenlet] = []
+
+    def kill_before_it_begins() -> None:
+        for greenlet in [greenlet for greenlet in pool._closer._at_work if greenlet not in killed]:
+            greenlet.kill(block=False)
+            killed.append(greenlet)
+        if len(killed) < kills:
+            gevent.get_hub().loop.run_callback(kill_before_it_begins)
+
+    pool.discard(pool.acquire())
+    gevent.get_hub().loop.run_callback(kill_before_it_begins)
     settle()
-    assert backend.connections[0].closings == 0
+    assert len(killed) == kills
+    assert backend.connections[0].closings == 2 - kills, "it is begun once more"
     assert not backend.open, "it has lost its descriptor at least"
+    assert pool.stats().closing == 0
     check_whole(pool, backend)
 
 
@@ -288,13 +312,13 @@ def test_what_is_thrown_at_a_sleeping_reaper_does_not_end_it(backend: Backend, e
     pool = Pool(backend.connect, reap_interval=0.002)
     connection = pool.acquire()
     settle()
-    reaper: Any = pool._reaper
+    reaper: Any = pool._reaper.greenlet
     reaper.kill(error, block=False)
     settle()
     connection.says_expired = True
     pool.release(connection)
     eventually(lambda: not connection.is_open)
-    assert pool._reaper is reaper
+    assert pool._reaper.greenlet is reaper
     pool.close()
 
 
@@ -303,11 +327,12 @@ def test_a_killed_reaper_is_replaced_as_soon_as_somebody_waits(backend: Backend,
     """Or what a dead greenlet holds would be lost for good."""
     pool = Pool(backend.connect, max_connections=1, reap_interval=0.002)
     gevent.spawn(pool.acquire).join()
-    assert pool._reaper is not None
-    pool._reaper.kill()
+    assert pool._reaper.greenlet is not None
+    pool._reaper.greenlet.kill()
     pool.release(gevent.spawn(pool.acquire, timeout=timeout).get(timeout=PATIENCE))
     pool.close()
-    assert pool._reaper.dead
+    settle()
+    assert pool._reaper.greenlet.dead
 
 
 # Opening
@@ -436,7 +461,7 @@ def test_what_an_overridden_method_made_is_closed_if_opening_it_fails(backend: B
             self.has_socket = True
             gevent.sleep(PATIENCE)
 
-        def let_go(self) -> None:
+        def abort(self) -> None:
             self.has_socket = False
 
     class Own(Pool[Any]):
@@ -530,27 +555,25 @@ class SlowHandler(logging.Handler):
         return True
 
 
-@pytest.mark.parametrize("step", ["is_connected", "is_reusable"])
-def test_thrown_while_a_bad_answer_is_logged(backend: Backend, step: str, error: BaseException) -> None:
+@pytest.mark.parametrize("context", [None, contextlib.nullcontext], ids=["", "in a context"])
+def test_thrown_while_a_bad_answer_is_logged(backend: Backend, context: Any, error: BaseException) -> None:
     armed = False
 
-    def misbehave(self: Any, *arguments: Any) -> Any:
-        if armed and not self.closings:
-            raise ValueError("bad step")
-        return getattr(ScriptedConnection, step)(self, *arguments)
+    class Misbehaving(ScriptedConnection):
+        def is_connected(self) -> bool:
+            if armed and not self.closings:
+                raise ValueError("bad step")
+            return super().is_connected()
 
-    kind = type("Misbehaving", (ScriptedConnection,), {step: misbehave})
-    pool: Pool[Any] = Pool(lambda: backend._made(kind(backend, {})), max_connections=1)
-    held = pool.acquire()
-    if step == "is_connected":
-        pool.release(held)
+    pool = Pool(lambda: backend._made(Misbehaving(backend, {})), max_connections=1, context=context)
+    pool.release(pool.acquire())
     armed = True
     log, handler = logging.getLogger("gsocketpool"), SlowHandler()
     before = log.level
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)
     try:
-        caller = Caller(pool) if step == "is_connected" else Caller(pool, lambda pool: pool.release(held))
+        caller = Caller(pool)
         eventually(lambda: not handler.is_first)
         caller.throw(error)
         caller.greenlet.join()
@@ -628,7 +651,7 @@ def test_a_factory_that_uses_the_pool_itself(backend: Backend) -> None:
 # Wrong releases
 
 
-@pytest.mark.parametrize("give_back", ["release", "discard", "detach"])
+@pytest.mark.parametrize("give_back", ["release", "detach"])
 def test_giving_back_what_is_not_in_use_changes_nothing(backend: Backend, give_back: str) -> None:
     pool = Pool(backend.connect, max_connections=2)
     other = Pool(backend.connect)
@@ -640,6 +663,21 @@ def test_giving_back_what_is_not_in_use_changes_nothing(backend: Backend, give_b
             getattr(pool, give_back)(wrong)
         assert pool.stats() == before
     assert idle.is_open
+    assert held.is_open
+    assert foreign.is_open
+
+
+def test_discarding_what_is_not_the_pools_changes_nothing(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=2)
+    other = Pool(backend.connect)
+    held, foreign, gone = pool.acquire(), other.acquire(), pool.acquire()
+    pool.discard(gone)
+    settle()
+    before = pool.stats()
+    for wrong in (gone, foreign, None, object(), ScriptedConnection(backend, {})):
+        with pytest.raises(ConnectionNotFoundError, match="is not in use or idle in pool 'connect'"):
+            pool.discard(wrong)  # type: ignore[arg-type]
+        assert pool.stats() == before
     assert held.is_open
     assert foreign.is_open
 
@@ -706,6 +744,7 @@ def test_connections_are_told_apart_though_they_are_equal(backend: Backend) -> N
     pool.release(second)
     assert pool.acquire() is second
     pool.discard(first)
+    settle()
     assert second.is_open
     assert not first.is_open
     with pytest.raises(ConnectionNotFoundError):

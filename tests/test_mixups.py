@@ -38,9 +38,10 @@ def test_a_block_left_by_an_exception_discards_its_connection(backend: Backend, 
     with pytest.raises(type(error)) as caught, pool.connection() as connection:
         raise error
     assert caught.value is error
-    assert not connection.is_open
     assert numbers(pool) == (0, 0, 0, 0)
     assert pool.stats().discarded == {"error": 1}
+    settle()
+    assert not connection.is_open
 
 
 def test_a_generator_that_is_given_up_discards_its_connection(backend: Backend) -> None:
@@ -54,6 +55,8 @@ def test_a_generator_that_is_given_up_discards_its_connection(backend: Backend) 
     iterator = rows()
     connection = next(iterator)
     iterator.close()
+    assert numbers(pool) == (0, 0, 0, 0)
+    settle()
     assert not connection.is_open
 
 
@@ -81,6 +84,8 @@ def test_only_true_is_a_yes(backend: Backend) -> None:
     pool = Pool(lambda: backend._made(Vague(backend, {})))
     with pytest.raises(LookupError), pool.connection():
         raise LookupError
+    assert numbers(pool) == (0, 0, 0, 0)
+    settle()
     assert not backend.open
 
 
@@ -88,14 +93,30 @@ def test_discarding_by_hand(backend: Backend) -> None:
     pool = Pool(backend.connect)
     connection = pool.acquire()
     pool.discard(connection)
+    assert numbers(pool) == (0, 0, 0, 0)
+    assert pool.stats().discarded == {"explicit": 1}
+    settle()
     assert not connection.is_open
-    assert pool.stats().discarded == {"by hand": 1}
     with pool.connection() as connection:
         pool.discard(connection)
         other = pool.acquire()
+    settle()
     assert not connection.is_open
     assert other.is_open, "the end of the block concerns its own connection alone"
     assert numbers(pool) == (1, 0, 0, 0)
+
+
+def test_an_idle_connection_may_be_discarded(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    connection, other = pool.acquire(), pool.acquire()
+    pool.release(connection)
+    pool.release(other)
+    pool.discard(connection)
+    assert numbers(pool) == (0, 1, 0, 0)
+    assert pool.stats().discarded == {"explicit": 1}
+    settle()
+    assert not connection.is_open
+    assert pool.acquire(timeout=0) is other
 
 
 def test_a_block_is_for_one_use(backend: Backend) -> None:
@@ -132,7 +153,7 @@ def test_what_was_closed_by_its_user_is_not_kept(backend: Backend) -> None:
     with pool.connection() as connection:
         connection.close()
     assert numbers(pool) == (0, 0, 0, 0)
-    assert pool.stats().discarded == {"not reusable": 1}
+    assert pool.stats().discarded == {"not_reusable": 1}
     assert connection.closings == 1, "it was closed already"
 
 
@@ -284,6 +305,7 @@ def test_a_connection_is_retired_at_the_end_of_its_lifetime(backend: Backend, cl
     assert pool.acquire() is first
     clock.advance(11)
     pool.release(first)
+    settle()
     assert not first.is_open, "in use: on its return"
     second = pool.acquire()
     pool.release(second)
@@ -319,8 +341,9 @@ def test_however_short_its_lifetime_a_connection_is_good_for_one_use(backend: Ba
     pool = Pool(backend.connect, max_lifetime=1e-9)
     with pool.connection() as connection:
         assert backend.connections == [connection]
-    assert not connection.is_open
     assert pool.stats().retired == {"lifetime": 1}
+    settle()
+    assert not connection.is_open
 
 
 def test_a_connection_idle_for_too_long_is_retired(backend: Backend, clock: Clock) -> None:
@@ -349,8 +372,9 @@ def test_draining(backend: Backend) -> None:
     assert held.is_open
     fresh = pool.acquire()
     pool.release(held)
-    assert not held.is_open
     assert pool.stats().retired == {"drain": 2}
+    settle()
+    assert not held.is_open
     pool.release(fresh)
     assert pool.acquire() is fresh, "those opened afterwards are not concerned"
 
@@ -459,7 +483,8 @@ def test_a_pool_belongs_to_the_thread_that_first_uses_it(backend: Backend) -> No
             return connection
 
     assert in_thread(use) is backend.connections[0]
-    assert isinstance(in_thread(use), WrongThreadError)
+    # That thread has ended: one of the others may have got its ident.
+    assert all(isinstance(in_thread(use), WrongThreadError) for _ in range(10))
     with pytest.raises(WrongThreadError):
         use()
 

@@ -16,17 +16,36 @@ from tests.scripted import PATIENCE
 # The recursion limit and everything that is on the stack are those of a process of its own.
 SCRIPT = """
 import inspect, json, logging, sys
-from gsocketpool import Pool
+from gsocketpool import Pool, PoolEvents
 from tests.scripted import Plain, settle
 
-way, leak_threshold = json.loads(sys.argv[1])
+way, settings, levels = json.loads(sys.argv[1])
 logging.disable()
 made = []
+
+class Listening(PoolEvents):
+    def acquired(self, lease):
+        pass
+
+    def released(self, pool, connection):
+        pass
+
+    def closed(self, pool, connection, reason):
+        pass
+
+if settings.pop("listens", False):
+    settings["events"] = Listening()
 
 class Noted(Plain):
     def open(self):
         made.append(self)
         self.is_open = True
+
+    def is_connected(self):
+        return deep(levels, lambda: self.is_open)
+
+    def is_expired(self):
+        return True
 
 def deep(levels, function):
     return deep(levels - 1, function) if levels else function()
@@ -45,38 +64,77 @@ def discard():
 def release():
     pool.release(held)
 
+def acquire():
+    pool.acquire()
+
+def acquire_new():
+    pool.acquire()
+
+def lease():
+    pool.lease()
+
+def drop():
+    pool.drop(held)
+
+def drop_expired():
+    pool.drop_expired()
+
+def drain():
+    pool.drain()
+
+def resize():
+    pool.resize(1)
+
 outcomes, lost, unknown = set(), [], []
 for left in range(1, 40):
     made.clear()
-    pool = Pool(Noted, max_connections=1, reap_expired_connections=False, leak_threshold=leak_threshold)
+    is_given_back = way in ("discard", "release")
+    pool = Pool(Noted, max_connections=2 if way == "resize" else 1, reap_expired_connections=False, **settings)
     held = pool.acquire()
-    is_block = way in ("block", "failing_block")
-    if is_block:
+    if way == "resize":
+        pool.release(pool.acquire())
+    if not is_given_back:
         pool.release(held)
+    if way == "acquire_new":
+        pool.drop(held)
+    outcome = "well"
     try:
         deep(sys.getrecursionlimit() - len(inspect.stack(0)) - left, globals()[way])
-        outcomes.add("well")
     except (RecursionError, LookupError) as error:
-        outcomes.add(type(error).__name__)
+        outcome = type(error).__name__
+    outcomes.add(outcome)
     settle()
     stats = pool.stats()
-    if is_block and stats.in_use:
+    in_use = int(way in ("acquire", "acquire_new", "lease") and outcome == "well")
+    is_open = sum(connection.is_open for connection in made)
+    is_whole = (stats.in_use, stats.opening, stats.waiting) == (in_use, 0, 0)
+    if not is_given_back and not (is_whole and stats.idle + stats.in_use == is_open):
         lost.append(left)
-    if sum(connection.is_open for connection in made) > stats.idle + stats.in_use:
+    if is_open > stats.idle + stats.in_use:
         unknown.append(left)
 print(json.dumps({"outcomes": sorted(outcomes), "lost": lost, "unknown": unknown}))
 """
 
 
+#: What the pool is set to, and how many calls deep a connection looks whether it is open.
+CASES: dict[str, tuple[dict[str, float], int]] = {
+    "plain": ({}, 0),
+    "with places": ({"leak_threshold": 60}, 0),
+    "with a time for being idle": ({"idle_timeout": 60}, 0),
+    "with a check that takes much of the stack": ({}, 10),
+    "with listeners": ({"listens": True}, 0),
+}
+
+
 @functools.cache
-def near_the_limit(way: str, leak_threshold: float | None) -> tuple[list[str], list[int], list[int]]:
+def near_the_limit(way: str, name: str = "plain") -> tuple[list[str], list[int], list[int]]:
     """Uses a pool with less and less of the stack left.
 
     Returns how the uses ended; and how much was left to those that lost a connection, and that left one open.
     """
     root = pathlib.Path(__file__).parent.parent
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps([way, leak_threshold])],
+        [sys.executable, "-c", SCRIPT, json.dumps([way, *CASES[name]])],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
@@ -88,22 +146,9 @@ def near_the_limit(way: str, leak_threshold: float | None) -> tuple[list[str], l
     return found["outcomes"], found["lost"], found["unknown"]
 
 
-LOST = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="if leaving the block fails, its connection stays in use"
-)
-UNKNOWN = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the pool forgets a connection, and then fails to start closing it"
-)
-UNRECORDED = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="a connection is lost if the place of its acquire can't be recorded"
-)
-
-
-@pytest.mark.parametrize(
-    "leak_threshold", [pytest.param(None, id="without places"), pytest.param(60, id="with places", marks=UNRECORDED)]
-)
-def test_a_block_loses_no_connection(leak_threshold: float | None) -> None:
-    outcomes, lost, unknown = near_the_limit("block", leak_threshold)
+@pytest.mark.parametrize("name", CASES)
+def test_a_block_loses_no_connection(name: str) -> None:
+    outcomes, lost, unknown = near_the_limit("block", name)
     # Otherwise it was not near the limit, or always above it.
     if outcomes != ["RecursionError", "well"]:
         pytest.fail(f"unexpected outcomes: {outcomes}")
@@ -111,27 +156,35 @@ def test_a_block_loses_no_connection(leak_threshold: float | None) -> None:
     assert unknown == []
 
 
-@pytest.mark.parametrize("leak_threshold", [None, 60], ids=["without places", "with places"])
-@LOST
-def test_a_block_left_by_an_error_loses_no_connection(leak_threshold: float | None) -> None:
-    outcomes, lost, _ = near_the_limit("failing_block", leak_threshold)
+@pytest.mark.parametrize("name", CASES)
+def test_a_block_left_by_an_error_loses_no_connection(name: str) -> None:
+    outcomes, lost, _ = near_the_limit("failing_block", name)
     if outcomes != ["LookupError", "RecursionError"]:
         pytest.fail(f"unexpected outcomes: {outcomes}")
     assert lost == []
 
 
-@pytest.mark.parametrize("leak_threshold", [None, 60], ids=["without places", "with places"])
-@UNKNOWN
-def test_a_block_left_by_an_error_leaves_no_connection_open(leak_threshold: float | None) -> None:
-    outcomes, _, unknown = near_the_limit("failing_block", leak_threshold)
+@pytest.mark.parametrize("name", CASES)
+def test_a_block_left_by_an_error_leaves_no_connection_open(name: str) -> None:
+    outcomes, _, unknown = near_the_limit("failing_block", name)
     if outcomes != ["LookupError", "RecursionError"]:
         pytest.fail(f"unexpected outcomes: {outcomes}")
     assert unknown == []
 
 
-@pytest.mark.parametrize("way", [pytest.param("discard", marks=UNKNOWN), "release"])
+@pytest.mark.parametrize("way", ["discard", "release"])
 def test_giving_back_leaves_no_connection_open(way: str) -> None:
-    outcomes, _, unknown = near_the_limit(way, None)
+    outcomes, _, unknown = near_the_limit(way)
     if outcomes != ["RecursionError", "well"]:
         pytest.fail(f"unexpected outcomes: {outcomes}")
+    assert unknown == []
+
+
+@pytest.mark.parametrize("name", ["plain", "with listeners"])
+@pytest.mark.parametrize("way", ["acquire", "acquire_new", "lease", "drop", "drop_expired", "drain", "resize"])
+def test_acquiring_and_keeping_in_order_lose_no_connection(way: str, name: str) -> None:
+    outcomes, lost, unknown = near_the_limit(way, name)
+    if outcomes != ["RecursionError", "well"]:
+        pytest.fail(f"unexpected outcomes: {outcomes}")
+    assert lost == []
     assert unknown == []

@@ -49,9 +49,9 @@ class Reentrant(ScriptedConnection):
         self.check_whether_armed("is_expired")
         return super().is_expired()
 
-    def let_go(self) -> None:
-        self.check_whether_armed("let_go")
-        super().let_go()
+    def abort(self) -> None:
+        self.check_whether_armed("abort")
+        super().abort()
 
     def __repr__(self) -> str:
         self.check_whether_armed("__repr__")
@@ -84,7 +84,7 @@ def use(pool: Pool[Any], timeout: float) -> None:
         assert connection.is_open, "it was handed out closed"
 
 
-STEPS = ["factory", "open", "close", "is_connected", "is_usable", "is_reusable", "is_expired", "let_go", "__repr__"]
+STEPS = ["factory", "open", "close", "is_connected", "is_usable", "is_reusable", "is_expired", "abort", "__repr__"]
 ACTS: dict[str, Callable[[Pool[Any], Any], object]] = {
     "use without waiting": lambda pool, connection: use(pool, 0),
     "use after waiting": lambda pool, connection: use(pool, 0.01),
@@ -164,11 +164,11 @@ def test_a_step_that_uses_the_pool(backend: Backend, act: str, step: str, size: 
         settle()
     assert arm.times, "it has not been called"
     backend.answer = True
-    eventually(lambda: not pool._closer._at_work)
+    eventually(lambda: not pool.stats().closing)
     check_whole(pool, backend)
 
 
-@pytest.mark.parametrize("is_waited_for", [True, False], ids=["discard", "sweep"])
+@pytest.mark.parametrize("is_waited_for", [True, False], ids=["drop_expired", "discard"])
 def test_a_close_that_kills_its_own_greenlet(backend: Backend, is_waited_for: bool) -> None:
     class Suicidal(ScriptedConnection):
         def close(self) -> None:
@@ -183,7 +183,7 @@ class FatalError(BaseException):
     """Not an Exception."""
 
 
-@pytest.mark.parametrize("is_waited_for", [True, False], ids=["discard", "sweep"])
+@pytest.mark.parametrize("is_waited_for", [True, False], ids=["drop_expired", "discard"])
 @pytest.mark.parametrize(
     "error",
     [FatalError(), gevent.GreenletExit(), gevent.Timeout(1), OSError("no")],
@@ -205,14 +205,15 @@ def test_a_close_that_raises(
 
 
 def close_one(pool: Pool[Any], is_waited_for: bool) -> None:
-    """Whatever close() does, whoever lets a connection be closed hears nothing of it, and its place is free."""
+    """Whatever close() does, the caller that lets a connection be closed hears nothing of it, and its place is free."""
     connection = pool.acquire()
     if is_waited_for:
-        pool.discard(connection)
-    else:
         pool.release(connection)
         connection.says_expired = True
-        pool._sweep()
+        pool.drop_expired()
+    else:
+        pool.discard(connection)
+        settle()
     assert not connection.is_open
     assert pool.size == 0
 
@@ -227,8 +228,9 @@ def test_a_close_that_ends_the_program(backend: Backend) -> None:
                 raise SystemExit(3)
 
     pool = Pool(lambda: backend._made(Exiting(backend, {})), max_connections=2)
+    pool.discard(pool.acquire())
     with pytest.raises(SystemExit):
-        pool.discard(pool.acquire())
+        settle()
     settle()
     assert not backend.open
     check_whole(pool, backend)
@@ -246,10 +248,9 @@ def test_closings_that_hang_hold_no_place(backend: Backend, caplog: pytest.LogCa
         pool.discard(pool.acquire())
 
     discarding = [gevent.spawn(discard) for _ in range(20)]
-    eventually(lambda: len(backend.connections) == 20)
-    assert not any(one.ready() for one in discarding), "each has had its turn, though none is closed yet"
-    gevent.joinall(discarding, timeout=PATIENCE / 2, raise_error=True)
-    assert all(one.ready() for one in discarding)
+    eventually(lambda: pool.stats().closing == 20, "each has its turn, though none is closed yet")
+    assert numbers(pool) == (0, 0, 0, 0)
+    assert all(one.successful() for one in discarding)
     check_whole(pool, backend)
 
 
@@ -279,6 +280,7 @@ METHODS: dict[str, Callable[[Pool[Any], Any], object]] = {
     "acquire at once": lambda pool, held: pool.acquire(timeout=0),
     "acquire and retry": lambda pool, held: pool.acquire(retry=1),
     "connection": lambda pool, held: use(pool, 1),
+    "lease": lambda pool, held: pool.lease(),
     "release": lambda pool, held: pool.release(held),
     "discard": lambda pool, held: pool.discard(held),
     "detach": lambda pool, held: pool.detach(held),
@@ -321,13 +323,33 @@ def test_another_thread_is_told_so_and_those_who_wait_are_left_alone(name: str) 
     pool.close()
 
 
-def test_a_block_left_in_another_thread_is_still_in_use() -> None:
+def test_a_lease_is_not_transferred_to_another_thread() -> None:
+    pool = Pool(Plain, max_connections=1)
+    lease = pool.lease()
+    assert isinstance(in_thread(lease.transfer), WrongThreadError)
+    assert lease.is_active
+    lease.release()
+    assert numbers(pool) == (0, 1, 0, 0)
+    pool.close()
+
+
+@pytest.mark.parametrize("name", ["release", "discard"])
+def test_a_lease_that_ends_in_another_thread_is_given_back_in_the_pools_own(name: str) -> None:
+    pool = Pool(Plain, max_connections=1)
+    lease = pool.lease()
+    assert in_thread(getattr(lease, name)) is None
+    eventually(lambda: not lease.is_active)
+    assert numbers(pool) == (0, int(name == "release"), 0, 0)
+    pool.close()
+
+
+def test_a_block_left_in_another_thread_is_given_back_in_the_pools_own() -> None:
+    """The collector may leave it there, and what that raised would reach no caller."""
     pool = Pool(Plain, max_connections=1)
     block = pool.connection()
     connection = block.__enter__()
-    assert isinstance(in_thread(lambda: block.__exit__(None, None, None)), WrongThreadError)
-    assert numbers(pool) == (1, 0, 0, 0)
-    block.__exit__(None, None, None)
+    assert in_thread(lambda: block.__exit__(None, None, None)) is None
+    eventually(lambda: numbers(pool) == (0, 1, 0, 0))
     assert pool.acquire(timeout=0) is connection
     pool.close(timeout=0)
 
@@ -351,7 +373,7 @@ def test_a_closed_pool_does_nothing_any_more(name: str) -> None:
         outcome = METHODS[name](pool, held)
     except PoolClosedError as error:
         outcome = error
-    refused = name.startswith(("acquire", "connection", "wait_ready"))
+    refused = name.startswith(("acquire", "connection", "lease", "wait_ready"))
     assert isinstance(outcome, PoolClosedError) is refused
     if name not in ("release", "discard", "detach"):
         pool.release(held)

@@ -24,7 +24,6 @@ def notes_of(error: BaseException) -> list[str]:
     return getattr(error, "__notes__", [])
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="every opening adds its note to the same error again")
 def test_a_note_stands_once_on_an_error_that_is_raised_again(backend: Backend) -> None:
     error = ConnectionRefusedError("down")
     backend.failures += [error] * 6
@@ -36,9 +35,6 @@ def test_a_note_stands_once_on_an_error_that_is_raised_again(backend: Backend) -
     assert len(notes_of(error)) == 2
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="every attempt to connect adds its note to the same error"
-)
 def test_an_error_of_connecting_does_not_grow_when_it_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -95,7 +91,6 @@ def opening_pool(backend: Backend, sockets: list[weakref.ref[Socket]], **setting
 
 
 @pytest.mark.usefixtures("no_collector")
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the Timeout that cut the opening short keeps its frames")
 def test_an_opening_cut_short_for_a_caller_keeps_no_socket(backend: Backend) -> None:
     sockets: list[weakref.ref[Socket]] = []
     pool = opening_pool(backend, sockets)
@@ -108,7 +103,6 @@ def test_an_opening_cut_short_for_a_caller_keeps_no_socket(backend: Backend) -> 
 
 
 @pytest.mark.usefixtures("no_collector")
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the Timeout that cut the opening short keeps its frames")
 def test_an_opening_cut_short_in_the_background_keeps_no_socket(backend: Backend) -> None:
     sockets: list[weakref.ref[Socket]] = []
     pool = opening_pool(backend, sockets, min_connections=1)

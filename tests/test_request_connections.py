@@ -22,7 +22,7 @@ from werkzeug.exceptions import NotFound
 from werkzeug.test import create_environ
 
 from flask_gsocketpool import GSocketPool, current_connection, current_pool
-from gsocketpool import ConnectionNotFoundError, PoolError, PoolExhaustedError, TcpConnection, WrongThreadError
+from gsocketpool import ConnectionNotFoundError, PoolError, PoolExhaustedError, TcpConnection
 from tests.scripted import PATIENCE, Backend, Plain, end_event_loop, eventually, numbers, settle
 
 
@@ -354,14 +354,7 @@ async def forget_one_in_a_thread() -> str:
     return str(current_pool.acquire().number)
 
 
-in_another_thread = pytest.mark.xfail(
-    strict=True,
-    raises=WrongThreadError,
-    reason="the end of the request gives the connection back in the request's thread, which is not the pool's",
-)
-
-
-@pytest.mark.parametrize("view", [pytest.param(use_own_in_a_thread, marks=in_another_thread), forget_one_in_a_thread])
+@pytest.mark.parametrize("view", [use_own_in_a_thread, forget_one_in_a_thread])
 def test_an_async_view_may_use_connections(view: Callable[[], Any]) -> None:
     app = AsyncApp()
     assert app.ask(view).text == "0"
@@ -399,7 +392,6 @@ def settled_numbers() -> tuple[int, int, int, int]:
     return numbers(current_pool)
 
 
-@in_another_thread
 def test_what_was_acquired_in_another_thread_is_given_back_there() -> None:
     with lasting_thread() as (app, call):
         for _ in range(2):
@@ -407,9 +399,6 @@ def test_what_was_acquired_in_another_thread_is_given_back_there() -> None:
             assert call(settled_numbers)[0] == 0
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the end of the request closes the connection in the request's thread"
-)
 def test_what_was_forgotten_in_another_thread_is_closed_there() -> None:
     with lasting_thread() as (app, call):
         assert app.ask(forget_one_in_a_thread).text == "0"

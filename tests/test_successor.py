@@ -56,7 +56,7 @@ def test_its_first_example(echo_port: int) -> None:
 def test_all_arguments_by_position(echo_port: int) -> None:
     pool = Pool(TcpConnection, {"host": "127.0.0.1", "port": echo_port}, 1, 2, False, 60)
     assert pool.size == 1
-    assert pool._reaper is None
+    assert pool._reaper.greenlet is None
     conn = pool.acquire()
     assert pool.acquire(10) is not conn
     with pytest.raises(PoolExhaustedError):
@@ -246,6 +246,7 @@ def test_a_mock_does_not_know_better() -> None:
     pool = Pool(Mock())
     with pytest.raises(ValueError, match="in a block"), pool.connection() as connection:
         raise ValueError("in a block")
+    settle()
     connection.close.assert_called_once_with()
     assert pool.size == 0
 

@@ -61,7 +61,6 @@ def lines_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return reads
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a sweep formats the stack of every connection in use")
 def test_a_sweep_formats_no_stack_but_that_of_a_leak(
     backend: Backend, clock: Clock, caplog: pytest.LogCaptureFixture, lines_read: list[str]
 ) -> None:
@@ -99,9 +98,6 @@ def seconds_to_drop(pool: Pool[Any], connections: list[Expiring]) -> float:
     return seconds
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="each connection that is dropped is searched for among all idle ones"
-)
 def test_dropping_expired_connections_costs_the_same_wherever_they_are() -> None:
     pool = Pool(Expiring, max_connections=20_000, max_opening=None, reap_expired_connections=False)
     idle = [pool.acquire() for _ in range(20_000)]
@@ -157,7 +153,6 @@ def pool_with_a_bad_one(backend: Backend, bad: Any, **settings: Any) -> tuple[Po
 
 
 @pytest.mark.parametrize("kind", [RaisingAttributes, RaisingTimeout])
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="what one connection raises ends every sweep")
 def test_one_bad_connection_does_not_stop_the_sweep_of_the_others(backend: Backend, kind: type[Foreign]) -> None:
     pool, counting, expired = pool_with_a_bad_one(backend, kind(), reap_interval=0.01)
     with ending(pool):
@@ -166,7 +161,6 @@ def test_one_bad_connection_does_not_stop_the_sweep_of_the_others(backend: Backe
         assert counting.is_open
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="what one connection raises ends drop_expired()")
 def test_one_bad_connection_does_not_stop_the_dropping_of_the_others(backend: Backend) -> None:
     bad = RaisingAttributes()
     pool, counting, expired = pool_with_a_bad_one(backend, bad, reap_expired_connections=False)
@@ -241,9 +235,6 @@ KINDS = [TcpConnection, TlsConnection, Pinging, Wrapping]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="a sweep does not look at the sockets of idle connections"
-)
 def test_a_sweep_closes_what_has_died_and_counts_it_no_more(kind: Any) -> None:
     with server_for(kind) as server:
         questions = Questions(kind, server)
@@ -260,9 +251,6 @@ def test_a_sweep_closes_what_has_died_and_counts_it_no_more(kind: Any) -> None:
             assert pool.acquire() is living
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="a sweep does not look at the sockets of idle connections"
-)
 def test_what_has_died_is_replaced_where_min_connections_asks_for_it() -> None:
     with Server() as server:
         questions = Questions(TcpConnection, server)

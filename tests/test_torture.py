@@ -51,7 +51,7 @@ class Echo(Connection):
         gevent.sleep(0)
         return self.is_open
 
-    def let_go(self) -> None:
+    def abort(self) -> None:
         self.is_open = False
 
     def echo(self, message: bytes) -> bytes:
@@ -131,7 +131,7 @@ def test_real_connections_survive_all_of_it_for_long(kind: str, limit: int, seed
 
 def test_the_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     # Without this, the time that things take decides, too.
-    monkeypatch.setattr("gsocketpool.testing._victim.SHORT_ROUND", 0.1)
+    monkeypatch.setattr("gsocketpool.testing._worker.SHORT_ROUND", 0.1)
 
     def decided(seed: int) -> Any:
         report = torture(Echo, seed=seed, rounds=200, exchange=Echo.echo, greenlets=1, forks=0)
@@ -195,7 +195,11 @@ def test_a_connection_above_the_limit_is_found() -> None:
     class Generous(Pool[Echo]):
         def acquire(self, *arguments: Any, **keywords: Any) -> Echo:
             if not self._state.idle:
-                self._start_opening().join()
+                limit, self._state.max_connections = self._state.max_connections, 100
+                opener = self._lifecycle.start_opening(more=100)
+                self._state.max_connections = limit
+                if opener is not None:
+                    opener.join()
             return super().acquire(*arguments, **keywords)
 
     pool = Generous(Echo, max_connections=2)
@@ -228,7 +232,7 @@ def test_a_socket_left_open_is_found(flaky_server: FlakyServer, monkeypatch: pyt
             left.append(self._sock)
             self._connected = False
 
-    monkeypatch.setattr("gsocketpool.testing._ordeal.HANG", 1.0)
+    monkeypatch.setattr("gsocketpool.testing._run.HANG", 1.0)
     try:
         connect = partial(Hoarding, flaky_server.host, flaky_server.port)
         assert "a socket is still open" in failures(connect, server=flaky_server, exchange=exchange_line)
@@ -249,7 +253,7 @@ def test_a_connection_that_two_processes_write_to_is_found(flaky_server: FlakySe
 
 def test_a_reply_to_its_parent_that_a_child_reads_is_found() -> None:
     class Sticky(Echo):
-        def let_go(self) -> None:
+        def abort(self) -> None:
             pass
 
     assert "read what its parent had asked for" in failures(Sticky, forks=100, rounds=3000)
@@ -263,7 +267,7 @@ def test_a_pool_that_does_not_work_in_a_child_is_found(monkeypatch: pytest.Monke
             super().open()
 
     parent = os.getpid()
-    monkeypatch.setattr("gsocketpool.testing._ordeal.HANG", 2.0)
+    monkeypatch.setattr("gsocketpool.testing._run.HANG", 2.0)
     found = failures(Homesick, forks=1)
     assert "in a forked process: only " in found
     assert "far from home" in found
@@ -317,7 +321,7 @@ def test_a_greenlet_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None
         return connection.echo(message)
 
     is_over: list[bool] = []
-    monkeypatch.setattr("gsocketpool.testing._ordeal.HANG", 0.5)
+    monkeypatch.setattr("gsocketpool.testing._run.HANG", 0.5)
     pool = Pool(Echo)
     try:
         assert "has hung" in failures(pool, exchange=exchange, greenlets=1)

@@ -55,11 +55,6 @@ def test_who_waits_for_a_release_hears_of_the_end(backend: Backend, way: str) ->
     assert isinstance(waiter.value, PoolClosedError)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="close() wakes those who wait until the pool is ready only if it has something to close or to give up",
-)
 @pytest.mark.parametrize("way", [way for way in WAYS if way.startswith("wait_ready")])
 def test_who_waits_until_the_pool_is_ready_hears_of_the_end_though_nothing_is_open_nor_opening(
     backend: Backend, way: str
@@ -77,11 +72,6 @@ def test_who_waits_until_the_pool_is_ready_hears_of_the_end_though_nothing_is_op
         waiter.kill()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="close() does not end a check: its caller hears of the end when the time of the acquire is over",
-)
 def test_who_waits_for_a_check_hears_of_the_end(backend: Backend) -> None:
     pool = Pool(backend.connect_checked, max_connections=1)
     pool.release(pool.acquire())
@@ -107,9 +97,6 @@ def in_the_loop(act: Callable[[], object]) -> Any:
     return outcomes[0]
 
 
-NOT_IN_THE_LOOP = "it waits in the event loop's own greenlet, where gevent raises BlockingSwitchOutError"
-
-
 def test_an_idle_connection_is_acquired_in_the_loop(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     connection = pool.acquire()
@@ -120,7 +107,6 @@ def test_an_idle_connection_is_acquired_in_the_loop(backend: Backend) -> None:
     assert isinstance(in_the_loop(lambda: pool.acquire(timeout=0)), PoolExhaustedError)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=NOT_IN_THE_LOOP)
 @pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith("wait_ready")])
 def test_who_would_have_to_wait_for_an_opening_in_the_loop_is_told_so(backend: Backend, way: str) -> None:
     pool = Pool(backend.connect, max_connections=1)
@@ -130,7 +116,6 @@ def test_who_would_have_to_wait_for_an_opening_in_the_loop_is_told_so(backend: B
     assert pool.acquire(timeout=PATIENCE).is_open
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=NOT_IN_THE_LOOP)
 @pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith("wait_ready")])
 def test_who_would_have_to_wait_for_a_release_in_the_loop_is_told_so(backend: Backend, way: str) -> None:
     pool = Pool(backend.connect, max_connections=1)
@@ -141,7 +126,6 @@ def test_who_would_have_to_wait_for_a_release_in_the_loop_is_told_so(backend: Ba
     assert pool.acquire(timeout=0) is held
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=NOT_IN_THE_LOOP)
 def test_a_check_that_may_block_does_not_block_the_loop(backend: Backend) -> None:
     pool = Pool(backend.connect_checked, max_connections=1)
     pool.release(pool.acquire())
@@ -161,7 +145,6 @@ def test_waiting_until_a_pool_is_ready_that_is_so_already_works_in_the_loop(back
     assert in_the_loop(pool.wait_ready) is None
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=NOT_IN_THE_LOOP)
 @pytest.mark.parametrize("way", [way for way in WAYS if way.startswith("wait_ready")])
 def test_waiting_until_a_pool_is_ready_that_is_not_so_yet_fails_at_once_in_the_loop(backend: Backend, way: str) -> None:
     backend.opens.clear()
@@ -198,7 +181,6 @@ def close_in_the_loop(pool: Pool[Any], timeout: float) -> Any:
     return in_the_loop(lambda: (outcome(pool.close, timeout), outcome(pool.acquire)))
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=NOT_IN_THE_LOOP)
 def test_a_pool_closed_in_the_loop_closes_what_is_idle_and_what_comes_back(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=2)
     held, idle = pool.acquire(), pool.acquire()
@@ -214,7 +196,6 @@ def test_a_pool_closed_in_the_loop_closes_what_is_idle_and_what_comes_back(backe
     pool.close()
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=NOT_IN_THE_LOOP)
 def test_what_is_out_after_the_timeout_of_a_pool_closed_in_the_loop_is_closed_under_its_user(backend: Backend) -> None:
     pool = Pool(backend.connect)
     held = pool.acquire()
@@ -224,7 +205,6 @@ def test_what_is_out_after_the_timeout_of_a_pool_closed_in_the_loop_is_closed_un
     assert numbers(pool) == (0, 0, 0, 0)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=NOT_IN_THE_LOOP)
 @pytest.mark.parametrize("timeout", [0, PATIENCE])
 def test_a_pool_closed_in_the_loop_turns_those_away_who_wait(backend: Backend, timeout: float) -> None:
     pool = Pool(backend.connect, max_connections=2)
@@ -241,7 +221,6 @@ def test_a_pool_closed_in_the_loop_turns_those_away_who_wait(backend: Backend, t
     assert not backend.open
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=NOT_IN_THE_LOOP)
 def test_a_with_statement_around_a_pool_may_end_in_the_loop(backend: Backend) -> None:
     pool = Pool(backend.connect)
     idle = pool.acquire()
@@ -309,7 +288,6 @@ print(pool.size)
 """
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=NOT_IN_THE_LOOP)
 @pytest.mark.parametrize("beginning", ["", "from gevent import monkey; monkey.patch_all()"], ids=["plain", "patched"])
 def test_an_ordinary_signal_handler_closes_a_pool(beginning: str) -> None:
     root = pathlib.Path(__file__).parent.parent

@@ -62,7 +62,7 @@ def bench(seconds: float, greenlets: int, name: str | None, exchange: str | None
     name = _chosen(name, pools)
     function = None if exchange is None else _imported(exchange)
     result: dict[str, Any] = {"pool": name, "address": None, "seconds": seconds, "greenlets": greenlets}
-    pool = pools.apart(name, acquire_timeout=None, max_waiting=None)
+    pool = pools.private_copy(name, acquire_timeout=None, max_waiting=None)
     try:
         _measure(app, pool, function, result)
     except (Exception, gevent.Timeout) as error:

@@ -64,7 +64,7 @@ def _check(pools: Pools, name: str, timeout: float | None) -> dict[str, Any]:
     config = pools.config.pools[name]
     defaults = Settings(**config.settings)
     limit = timeout or defaults.open_timeout or OPEN_TIMEOUT
-    pool = pools.apart(name, open_timeout=limit, close_timeout=min(limit, defaults.close_timeout))
+    pool = pools.private_copy(name, open_timeout=limit, close_timeout=min(limit, defaults.close_timeout))
     began = time.perf_counter()
     # In a greenlet, for an opening may not heed its limit, nor a closing.
     opening = gevent.spawn(_open_one, pool)

@@ -1,7 +1,7 @@
 """What it takes to test connection classes, and pools, against everything that goes wrong."""
 
 from gsocketpool.testing._leaks import no_leaks
-from gsocketpool.testing._outcome import TortureError, TortureReport
+from gsocketpool.testing._report import TortureError, TortureReport
 from gsocketpool.testing._server import FAULTS, FlakyServer, ServedConnection
 from gsocketpool.testing._torture import exchange_line, torture
 

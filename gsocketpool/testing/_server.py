@@ -18,8 +18,9 @@ import gevent.ssl
 from gevent.event import Event
 from gevent.monkey import get_original
 
-from gsocketpool import InvalidArgumentError, _descriptors
-from gsocketpool._forking import tell_after_fork
+from gsocketpool import InvalidArgumentError
+from gsocketpool._fork import tell_after_fork
+from gsocketpool.connection import _sockets
 from gsocketpool.settings import check_count, check_seconds
 from gsocketpool.testing._peers import pid_of_peer
 from gsocketpool.testing._sockets import identity
@@ -453,10 +454,10 @@ class FlakyServer:
             if reset:
                 served._sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_LINGER, _RESET_ON_CLOSE)
             elif isinstance(served._sock, gevent.ssl.SSLSocket) and served._sock._sslobj is not None:
-                _descriptors.say_goodbye(served._sock)
+                _sockets.say_goodbye(served._sock)
         # More than close(), which gevent puts off where a greenlet waits for the socket: the client would find it open
         # until the event loop has come round.
-        _descriptors.let_go(served._sock)
+        _sockets.abort(served._sock)
 
     # Its sockets
 
@@ -474,7 +475,7 @@ class FlakyServer:
         # In a forked child: the greenlets were copied, and must not serve the parent's clients.
         self._greenlets.kill(block=False)
         for sock in self._sockets():
-            _descriptors.let_go(sock)
+            _sockets.abort(sock)
 
 
 def _remove_socket(path: str) -> None:

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from gsocketpool import Pool
 from gsocketpool.settings import check_count
-from gsocketpool.testing._ordeal import Ordeal
-from gsocketpool.testing._outcome import TortureError, TortureReport
+from gsocketpool.testing._report import TortureError, TortureReport
+from gsocketpool.testing._run import Run
 from gsocketpool.testing._server import FlakyServer
 from gsocketpool.testing._sockets import open_sockets
-from gsocketpool.testing._victim import ROUND
+from gsocketpool.testing._worker import ROUND
 
 C = TypeVar("C")
 
@@ -66,18 +66,18 @@ def torture(
     check_count("seed", seed)
     with _silence():
         if isinstance(pool, Pool):
-            ordeal = Ordeal(pool, seed, rounds, exchange, server, forks)
-            ordeal.run(greenlets)
+            run = Run(pool, seed, rounds, exchange, server, forks)
+            run.execute(greenlets)
         else:
             sockets = open_sockets()
             times: Any = {"open_timeout": ROUND, "close_timeout": ROUND, "reap_interval": 0.1}
             with Pool(pool, max_connections=max_connections, **times) as made:
-                ordeal = Ordeal(made, seed, rounds, exchange, server, forks)
-                ordeal.run(greenlets)
-            ordeal.look_for_open_sockets(sockets)
-    if ordeal.failures:
-        raise TortureError(ordeal.failures, ordeal.report)
-    return ordeal.report
+                run = Run(made, seed, rounds, exchange, server, forks)
+                run.execute(greenlets)
+            run.look_for_open_sockets(sockets)
+    if run.failures:
+        raise TortureError(run.failures, run.report)
+    return run.report
 
 
 @contextmanager

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
-from gsocketpool._aside import close_within
-
 if TYPE_CHECKING:
-    from gsocketpool.testing._ordeal import Ordeal
+    from gsocketpool.testing._run import Run
 
 #: Seconds after which a Timeout ends a round: most rounds, and some.
 ROUND, SHORT_ROUND = 0.5, 0.002
@@ -22,14 +20,14 @@ class TorturersError(Exception):
     """An ordinary error that is raised here on purpose."""
 
 
-class Victim:
+class Worker:
     """A greenlet that uses connections in every way there is, while exceptions are thrown at it."""
 
-    def __init__(self, ordeal: Ordeal[Any], number: int) -> None:
-        self._ordeal = ordeal
-        self._pool = ordeal.pool
+    def __init__(self, run: Run[Any], number: int) -> None:
+        self._run = run
+        self._pool = run.pool
         self._number = number
-        self._random = Random(f"{ordeal.report.seed}-{number}")
+        self._random = Random(f"{run.report.seed}-{number}")
         #: What was thrown in the present round.
         self._thrown: list[BaseException] = []
         self._limit: gevent.Timeout | None = None
@@ -44,7 +42,7 @@ class Victim:
     def _throw(self, error: BaseException) -> None:
         # The second one hits whatever the first one is in the middle of.
         if self._is_in_round and len(self._thrown) < 2:
-            self._ordeal.report.thrown += 1
+            self._run.report.thrown += 1
             self._thrown.append(error)
             self.greenlet.throw(error)
 
@@ -53,10 +51,10 @@ class Victim:
         return time.monotonic() - self._began if self._is_in_round else 0.0
 
     def _live(self) -> None:
-        ordeal = self._ordeal
-        while ordeal.rounds_left > 0 and not ordeal.failures:
-            ordeal.rounds_left -= 1
-            ordeal.report.rounds += 1
+        run = self._run
+        while run.rounds_left > 0 and not run.failures:
+            run.rounds_left -= 1
+            run.report.rounds += 1
             self._thrown.clear()
             self._began = time.monotonic()
             self._is_in_round = True
@@ -66,7 +64,7 @@ class Victim:
             except BaseException as error:
                 came_out = error
             self._is_in_round = False
-            if ordeal.is_over:
+            if run.is_over:
                 return
             self._judge(came_out)
             # A frame must not keep the traceback that keeps the frame.
@@ -74,22 +72,22 @@ class Victim:
 
     def _judge(self, came_out: BaseException | None) -> None:
         """What was thrown must have come out, or what somebody has made of it."""
-        report = self._ordeal.report
+        report = self._run.report
         if came_out is not None and came_out is self._limit:
             # Perhaps while something else was on its way out.
             report.timeouts += 1
         elif self._thrown:
             if not _has(came_out, self._thrown[-1]):
-                self._ordeal.failures.append(f"{self._thrown[-1]!r} was thrown, and {came_out!r} came out")
-        elif isinstance(came_out, Exception) or id(came_out) in self._ordeal.thrown_at_pool:
+                self._run.failures.append(f"{self._thrown[-1]!r} was thrown, and {came_out!r} came out")
+        elif isinstance(came_out, Exception) or id(came_out) in self._run.thrown_at_pool:
             report.errors[type(came_out).__name__] += 1
-            self._ordeal.last_error = came_out
+            self._run.last_error = came_out
         elif came_out is not None:
-            self._ordeal.failures.append(f"{came_out!r} came out, which nobody has thrown")
+            self._run.failures.append(f"{came_out!r} came out, which nobody has thrown")
 
     def _round(self) -> None:
         self._loiter()
-        use = self._random.choices((Victim._in_a_block, *_RARE), (40, *(3 for _ in _RARE)))[0]
+        use = self._random.choices((Worker._in_a_block, *_RARE), (40, *(3 for _ in _RARE)))[0]
         self._limit = gevent.Timeout.start_new(SHORT_ROUND if self._random.random() < 0.1 else ROUND)
         try:
             use(self)
@@ -101,9 +99,9 @@ class Victim:
             gevent.sleep(0)
 
     def _exchange(self, connection: Any) -> None:
-        with self._ordeal.using(connection, self._number):
+        with self._run.using(connection, self._number):
             self._loiter()
-            self._ordeal.check_exchange(connection, self._number)
+            self._run.check_exchange(connection, self._number)
             self._loiter()
 
     # The ways to use a connection
@@ -138,35 +136,35 @@ class Victim:
 
     def _for_itself(self) -> None:
         connection = self._pool.detach(self._pool.acquire())
-        self._ordeal.detached += 1
+        self._run.detached += 1
         try:
             self._exchange(connection)
         finally:
-            self._ordeal.detached -= 1
-            self._ordeal.in_background(close_within, ROUND, connection)
+            self._run.detached -= 1
+            self._run.in_background(self._pool._closer.close_within_timeout, connection)
 
     def _without_giving_back(self) -> None:
-        taker = self._ordeal.in_background(self._take_one_away)
-        self._ordeal.in_background(self._take_it_back, taker)
+        taker = self._run.in_background(self._take_one_away)
+        self._run.in_background(self._take_it_back, taker)
         taker.join()
 
     def _take_one_away(self) -> None:
         with suppress(Exception, gevent.Timeout):
             self._pool.acquire()
-            self._ordeal.taken_away += 1
+            self._run.taken_away += 1
 
     def _take_it_back(self, taker: gevent.Greenlet) -> None:
         taker.join()
-        self._pool._sweep()
+        self._pool._reaper.sweep(self._pool)
 
 
 _RARE = (
-    Victim._in_a_block_in_a_block,
-    Victim._in_a_block_that_fails,
-    Victim._by_hand,
-    Victim._without_waiting,
-    Victim._for_itself,
-    Victim._without_giving_back,
+    Worker._in_a_block_in_a_block,
+    Worker._in_a_block_that_fails,
+    Worker._by_hand,
+    Worker._without_waiting,
+    Worker._for_itself,
+    Worker._without_giving_back,
 )
 
 

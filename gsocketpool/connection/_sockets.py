@@ -11,34 +11,41 @@ import gevent.ssl
 from gevent.monkey import get_original
 
 # gevent's own poll() switches, and takes ten times as long.
-_poll = get_original("select", "poll")
+new_poll = get_original("select", "poll")
 _SOCKETS = (gevent.socket.socket, get_original("socket", "socket"))
-_READABLE = 0x001  # POLLIN; errors and hang-ups are reported without being asked for
+READABLE = 0x001  # POLLIN; errors and hang-ups are reported without being asked for
 
 
 def is_socket(candidate: Any) -> bool:
     return isinstance(candidate, _SOCKETS)
 
 
-def is_silent(candidate: Any) -> bool:
-    """Whether there is nothing to read from a socket, not even the end of the stream. True for what is not a socket.
+def is_readable(descriptor: int) -> bool:
+    """Return whether a descriptor is closed, or has something to read or the end of its stream. It never switches."""
+    if descriptor < 0:
+        return True
+    # Polling a fresh object takes 0.6 us, a kept one 0.1 us less and 360 bytes for each connection.
+    poll = new_poll()
+    poll.register(descriptor, READABLE)
+    return bool(poll.poll(0))
 
-    It never switches.
-    """
+
+def is_silent(candidate: Any) -> bool:
+    """Return whether a socket is open and has nothing to read. True for what is not a socket. This never switches."""
     if not isinstance(candidate, _SOCKETS):
         return True
+    if isinstance(candidate, gevent.ssl.SSLSocket):
+        return is_tls_silent(candidate)
+    return not is_readable(candidate.fileno())
+
+
+def is_tls_silent(candidate: Any) -> bool:
+    """Return whether a TLS socket is open and has nothing to read for the application."""
     descriptor = candidate.fileno()
-    if descriptor < 0:
+    if descriptor < 0 or candidate.pending():
         return False
-    poll = _poll()
-    poll.register(descriptor, _READABLE)
-    readable = poll.poll(0)
-    if not isinstance(candidate, gevent.ssl.SSLSocket):
-        return not readable
-    return not candidate.pending() and (not readable or _is_tls_silent(candidate))
-
-
-def _is_tls_silent(candidate: Any) -> bool:
+    if not is_readable(descriptor):
+        return True
     # TLS sends records of its own, session tickets for one, which are no message. Only reading tells. The descriptor
     # under a gevent socket never blocks, and its TLS object is asked directly because the socket's own read() would
     # wait.
@@ -52,7 +59,7 @@ def _is_tls_silent(candidate: Any) -> bool:
 
 
 def say_goodbye(candidate: gevent.ssl.SSLSocket) -> None:
-    """Tells the other side of a TLS connection that it ends, as far as that can be done without waiting."""
+    """Tell the other side of a TLS connection that it ends, as far as that can be done without waiting."""
     # What TLS has sent by itself is taken out first: closing a socket with bytes unread resets the connection, and the
     # other side may lose what was sent to it.
     for step in (lambda: candidate._sslobj.read(1), candidate._sslobj.shutdown):
@@ -60,8 +67,8 @@ def say_goodbye(candidate: gevent.ssl.SSLSocket) -> None:
             step()
 
 
-def let_go(candidate: Any) -> None:
-    """Closes a socket that another process goes on using. It never switches, and nothing is sent.
+def abort(candidate: Any) -> None:
+    """Close a socket without sending anything, so that a parent process may go on using it. This never switches.
 
     First another file takes the descriptor's place: a greenlet that the fork has copied may be about to read from it,
     and closing alone would let it until the event loop has come round.

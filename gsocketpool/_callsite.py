@@ -8,7 +8,7 @@ import sys
 import traceback
 from types import FrameType
 
-#: The directories whose frames are nobody's own code.
+#: The directories whose frames are not of the user's code.
 _ours = {os.path.dirname(__file__)}
 
 #: A frame, as little as can be kept of it: its file, line and function.
@@ -16,7 +16,7 @@ Place = tuple[str, int, str]
 
 
 def pass_over(file: str) -> None:
-    """Passes over what is in the directory of `file`, too."""
+    """Pass over what is in the directory of `file`, too."""
     _ours.add(os.path.dirname(file))
     _is_ours.cache_clear()
 
@@ -27,7 +27,7 @@ def _is_ours(file: str) -> bool:
 
 
 def callers(depth: int = 16) -> list[Place]:
-    """The frames that led here, the innermost first, without those of this package and of :func:`pass_over`.
+    """Return the frames that led here, the innermost first, without those of this package and of :func:`pass_over`.
 
     Nothing is read or formatted yet, which makes this cheap enough to be done at every acquire.
     """
@@ -42,7 +42,7 @@ def callers(depth: int = 16) -> list[Place]:
 
 
 def describe(places: list[Place] | None) -> str:
-    """The frames as a traceback shows them."""
+    """Return the frames as a traceback shows them."""
     if not places:
         return "at a place that was not recorded: set leak_threshold to have it recorded"
     summary = traceback.StackSummary.from_list([(file, line, name, None) for file, line, name in reversed(places)])

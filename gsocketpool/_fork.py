@@ -1,6 +1,6 @@
-"""Telling pools about a fork.
+"""Tells pools about a fork.
 
-An at-fork handler can't be taken back, so there is a single one, for every object that wants to know.
+An at-fork handler can't be taken back, so there is a single one, for every pool.
 """
 
 from __future__ import annotations
@@ -16,32 +16,41 @@ import gevent
 logger = logging.getLogger("gsocketpool")
 
 
-class Forgetful(Protocol):
+class Forkable(Protocol):
     def _after_fork(self) -> None: ...
 
 
-_listeners: weakref.WeakSet[Forgetful] = weakref.WeakSet()
+class Orphan(Protocol):
+    def abort_all(self) -> None: ...
+
+
+_listeners: weakref.WeakSet[Forkable] = weakref.WeakSet()
+#: What collected pools have left to be closed. A list, for a destructor must not take a lock.
+orphans: list[Orphan] = []
 _kept: list[object] = []
 
 
-def tell_after_fork(listener: Forgetful) -> None:
-    """Has ``listener._after_fork()`` called in every forked child, for as long as the listener is alive."""
+def tell_after_fork(listener: Forkable) -> None:
+    """Have ``listener._after_fork()`` called in every forked child, for as long as the listener is alive."""
     _listeners.add(listener)
 
 
 def keep_alive(connection: object) -> None:
-    """Keeps in a child what belongs to the parent: a destructor might say goodbye on the parent's behalf."""
+    """Keep in a child what belongs to the parent: a destructor might say goodbye on the parent's behalf."""
     _kept.append(connection)
 
 
 def _tell_all() -> None:
     listeners = list(_listeners)
-    if listeners:
+    if listeners or orphans:
         # Only gevent's own fork() does so by itself, and multiprocessing uses that where os is patched. Without it, the
         # child could not resolve a name. To do it twice does no harm.
         _try(gevent.reinit)
     for listener in listeners:
         _try(listener._after_fork)
+    for orphan in orphans:
+        _try(orphan.abort_all)
+    orphans.clear()
 
 
 def _try(step: Callable[[], object]) -> None:

@@ -19,10 +19,10 @@ import gevent.pool
 from gevent.monkey import get_original
 
 from gsocketpool import InvalidArgumentError, Pool, PoolExhaustedError
-from gsocketpool.testing._outcome import TortureReport
+from gsocketpool.testing._report import TortureReport
 from gsocketpool.testing._server import FAULTS, FlakyServer
 from gsocketpool.testing._sockets import open_sockets
-from gsocketpool.testing._victim import ROUND, TorturersError, Victim
+from gsocketpool.testing._worker import ROUND, TorturersError, Worker
 
 C = TypeVar("C")
 
@@ -34,7 +34,7 @@ _THROWN, _FAULTS, _KEPT_UP = 0.5, 0.02, 0.03
 _LONGEST_FAULT = 50
 
 
-class Ordeal(Generic[C]):
+class Run(Generic[C]):
     """One torture of one pool. Its greenlet decides, turn by turn, what goes wrong."""
 
     def __init__(
@@ -72,18 +72,18 @@ class Ordeal(Generic[C]):
         self._least = max(1, pool._settings.min_connections)
         self._background = gevent.pool.Group()
 
-    def run(self, greenlets: int) -> None:
+    def execute(self, greenlets: int) -> None:
         self._make_sure_that_it_works()
-        self._victims = [Victim(self, number) for number in range(greenlets)]
+        self._workers = [Worker(self, number) for number in range(greenlets)]
         try:
             self._torture()
             self._recover()
         finally:
             # Where all is well, they have ended by now.
             self.is_over = True
-            victims = [victim.greenlet for victim in self._victims]
-            gevent.killall(victims, block=False)
-            gevent.joinall(victims, timeout=ROUND)
+            workers = [worker.greenlet for worker in self._workers]
+            gevent.killall(workers, block=False)
+            gevent.joinall(workers, timeout=ROUND)
             # Among these are closings.
             self._background.join(timeout=2 * ROUND)
             self._background.kill(block=False)
@@ -105,7 +105,7 @@ class Ordeal(Generic[C]):
             heal_in -= 1
             if heal_in == 0 and self.server is not None:
                 self.server.heal()
-            for _ in self._victims:
+            for _ in self._workers:
                 if self._is_time_for(_THROWN, self.report.thrown):
                     self._strike()
             if self._is_time_for(self._forks / self._rounds, self.report.forks) and not self.detached:
@@ -124,7 +124,7 @@ class Ordeal(Generic[C]):
     def _strike(self) -> None:
         """Throws something at somebody."""
         if self._random.random() < 0.9:
-            self._random.choice(self._victims).strike(self._error())
+            self._random.choice(self._workers).strike(self._error())
             return
         own = [one for one in (*self.pool._state.opening, *self.pool._closer._at_work) if one.gr_frame is not None]
         if own:
@@ -142,7 +142,7 @@ class Ordeal(Generic[C]):
         if what == "drained":
             self.in_background(self.pool.drain)
         elif what == "swept":
-            self.in_background(self.pool._sweep)
+            self.in_background(self.pool._reaper.sweep, self.pool)
         else:
             self.in_background(self.pool.resize, self._random.randint(self._least, self._limit))
 
@@ -230,9 +230,9 @@ class Ordeal(Generic[C]):
             self.failures.append(f"more than {self._allowed} connections: {self.pool!r}")
 
     def _is_anybody_alive(self) -> bool:
-        stuck = [victim for victim in self._victims if victim.busy_for() > HANG]
-        self.failures += [f"a greenlet has hung for {HANG} s:\n{_stack(victim.greenlet)}" for victim in stuck]
-        return any(not victim.greenlet.ready() for victim in self._victims)
+        stuck = [worker for worker in self._workers if worker.busy_for() > HANG]
+        self.failures += [f"a greenlet has hung for {HANG} s:\n{_stack(worker.greenlet)}" for worker in stuck]
+        return any(not worker.greenlet.ready() for worker in self._workers)
 
     def _recover(self) -> None:
         """Lets all come to rest, and looks at whether everything is there again."""
@@ -256,7 +256,7 @@ class Ordeal(Generic[C]):
         lost = stats.in_use + self._taken_back() - self._taken_back_before - self.taken_away
         if lost:
             self.failures.append(f"{lost} connections were lost: {self.pool!r}")
-        self.pool._sweep()
+        self.pool._reaper.sweep(self.pool)
         taken: list[C] = []
         deadline = time.monotonic() + HANG
         while len(taken) < self._limit:
@@ -285,7 +285,7 @@ class Ordeal(Generic[C]):
         return connection
 
     def _taken_back(self) -> int:
-        return self.pool.stats().discarded.get("holder is dead", 0)
+        return self.pool.stats().discarded.get("holder_dead", 0)
 
     def _look_for_shared_connections(self) -> None:
         for served in () if self.server is None else self.server.connections:
@@ -305,7 +305,7 @@ class Ordeal(Generic[C]):
                 gevent.sleep(0.001)
         self.failures += [f"a socket is still open: {what}" for what in left()]
 
-    # What the victims do
+    # What the workers do
 
     def in_background(self, function: Callable[..., object], *arguments: Any) -> gevent.Greenlet:
         return self._background.spawn(function, *arguments)
@@ -318,7 +318,7 @@ class Ordeal(Generic[C]):
         if process != os.getpid():
             self.failures.append(
                 f"a forked process read what its parent had asked for: {reply!r}. Its connection needs a get() that"
-                " returns the socket, or a let_go()"
+                " returns the socket, or an abort()"
             )
         if reply != message:
             self.failures.append(f"a reply reached the wrong caller: {message!r} was answered {reply!r}")

@@ -1,4 +1,4 @@
-"""What connections over a stream socket have in common."""
+"""What connections over a stream socket share: everything but connecting."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import gevent
 import gevent.socket
 import gevent.ssl
 
-from gsocketpool import _descriptors
-from gsocketpool._base import Connection
+from gsocketpool.connection._sockets import READABLE, is_readable, new_poll
+from gsocketpool.connection.base import Connection
 from gsocketpool.exceptions import ConnectionClosedError, InvalidArgumentError, LimitExceededError, add_note
 from gsocketpool.settings import check_count, check_seconds
 
@@ -34,10 +34,11 @@ class StreamConnection(Connection):
     _sock: Any = None
     _connected = False
     _created: float | None = None
+    #: A poll object, kept since making one takes as long as a third of the poll, and the descriptor that it is for.
+    _poll: Any = None
+    _polled = -1
     #: What has been received and not returned yet.
     _unread: bytes | bytearray = b""
-    #: Whether an exchange may be half done.
-    _in_doubt = False
 
     def __init__(self, lifetime: float | None = 600, timeout: float | None = None) -> None:
         self._lifetime = None if lifetime is None else check_seconds("lifetime", lifetime)
@@ -51,7 +52,7 @@ class StreamConnection(Connection):
         raise NotImplementedError
 
     def _connect(self) -> None:
-        """Connects a socket. It is in ``_sock`` before anything blocks, so that a fork meanwhile can let go of it."""
+        """Connect a socket. It is in ``_sock`` before anything blocks, so that a fork meanwhile can let go of it."""
         raise NotImplementedError
 
     @property
@@ -60,18 +61,18 @@ class StreamConnection(Connection):
         return self._sock
 
     def get(self) -> Any:
-        """Returns the gevent socket; None before the connection was opened."""
+        """Return the gevent socket; None before the connection was opened."""
         return self._sock
 
     def open(self) -> None:
-        """Connects.
+        """Connect.
 
         :raises OSError: if that fails; `TimeoutError`, which is one, if it takes longer than `timeout`.
         """
         if self._connected:
             raise OSError(errno.EISCONN, f"{self!r} is open already")
         self._unread = bytearray()
-        self._in_doubt = False
+        self._unfinished_exchanges = 0
         limit = gevent.Timeout(self._timeout)
         try:
             with limit:
@@ -80,46 +81,59 @@ class StreamConnection(Connection):
         except BaseException as error:
             if self._sock is not None:
                 self._sock.close()
-            if error is limit:
-                raise TimeoutError(f"connecting to {self._where()} took longer than {self._timeout} s") from None
-            add_note(error, f"while connecting to {self._where()}")
-            raise
-        self._connected = True
-        self._created = time.monotonic()
+            if error is not limit:
+                self._explain(error, "connecting to")
+                raise
+            # Its traceback has this frame, and so keeps the socket.
+            error.__traceback__ = None
+        else:
+            self._connected = True
+            self._created = time.monotonic()
+            self._polled = self._sock.fileno()
+            self._poll = new_poll()
+            self._poll.register(self._polled, READABLE)
+            return
+        raise TimeoutError(self._timed_out("connecting to"))
 
     def close(self) -> None:
-        """Closes the socket. A greenlet that waits for it gets an `OSError`."""
+        """Close the socket. A greenlet that waits for it gets an `OSError`."""
         if self._connected:
             self._connected = False
             self._unread = b""
             self._sock.close()
 
     def is_connected(self) -> bool:
-        """Returns whether the connection was opened and neither closed nor found at the end of its stream."""
+        """Return whether the connection was opened and neither closed nor found at the end of its stream."""
         return self._connected
 
     def is_expired(self) -> bool:
-        """Returns whether the connection was opened longer than `lifetime` ago."""
+        """Return whether the connection was opened longer than `lifetime` ago."""
         if self._lifetime is None or self._created is None:
             return False
         return time.monotonic() - self._created > self._lifetime
 
     def is_usable(self) -> bool:
-        """Returns whether the connection is open and nothing can be read from its socket."""
-        return self._connected and _descriptors.is_silent(self._sock)
+        """Return whether the connection is open and nothing can be read from its socket."""
+        if not self._connected:
+            return False
+        # The raw socket tells its descriptor in half of gevent's time.
+        descriptor = self._sock._sock.fileno()
+        if descriptor == self._polled:
+            return not self._poll.poll(0)
+        return not is_readable(descriptor)
 
     def is_reusable(self, error: BaseException | None) -> bool:
-        """Returns whether the connection is open, at the end of a message and free of doubt."""
-        return error is None and self._connected and not self._unread and not self._in_doubt
+        """Return whether the connection is open, at the end of a message and free of doubt."""
+        return error is None and self._connected and not self._unread and not self._unfinished_exchanges
 
-    def let_go(self) -> None:
-        """Closes the socket's descriptor, without a shutdown, and counts as closed."""
-        super().let_go()
+    def abort(self) -> None:
+        """Close the socket's descriptor, without a shutdown, and count as closed."""
+        super().abort()
         self._connected = False
         self._unread = b""
 
     def send(self, data: bytes | bytearray | memoryview) -> None:
-        """Sends all of `data`.
+        """Send all of `data`.
 
         :param data: bytes, a bytearray or a memoryview.
         :raises TypeError: if it is something else, a str for instance.
@@ -140,12 +154,13 @@ class StreamConnection(Connection):
                 sent = 0
             if sent < size:
                 sock.sendall(memoryview(data).cast("B")[sent:])
-        except BaseException:
-            self._doubt(sock)
+        except BaseException as error:
+            self._leave_unfinished(sock)
+            self._explain(error, "sending to")
             raise
 
     def recv(self, size: int = 1024) -> bytes:
-        """Returns what has come, at least one byte and at most `size`, or ``b""`` at the end of the stream.
+        """Return what has come, at least one byte and at most `size`, or ``b""`` at the end of the stream.
 
         The end of the stream marks the connection as closed.
 
@@ -162,7 +177,7 @@ class StreamConnection(Connection):
         return data
 
     def recv_exactly(self, size: int) -> bytes:
-        """Returns the next `size` bytes.
+        """Return the next `size` bytes.
 
         :raises ConnectionClosedError: if the connection is not open, or the stream ends before that; then its
             ``partial`` has what came.
@@ -174,7 +189,7 @@ class StreamConnection(Connection):
         return self._take(size)
 
     def recv_until(self, delimiter: bytes, limit: int = 65536) -> bytes:
-        """Returns what comes up to the next `delimiter`, and the delimiter itself as the last part of it.
+        """Return what comes up to the next `delimiter`, and the delimiter itself as the last part of it.
 
         Bytes that came behind the delimiter stay for the next call.
 
@@ -190,7 +205,7 @@ class StreamConnection(Connection):
         searched = 0
         while (found := self._unread.find(delimiter, searched, limit)) < 0:
             if len(self._unread) >= limit:
-                self._in_doubt = True
+                self._unfinished_exchanges += 1
                 raise LimitExceededError(f"{delimiter!r} did not come within {limit} bytes", limit)
             # The delimiter may have come in part.
             searched = max(0, len(self._unread) - len(delimiter) + 1)
@@ -216,15 +231,32 @@ class StreamConnection(Connection):
         sock = self._sock
         try:
             data: bytes = sock.recv(min(size, LARGEST_PIECE))
-        except BaseException:
-            self._doubt(sock)
+        except BaseException as error:
+            self._leave_unfinished(sock)
+            self._explain(error, "receiving from")
             raise
         return data
 
-    def _doubt(self, sock: Any) -> None:
+    def _leave_unfinished(self, sock: Any) -> None:
         # Another greenlet may have closed that stream, which is what this one was told, and even opened another.
         if self._connected and sock is self._sock:
-            self._in_doubt = True
+            self._unfinished_exchanges += 1
+
+    def _explain(self, error: BaseException, what: str) -> None:
+        """Make an error's text say where to the connection leads and, for a timeout, how long it was waited."""
+        if not isinstance(error, OSError):
+            return
+        if isinstance(error, TimeoutError) and error.errno is None:
+            error.args = (self._timed_out(what),)
+        elif isinstance(error, gevent.ssl.SSLError) or error.errno is None:
+            # These show nothing but their own text.
+            add_note(error, f"while {what} {self._where()}")
+        elif error.filename is None:
+            # An OSError shows its filename behind its text.
+            error.filename = self._where()
+
+    def _timed_out(self, what: str) -> str:
+        return f"{what} {self._where()} took longer than {self._timeout} s"
 
     def _not_open(self) -> ConnectionClosedError:
         return ConnectionClosedError(f"{self!r} is not open")

@@ -1,0 +1,136 @@
+"""Closes connections, each in a greenlet of its own and within a time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+import gevent
+
+from gsocketpool import _fork
+from gsocketpool._adapter import Adapter
+from gsocketpool.settings import timer_seconds
+
+logger = logging.getLogger("gsocketpool")
+
+
+class Closer:
+    """Closes the connections of one pool.
+
+    Giving back must not switch, so it leaves a connection here by :meth:`add`, which takes no lock and runs no user
+    code. The greenlets begin with :meth:`start`, which the event loop calls. What closing raises is logged.
+    """
+
+    def __init__(self, timeout: float, adapter: Adapter) -> None:
+        self._timeout = timeout
+        self._adapter = adapter
+        self._pending: list[Any] = []
+        self._at_work: dict[gevent.Greenlet, Any] = {}
+        #: Connections whose closing is begun again after its greenlet was killed.
+        self._begun_again: list[Any] = []
+
+    def __len__(self) -> int:
+        """How many connections are being closed."""
+        return len(self._pending) + len(self._at_work)
+
+    def add(self, connection: Any) -> None:
+        """Leave a connection to be closed by :meth:`start`."""
+        self._pending.append(connection)
+
+    def start(self) -> None:
+        """Begin to close what was left here."""
+        while self._pending:
+            # What fails to begin, near the recursion limit, stays here.
+            self._begin(self._pending[0])
+            del self._pending[0]
+
+    def wait(self) -> None:
+        """Begin to close what was left here, and return when all of it is closed, or its time is over."""
+        self.start()
+        # By identity, and kept, so that no other connection can have the same.
+        connections = {id(connection): connection for connection in self._at_work.values()}
+        deadline = time.monotonic() + self._timeout + 1
+        # One whose greenlet is killed is begun again, in another greenlet.
+        while greenlets := [one for one, connection in self._at_work.items() if id(connection) in connections]:
+            gevent.joinall(greenlets, timeout=timer_seconds(deadline - time.monotonic()))
+            if time.monotonic() >= deadline:
+                break
+        for greenlet in greenlets:
+            # Its close() does not heed the limit.
+            greenlet.kill(block=False)
+            connection = self._at_work.pop(greenlet, None)
+            self._forget(connection)
+            self._abort(connection)
+
+    def abort_all(self) -> None:
+        """Abort what is being closed: in a forked child, where it is the parent's."""
+        connections = [*self._at_work.values(), *self._pending]
+        for greenlet in self._at_work:
+            greenlet.kill(block=False)
+        self._at_work.clear()
+        self._pending.clear()
+        self._begun_again.clear()
+        for connection in connections:
+            self._adapter.abort(connection)
+            _fork.keep_alive(connection)
+
+    def finish(self, pid: int) -> None:
+        """Close the connections of a pool that was collected in the process `pid`. The event loop calls this."""
+        if os.getpid() == pid:
+            self.start()
+            self._leave_orphans()
+        else:
+            self.abort_all()
+
+    def _leave_orphans(self) -> None:
+        if not len(self) and self in _fork.orphans:
+            _fork.orphans.remove(self)
+
+    def _begin(self, connection: Any) -> None:
+        greenlet = gevent.Greenlet(self._close, connection)
+        self._at_work[greenlet] = connection
+        greenlet.rawlink(self._ended)
+        greenlet.start()
+
+    def _close(self, connection: Any) -> bool:
+        self.close_within_timeout(connection)
+        return True
+
+    def close_within_timeout(self, connection: Any) -> None:
+        """Close `connection` in the present greenlet; abort it if that takes too long or raises."""
+        limit = gevent.Timeout(self._timeout)
+        try:
+            with limit:
+                self._adapter.close_if_open(connection)
+        except BaseException as error:
+            self._adapter.abort(connection)
+            if error is limit:
+                # Its traceback would keep what close() had in its locals.
+                error.__traceback__ = None
+                logger.warning("closing %r took longer than %s s", connection, self._timeout)
+            elif isinstance(error, Exception | gevent.Timeout):
+                logger.warning("closing %r failed", connection, exc_info=True)
+            else:
+                raise
+
+    def _ended(self, greenlet: gevent.Greenlet) -> None:
+        connection = self._at_work.pop(greenlet, None)
+        if connection is None or greenlet.value is True:
+            self._forget(connection)
+        elif any(one is connection for one in self._begun_again):
+            self._forget(connection)
+            self._abort(connection)
+        else:
+            # A program that kills every greenlet there is has killed this one, perhaps before it began.
+            self._begun_again.append(connection)
+            self._begin(connection)
+        self._leave_orphans()
+
+    def _forget(self, connection: Any) -> None:
+        self._begun_again = [one for one in self._begun_again if one is not connection]
+
+    def _abort(self, connection: Any) -> None:
+        if connection is not None:
+            self._adapter.abort(connection)

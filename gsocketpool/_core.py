@@ -1,0 +1,559 @@
+"""The two hot paths, check out and check in, and whose thread and process a pool belongs to.
+
+Follow an acquire from :meth:`Core._check_out` into the state and, if no connection is idle, into the queue. What every
+acquire and release passes through is written out here: another call costs more than it does.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent import getcurrent
+from gevent.event import Event
+from gevent.hub import Waiter as Parking
+from gevent.hub import get_hub
+
+from gsocketpool import _callsite, _fork, _report
+from gsocketpool._adapter import Adapter, Context
+from gsocketpool._closer import Closer
+from gsocketpool._lifecycle import Lifecycle, forget_connections
+from gsocketpool._reaper import Reaper
+from gsocketpool._records import (
+    CONNECTED_ONLY,
+    FOREIGN,
+    IN_CONTEXT,
+    IN_GREENLET,
+    IN_USE,
+    NON_BLOCKING,
+    REMOVED,
+    STREAM,
+    Entry,
+    Waiter,
+)
+from gsocketpool._state import DETACHED, DISCARDED, RETIRED, State
+from gsocketpool._threads import Thread, current, get_ident
+from gsocketpool._waiters import Waiters
+from gsocketpool.events import Listener, PoolEvents, tell, tell_in_loop
+from gsocketpool.exceptions import ConnectionNotFoundError, PoolClosedError, PoolExhaustedError, WrongThreadError, shown
+from gsocketpool.settings import Settings, check_seconds
+
+logger = logging.getLogger("gsocketpool")
+
+
+class Core:
+    """What a pool does at every acquire and release, and the parts that do the rest."""
+
+    #: The hub of the thread that the pool belongs to, from its first use on. A class attribute, so that `__del__` works
+    #: if `__init__` failed.
+    _hub: Any = None
+    #: That thread; None before. Comparing it takes half the time of asking for the hub.
+    _thread: Thread | None = None
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        events: PoolEvents | None,
+        context: Context | None,
+        clock: Callable[[], float] | None,
+    ) -> None:
+        self._name = name
+        self._settings = settings
+        self._acquire_timeout = math.inf if settings.acquire_timeout is None else settings.acquire_timeout
+        self._notes_callsites = settings.leak_threshold is not None
+        self._clock = time.monotonic if clock is None else clock
+        self._listener = Listener(events)
+        self._tells_acquired = self._listener.acquired is not None
+        self._tells_released = self._listener.released is not None
+        self._state = State(settings)
+        self._adapter = Adapter(context)
+        self._closer = Closer(settings.close_timeout, self._adapter)
+        self._waiters = Waiters(self._state, self._clock)
+        self._reaper = Reaper(self._state, settings, self._clock, self._adapter, self._listener)
+        self._lifecycle = Lifecycle(
+            self, self._state, settings, self._clock, self._adapter, self._closer, self._waiters, self._listener
+        )
+        self._held_counts = _report.HeldCounts(self._state)
+        #: Set when a place has become free, an opening has ended, or the pool is closed.
+        self._changed = Event()
+        # Last, for from now on the pool is told of forks.
+        _fork.tell_after_fork(self)
+
+    @property
+    def name(self) -> str:
+        """The name of the pool in logs and errors."""
+        return self._name
+
+    def _create_connection(self) -> Any:
+        raise NotImplementedError
+
+    # Checking out
+
+    def _check_out(self, timeout: float | None) -> Entry:
+        """Return the entry of a connection that is in use by the caller from now on."""
+        if current.thread is not self._thread:
+            self._ensure_owner()
+        if timeout is None:
+            timeout = self._acquire_timeout
+        else:
+            timeout = check_seconds("timeout", timeout, zero=True, endless=True)
+        now = self._clock()
+        caller = getcurrent()
+        # Before anything is taken: making one may fail.
+        holder = weakref.ref(caller)
+        state = self._state
+        entry = state.pop_idle(now, holder) if state.idle else None
+        try:
+            is_good = False
+            if entry is not None:
+                generation = entry.generation
+                mode = entry.check_mode
+                if now >= entry.retire_at or mode is IN_GREENLET or mode is IN_CONTEXT:
+                    is_good = self._validate(entry, now, now + timeout)
+                else:
+                    try:
+                        if mode is CONNECTED_ONLY or mode is FOREIGN:
+                            answer = entry.connection.is_connected()
+                        else:
+                            answer = entry.connection.is_usable()
+                        # Its truth is asked for in here, for that may raise, too.
+                        if answer:
+                            is_good = entry.generation == generation and entry.status is IN_USE
+                        else:
+                            self._remove_leased(entry, generation, "unusable")
+                    except BaseException as error:
+                        if self._was_thrown(entry, generation, error):
+                            raise
+            if entry is not None and is_good:
+                # The one place outside that writes the state: a call would cost a twentieth of all this.
+                state.acquired_at_once += 1
+            else:
+                entry = self._wait_for_entry(caller, holder, now, timeout, entry is not None)
+            if self._notes_callsites:
+                state.note_callsite(entry, _callsite.callers())
+            return entry
+        except RecursionError:
+            if entry is not None:
+                self._put_off(self._discard, entry, entry.generation, "interrupted")
+            raise
+
+    def _validate(self, entry: Entry, now: float, deadline: float) -> bool:
+        """Return whether an entry that was just handed out is good. One that is not is discarded or retired."""
+        if now >= entry.retire_at:
+            self._remove(entry, RETIRED, "lifetime" if now >= entry.expires_at else "idle")
+            return False
+        generation = entry.generation
+        mode = entry.check_mode
+        takes_time = False
+        try:
+            if mode is CONNECTED_ONLY or mode is FOREIGN:
+                answer = entry.connection.is_connected()
+            elif mode is STREAM or mode is NON_BLOCKING:
+                answer = entry.connection.is_usable()
+            elif entry.ask is not None:
+                answer = entry.ask()
+            else:
+                takes_time = True
+                answer = self._adapter.is_usable(entry, 0.0 if getcurrent() is self._hub else deadline - now)
+            if not answer:
+                self._remove_leased(entry, generation, "unusable")
+                return False
+        except BaseException as error:
+            if self._was_thrown(entry, generation, error):
+                raise
+            return False
+        if takes_time and entry.is_leased(generation):
+            # It may have been drained meanwhile, or closed with the pool.
+            reason = self._state.reason_to_retire(entry, self._clock())
+            if reason is not None:
+                self._remove(entry, RETIRED, reason)
+        return entry.status is IN_USE and entry.generation == generation
+
+    def _was_thrown(self, entry: Entry, generation: int, error: BaseException) -> bool:
+        """Discard a connection whose check has raised. Return whether the error was thrown at the caller instead."""
+        if entry.may_block or not isinstance(error, Exception):
+            # It says nothing of the connection, which may be in the middle of its check.
+            self._remove_leased(entry, generation, "interrupted")
+            return True
+        self._remove_leased(entry, generation, "unusable")
+        logger.debug("%r failed its check", entry.connection, exc_info=error)
+        return False
+
+    def _wait_for_entry(self, caller: Any, holder: Any, began: float, timeout: float, again: bool) -> Entry:
+        """Return the entry of a connection for which the caller has waited.
+
+        :param again: whether the caller was given a bad one already. It keeps its place among the waiters.
+        """
+        state = self._state
+        can_wait = caller is not self._hub
+        deadline = began + (timeout if can_wait else 0.0)
+        now = began
+        entry: Entry | None = None
+        try:
+            while True:
+                if state.closed:
+                    raise self._closed_error()
+                entry = None
+                if again:
+                    now = self._clock()
+                    entry = state.pop_idle(now, holder) if now < deadline or not timeout or not can_wait else None
+                if entry is None and now < deadline:
+                    waiter = self._wait(holder, began, deadline, timeout, again)
+                    entry = waiter.entry
+                    if entry is not None and (entry.generation != waiter.generation or entry.status is not IN_USE):
+                        # Lost again before this greenlet woke: the pool was closed, or a fork has copied it.
+                        again = True
+                        continue
+                if entry is None:
+                    raise self._timed_out(holder, began, timeout, can_wait)
+                now = entry.in_use_since
+                if entry.retire_at < math.inf or entry.check_mode is IN_GREENLET or entry.check_mode is IN_CONTEXT:
+                    # The event loop may have been held up since it was handed over.
+                    now = self._clock()
+                # A new one needs no check: it may even have something to read, a greeting for instance.
+                if entry.is_new or self._validate(entry, now, deadline):
+                    state.served(entry, entry.in_use_since - began)
+                    return entry
+                again = True
+        except BaseException as error:
+            if isinstance(error, RecursionError) and entry is not None:
+                self._put_off(self._discard, entry, entry.generation, "interrupted")
+            state.gave_up(self._clock() - began)
+            raise
+
+    def _wait(self, holder: Any, began: float, deadline: float, timeout: float, again: bool) -> Waiter:
+        """Queue the caller. Return its waiter, which has no entry if there was none in time."""
+        state = self._state
+        if began >= self._reaper.quiet_until and state.size + len(state.opening) >= state.max_connections:
+            self._reaper.look_for_dead_holders(self, self._clock())
+        if self._hub is None or deadline < self._waiters.fires_at or deadline == math.inf:
+            # This greenlet may have been copied by a fork; and the reaper is looked at every now and then.
+            self._ensure_owner()
+        waiter = Waiter(holder, began, deadline, Parking(self._hub))
+        if not state.enqueue(waiter, began, again):
+            raise self._exhausted_error(holder, self._clock() - began, timeout, is_refused=True)
+        if waiter.entry is not None:
+            return waiter
+        try:
+            if self._listener.waiting is not None:
+                tell(self._listener.waiting, self)
+            if state.size < state.max_connections:
+                self._start_openings()
+            if deadline < self._waiters.fires_at:
+                self._waiters.start_timer(deadline)
+            waiter.parking.get()
+        except BaseException:
+            # What was handed over while the exception was on its way belongs to the next one.
+            entry = state.withdraw(waiter)
+            if entry is not None:
+                self._return(entry)
+            raise
+        finally:
+            if not state.waiters:
+                self._waiters.stop_timer()
+        if waiter.error is not None:
+            try:
+                raise waiter.error
+            finally:
+                # The error's traceback has this frame, and so this frame must not have the error.
+                del waiter
+        return waiter
+
+    def _tell_acquired(self, lease: Any) -> None:
+        """Tell the listener of a lease. If that is interrupted, the lease ends."""
+        try:
+            tell(self._listener.acquired, lease)  # type: ignore[arg-type]
+        except BaseException:
+            # The listener may have been in the middle of an exchange.
+            self._put_off(self._discard, lease._entry, lease._generation, "interrupted")
+            raise
+        if not lease.is_active:
+            # The listener has given it back, or has waited and the pool was closed meanwhile.
+            raise self._closed_error() if self._state.closed else self._not_found(lease, "active any more")
+
+    # Checking in. None of this switches: it may run in a collected generator, in the middle of anything.
+
+    def _check_in(self, entry: Entry, generation: int, error: BaseException | None, is_put_off: bool = False) -> None:
+        """End one lease of an entry, if that is not over yet."""
+        if entry.status is not IN_USE or entry.generation != generation:
+            return
+        state = self._state
+        if state.changing:
+            self._put_off(self._check_in, entry, generation, error)
+            return
+        mode = entry.check_mode
+        try:
+            if mode is CONNECTED_ONLY:
+                connection = entry.connection
+                answer = error is None and not connection._unfinished_exchanges and connection.is_connected()
+            elif mode is STREAM:
+                connection = entry.connection
+                answer = (
+                    error is None
+                    and connection._connected
+                    and not connection._unread
+                    and not connection._unfinished_exchanges
+                )
+            elif mode is FOREIGN:
+                answer = error is None and entry.connection.is_connected()
+            elif mode is IN_CONTEXT:
+                answer = self._adapter.is_reusable(entry.connection, error)
+            else:
+                answer = entry.connection.is_reusable(error) is True
+            if answer:
+                # A method that let another greenlet run, though it should not, may have let it give this back.
+                if entry.status is IN_USE and entry.generation == generation:
+                    outcome = state.give_back(entry, self._clock())
+                    if outcome.__class__ is Waiter:
+                        self._hub.loop.run_callback(outcome.parking.switch, None)
+                    elif outcome is not None:
+                        self._deliver_or_retire(outcome, entry)
+                    if self._tells_released and not isinstance(outcome, str):
+                        self._tell_released(entry.connection)
+                return
+        except Exception as failure:
+            if isinstance(failure, RecursionError) and not is_put_off:
+                self._put_off(self._check_in, entry, generation, error, True)
+                return
+            self._hub.loop.run_callback(_log_failed_question, entry.connection, failure)
+        except BaseException:
+            self._remove_leased(entry, generation, "interrupted")
+            raise
+        try:
+            self._remove_leased(entry, generation, "not_reusable" if error is None else "error")
+            if error is None and entry.status is not IN_USE:
+                state.remember_closed(entry.connection)
+        except RecursionError:
+            self._put_off(self._check_in, entry, generation, error, True)
+
+    def _tell_released(self, connection: Any) -> None:
+        self._hub.loop.run_callback(self._tell_in_loop, self._listener.released, connection)
+
+    def _tell_in_loop(self, method: Callable[..., None] | None, *arguments: Any) -> None:
+        """Tell a listener of what giving back has done. The event loop calls this, maybe in a forked child."""
+        if method is not None and self._hub is not None:
+            tell_in_loop(method, self, *arguments)
+
+    def _discard(self, entry: Entry, generation: int, reason: str = "explicit") -> None:
+        """Take out an entry whose connection must not be used again, unless its lease is over."""
+        if entry.status is REMOVED or entry.generation != generation:
+            return
+        if current.thread is not self._thread:
+            self._run_in_owner(entry, self._discard, entry, generation, reason)
+        elif self._state.changing:
+            self._put_off(self._discard, entry, generation, reason)
+        else:
+            self._remove(entry, DISCARDED, reason)
+
+    def _put_off(self, method: Callable[..., None], *arguments: Any) -> None:
+        """Have the event loop call a method of this: near the recursion limit, there is more room for calls there."""
+        self._hub.loop.run_callback(method, *arguments)
+
+    def _return(self, entry: Entry) -> None:
+        """Give back an entry whose connection need not be asked."""
+        outcome = self._state.give_back(entry, self._clock())
+        if outcome is not None:
+            self._deliver_or_retire(outcome, entry)
+
+    def _deliver_or_retire(self, outcome: Waiter | str, entry: Entry) -> None:
+        """Do what the state says of an entry that was given back, and is not idle now."""
+        if isinstance(outcome, str):
+            self._remove(entry, RETIRED, outcome)
+        else:
+            self._waiters.wake(outcome)
+
+    def _transfer(self, entry: Entry) -> None:
+        self._state.transfer(entry, weakref.ref(getcurrent()))
+
+    # Removing
+
+    def _remove_leased(self, entry: Entry, generation: int, reason: str) -> None:
+        if entry.is_leased(generation):
+            self._remove(entry, DISCARDED, reason)
+
+    def _remove(self, entry: Entry, cause: str, reason: str) -> None:
+        """Take an entry out and leave its connection to be closed, behind the caller's back."""
+        if self._state.remove(entry, self._clock(), cause, reason):
+            self._closer.add(entry.connection)
+            self._hub.loop.run_callback(self._removed, entry.connection, reason)
+
+    def _removed(self, connection: Any, reason: str) -> None:
+        """Have a connection closed that was taken out, and its place filled. The event loop calls this."""
+        if self._hub is None:
+            # The callback was copied by a fork, into a process that has not used the pool.
+            return
+        # Told first, or else a connection that is opened in its place would be told of before.
+        self._tell_in_loop(self._listener.closed, connection, reason)
+        self._capacity_changed()
+
+    def _close_removed(self, entries: list[Entry], reason: str) -> None:
+        """Close the connections of entries that the state has removed."""
+        for entry in entries:
+            self._closer.add(entry.connection)
+        if entries:
+            # Again in the event loop, for near the recursion limit it may fail here.
+            self._hub.loop.run_callback(self._all_removed, [entry.connection for entry in entries], reason)
+            self._capacity_changed()
+
+    def _all_removed(self, connections: list[Any], reason: str) -> None:
+        for connection in connections:
+            self._removed(connection, reason)
+
+    def _detach(self, entry: Entry) -> None:
+        self._state.remove(entry, self._clock(), DETACHED)
+        self._capacity_changed()
+
+    def _capacity_changed(self) -> None:
+        """Close and open what is due, after a place has become free or an opening has ended."""
+        self._closer.start()
+        self._start_openings()
+        self._changed.set()
+
+    def _start_openings(self, more: int = 0) -> None:
+        # Without a hub, this is a greenlet that a fork has copied, in a process that has not used the pool.
+        if self._hub is not None:
+            self._lifecycle.start_openings(more)
+
+    # Whose it is
+
+    def _is_thread_alive(self) -> bool:
+        return self._thread is not None and not self._thread.has_ended
+
+    def _run_in_owner(self, entry: Entry, method: Callable[..., None], *arguments: Any) -> None:
+        """Have the event loop of the owner's thread call a method of this. It takes no lock."""
+        loop = self._hub.loop
+        if loop is None or not self._is_thread_alive():
+            # The thread has ended, and its event loop will run no more.
+            self._state.remove(entry, self._clock(), DISCARDED, "interrupted")
+            self._adapter.abort(entry.connection)
+        else:
+            loop.run_callback_threadsafe(method, *arguments)
+
+    def _ensure_owner(self) -> None:
+        """Make sure that this is the thread that the pool belongs to. The first to use the pool makes it its own."""
+        hub = get_hub()
+        if hub is self._hub:
+            greenlet = self._reaper.greenlet
+            if greenlet is not None and greenlet.dead:
+                # A program that kills every greenlet there is has killed it, too.
+                self._reaper.start(self)
+            return
+        if self._hub is not None:
+            raise WrongThreadError(
+                f"pool {self.name!r} is in use by another thread, and its sockets belong to the event loop there;"
+                " every thread needs a pool of its own"
+            )
+        self._hub = hub
+        self._thread = current.thread
+        self._waiters.attach(hub)
+        self._lifecycle.attach(hub)
+        if not self._state.closed:
+            self._reaper.start(self)
+            self._start_openings()
+
+    def _after_fork(self) -> None:
+        """In a forked child: forget the connections and the greenlets, which are the parent's."""
+        state, hub = self._state, self._hub
+        if hub is None:
+            return
+        openers: list[Any] = list(state.opening)
+        forget_connections(state, self._adapter)
+        self._closer.abort_all()
+        for opener in openers:
+            opener.kill(block=False)
+        if hub.thread_ident != get_ident():
+            # The waiters are greenlets of a thread that the child does not have.
+            state.forget_waiters()
+        elif state.waiters:
+            # The waiters were copied by the fork, too, and go on waiting.
+            hub.loop.run_callback(_ensure_owner, weakref.ref(self))
+        self._waiters.after_fork()
+        self._lifecycle.after_fork()
+        self._reaper.after_fork()
+        # An event belongs to the event loop where it was first waited for.
+        self._changed.set()
+        self._changed = Event()
+        self._hub = None
+        self._thread = None
+
+    def __del__(self) -> None:
+        # This may run anywhere, in the middle of another pool's bookkeeping or in another thread. So nothing is closed
+        # here: it is left to the event loop, by a call that takes no lock.
+        if self._hub is None:
+            return
+        loop = self._hub.loop
+        if loop is None or not self._is_thread_alive():
+            self._abandon()
+            return
+        for entry in self._state.pop_all_idle("collected"):
+            self._closer.add(entry.connection)
+        _fork.orphans.append(self._closer)
+        loop.run_callback_threadsafe(_finish, os.getpid(), self._reaper, self._closer)
+
+    def _abandon(self) -> None:
+        """Abort the idle connections of a thread that ends, or has ended: its event loop will not close them."""
+        hub = self._hub
+        if hub is None or (hub.loop is not None and hub.loop.default):
+            # That of the main thread is there until the end.
+            return
+        if hub.thread_ident == get_ident() or not self._is_thread_alive():
+            for entry in self._state.pop_all_idle("collected"):
+                self._adapter.abort(entry.connection)
+
+    # What to raise
+
+    def _closed_error(self) -> PoolClosedError:
+        return PoolClosedError(f"pool {self.name!r} is closed")
+
+    def _not_found(self, connection: object, status: str) -> ConnectionNotFoundError:
+        return ConnectionNotFoundError(f"{shown(connection)} is not {status} in pool {self.name!r}")
+
+    def _timed_out(self, holder: Any, began: float, timeout: float, can_wait: bool) -> PoolExhaustedError:
+        waited = self._clock() - began
+        # The time is counted where the acquire ends.
+        self._state.gave_up(0.0, timed_out=True)
+        if not timeout or not can_wait:
+            # For the next caller that can't wait.
+            self._start_openings(more=1)
+        return self._exhausted_error(holder, waited, timeout if can_wait else 0.0)
+
+    def _exhausted_error(
+        self, holder: Any, waited: float, timeout: float, is_refused: bool = False
+    ) -> PoolExhaustedError:
+        error = _report.exhausted(
+            self.name,
+            self._state,
+            is_refused=is_refused,
+            timeout=timeout,
+            waited=waited,
+            held=self._held_counts.of(holder),
+            last_open_error=self._lifecycle.last_error,
+        )
+        if self._listener.exhausted is not None:
+            tell(self._listener.exhausted, self, error)
+        return error
+
+
+def _log_failed_question(connection: Any, failure: Exception) -> None:
+    # Logging may switch, which the event loop's own greenlet can't.
+    message = "%r could not say whether it can be used again, and is closed"
+    gevent.spawn(logger.warning, message, connection, exc_info=failure)
+
+
+def _ensure_owner(reference: weakref.ref[Core]) -> None:
+    core = reference()
+    if core is not None:
+        core._ensure_owner()
+
+
+def _finish(pid: int, reaper: Reaper, closer: Closer) -> None:
+    """Do what is left to do for a pool that has been collected in the process `pid`."""
+    reaper.stop()
+    closer.finish(pid)

@@ -1,0 +1,148 @@
+"""One use of one connection, from acquire to release."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from gsocketpool._records import Entry
+from gsocketpool._threads import Thread, current
+from gsocketpool.exceptions import ConnectionNotFoundError
+
+if TYPE_CHECKING:
+    from gsocketpool.pool import Pool
+
+C = TypeVar("C")
+
+#: Takes the place of a lease's timeout once its block was entered.
+_ENTERED: Any = object()
+
+
+class Leases(Protocol):
+    """What a lease needs of its pool."""
+
+    _tells_acquired: bool
+    _thread: Thread | None
+
+    def _check_out(self, timeout: float | None) -> Entry: ...
+    def _check_in(self, entry: Entry, generation: int, error: BaseException | None) -> None: ...
+    def _discard(self, entry: Entry, generation: int, reason: str = ...) -> None: ...
+    def _transfer(self, entry: Entry) -> None: ...
+    def _tell_acquired(self, lease: Any) -> None: ...
+    def _ensure_owner(self) -> None: ...
+    def _put_off(self, method: Callable[..., None], *arguments: Any) -> None: ...
+    def _run_in_owner(self, entry: Entry, method: Callable[..., None], *arguments: Any) -> None: ...
+
+
+class Lease(Generic[C]):
+    """One use of one connection: what :meth:`Pool.connection` and :meth:`Pool.lease` return.
+
+    A ``with`` block of it gets the connection, which is acquired first if that has not been done yet, and gives it back
+    at its end. A lease is for one use: to enter it twice raises a RuntimeError.
+    """
+
+    # Written by hand: a generator would cost as much as the pool.
+
+    __slots__ = ("__weakref__", "_entry", "_generation", "_pool", "_timeout")
+
+    def __init__(self, pool: Leases, timeout: float | None = None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._entry: Entry | None = None
+        self._generation = 0
+
+    def __enter__(self) -> C:
+        pool, timeout = self._pool, self._timeout
+        if timeout is _ENTERED:
+            raise RuntimeError("a lease is for one use: call connection() again for another")
+        self._timeout = _ENTERED
+        if self._entry is not None:
+            return self.connection
+        self._entry = entry = pool._check_out(timeout)
+        self._generation = entry.generation
+        if pool._tells_acquired:
+            try:
+                pool._tell_acquired(self)
+            except RecursionError:
+                pool._put_off(pool._discard, entry, entry.generation, "interrupted")
+                raise
+        connection: C = entry.connection
+        return connection
+
+    def _adopt(self, entry: Entry) -> None:
+        """Become the lease of an entry that was checked out already."""
+        self._entry = entry
+        self._generation = entry.generation
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pool, entry = self._pool, self._entry
+        # The connection may have been released, discarded or detached meanwhile, which is no error.
+        if current.thread is pool._thread:
+            try:
+                pool._check_in(entry, self._generation, error)  # type: ignore[arg-type]
+            except RecursionError:
+                pool._put_off(pool._check_in, entry, self._generation, error, True)
+        elif entry is not None and self.is_active:
+            pool._run_in_owner(entry, pool._check_in, entry, self._generation, error)
+
+    def __repr__(self) -> str:
+        if self._entry is None:
+            return "<Lease, not acquired yet>"
+        return f"<Lease of {self._entry.connection!r}{'' if self.is_active else ', over'}>"
+
+    @property
+    def pool(self) -> Pool[C]:
+        """The pool that the connection belongs to."""
+        pool: Any = self._pool
+        return pool  # type: ignore[no-any-return]
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the connection was acquired and has not been given back, by whatever means."""
+        return self._entry is not None and self._entry.is_leased(self._generation)
+
+    @property
+    def connection(self) -> C:
+        """The connection.
+
+        :raises ConnectionNotFoundError: if the lease is not active.
+        """
+        connection: C = self._active_entry().connection
+        return connection
+
+    def release(self) -> None:
+        """Give the connection back, as :meth:`Pool.release` does. From another thread, the pool's own thread does so.
+
+        :raises ConnectionNotFoundError: if the lease is not active; nothing happens then.
+        """
+        self._active_entry()
+        self.__exit__(None, None, None)
+
+    def discard(self, reason: str = "explicit") -> None:
+        """Give back a connection that must not be used again, as :meth:`Pool.discard` does, from any thread.
+
+        :param reason: what to count it as in :attr:`PoolStats.discarded`.
+        :raises ConnectionNotFoundError: if the lease is not active; nothing happens then.
+        """
+        self._pool._discard(self._active_entry(), self._generation, reason)
+
+    def transfer(self) -> None:
+        """Make the calling greenlet the holder of the connection, in place of the one that acquired it.
+
+        A connection whose holder has died is taken back and closed. So call this in a greenlet that a connection is
+        handed to on purpose.
+
+        :raises ConnectionNotFoundError: if the lease is not active; nothing happens then.
+        """
+        entry = self._active_entry()
+        self._pool._ensure_owner()
+        self._pool._transfer(entry)
+
+    def _active_entry(self) -> Entry:
+        entry = self._entry
+        if entry is None or not entry.is_leased(self._generation):
+            raise ConnectionNotFoundError("the lease is not active: its connection is given back, or not acquired yet")
+        return entry

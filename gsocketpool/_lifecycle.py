@@ -1,0 +1,247 @@
+"""Opens connections, each in a greenlet of its own, for the waiters and for ``min_connections``."""
+
+from __future__ import annotations
+
+import logging
+import math
+import weakref
+from collections.abc import Callable
+from random import uniform
+from typing import Any, Protocol
+
+import gevent
+from gevent import getcurrent
+
+from gsocketpool import _fork
+from gsocketpool._adapter import Adapter
+from gsocketpool._closer import Closer
+from gsocketpool._records import REMOVED, Entry
+from gsocketpool._state import State
+from gsocketpool._waiters import Waiters
+from gsocketpool.events import Listener, tell
+from gsocketpool.exceptions import PoolError, add_note, described
+from gsocketpool.settings import Settings
+
+logger = logging.getLogger("gsocketpool")
+
+#: Seconds between attempts to fill up to ``min_connections`` after a failure: the first, and the most.
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+
+
+#: How a connection is asked: the mode of its entry and, in a context, the question.
+Question = tuple[str, Callable[[], object] | None]
+NOT_ASKED: Question = ("", None)
+
+
+class Opens(Protocol):
+    """What opening needs of a pool."""
+
+    @property
+    def name(self) -> str: ...
+    def _create_connection(self) -> Any: ...
+    def _return(self, entry: Entry) -> None: ...
+    def _capacity_changed(self) -> None: ...
+
+
+class Lifecycle:
+    """Opens the connections of one pool, and keeps ``min_connections`` open.
+
+    :param pool: known weakly, or it would never be collected; only a greenlet that opens a connection holds it.
+    """
+
+    def __init__(
+        self,
+        pool: Opens,
+        state: State,
+        settings: Settings,
+        clock: Callable[[], float],
+        adapter: Adapter,
+        closer: Closer,
+        waiters: Waiters,
+        listener: Listener,
+    ) -> None:
+        self._pool = weakref.ref(pool)
+        self._state = state
+        self._settings = settings
+        self._clock = clock
+        self._adapter = adapter
+        self._closer = closer
+        self._waiters = waiters
+        self._listener = listener
+        self._loop: Any = None
+        self._refill: Any = None
+        self._pause = FIRST_PAUSE
+        #: What the last failure said; None once an opening has succeeded.
+        self.last_error: str | None = None
+
+    def attach(self, hub: Any) -> None:
+        """Work in the event loop of `hub` from now on."""
+        self._loop = hub.loop
+
+    def start_openings(self, more: int = 0) -> None:
+        """Begin as many openings as are due: for the waiters, `more` callers and ``min_connections``."""
+        while self._state.is_opening_due(self._clock(), more):
+            if self.start_opening(more) is None:
+                return
+
+    def start_opening(self, more: int = 0) -> gevent.Greenlet | None:
+        """Begin one opening, if it is due."""
+        pool = self._pool()
+        if pool is None:
+            return None
+        opener = gevent.Greenlet(self._open, pool)
+        entry = self._state.begin_opening(opener, self._clock(), more)
+        if entry is None:
+            return None
+        opener.rawlink(self._opener_ended)
+        opener.start()
+        return opener
+
+    def after_fork(self) -> None:
+        """Forget the parent's failures and event loop, in a forked child."""
+        self._stop_refill()
+        self._loop = None
+        self._pause = FIRST_PAUSE
+        self.last_error = None
+
+    def stop(self) -> None:
+        """Open nothing more by itself."""
+        self._stop_refill()
+
+    # One opening
+
+    def _open(self, pool: Opens) -> BaseException | None:
+        """Open one connection. Return the error of an opening that failed, if no waiter gets it."""
+        opener = getcurrent()
+        entry = self._state.opening[opener]
+        began = self._clock()
+        error, asked = self._try_to_open(pool, entry)
+        if error is not None:
+            try:
+                return self._failed(pool, opener, entry, error, began)
+            finally:
+                # The error's traceback leads to this frame, and so this frame must not have the error.
+                del error
+        self._succeeded(pool, opener, entry, began, asked)
+        return None
+
+    def _try_to_open(self, pool: Opens, entry: Entry) -> tuple[BaseException | None, Question]:
+        """Make and open a connection. Return the error, if it fails, and how to ask the connection from now on."""
+        timeout = self._settings.open_timeout
+        limit = gevent.Timeout(timeout)
+        try:
+            with limit, self._adapter.in_context():
+                # Noted before it is open, so that it is not lost if opening it is interrupted. A subclass's
+                # _create_connection() may return one that is closed.
+                connection = pool._create_connection()
+                self._state.note_connection(entry, connection)
+                self._adapter.open_if_closed(connection)
+                return None, self._adapter.how_to_ask(connection)
+            suppressed = f"the context of pool {pool.name!r} has suppressed what opening a connection raised"
+            return PoolError(suppressed), NOT_ASKED
+        except gevent.GreenletExit:
+            return self._killed_error(pool), NOT_ASKED
+        except BaseException as error:
+            if error is not limit:
+                return error, NOT_ASKED
+            # The traceback would keep whatever open() had in its locals, a socket for one.
+            error.__traceback__ = None
+        return TimeoutError(f"opening a connection took longer than open_timeout ({timeout} s)"), NOT_ASKED
+
+    def _opener_ended(self, opener: gevent.Greenlet) -> None:
+        entry = self._state.opening.get(opener)
+        pool = self._pool()
+        if entry is not None and pool is not None:
+            # Killed before it began.
+            self._failed(pool, opener, entry, self._killed_error(pool), self._clock())
+
+    def _killed_error(self, pool: Opens) -> PoolError:
+        # Passed on as it is, a GreenletExit would end the greenlet of a caller without a word.
+        return PoolError(f"pool {pool.name!r} was opening a connection, and the greenlet that did so was killed")
+
+    def _succeeded(self, pool: Opens, opener: Any, entry: Entry, began: float, asked: Question) -> None:
+        connection = entry.connection
+        if entry.status is REMOVED:
+            # This greenlet was copied by a fork.
+            self._adapter.abort(connection)
+            return
+        now = self._clock()
+        lifetime = self._settings.max_lifetime
+        expires_at = math.inf if lifetime is None else now + lifetime * uniform(0.9, 1.0)
+        self._state.opening_succeeded(opener, entry, now, now - began, expires_at, *asked)
+        self.last_error = None
+        self._pause = FIRST_PAUSE
+        pool._return(entry)
+        pool._capacity_changed()
+        if self._listener.opened is not None:
+            try:
+                tell(self._listener.opened, pool, connection)
+            except gevent.Timeout:
+                # The listener's own: the pool throws none at this greenlet by now.
+                logger.warning("%r has failed", self._listener.opened, exc_info=True)
+
+    def _failed(
+        self, pool: Opens, opener: Any, entry: Entry, error: BaseException, began: float
+    ) -> BaseException | None:
+        if entry.status is REMOVED:
+            # As above.
+            return None
+        now = self._clock()
+        waiter = self._state.opening_failed(opener, entry, now - began, error)
+        if entry.connection is not None:
+            self._closer.add(entry.connection)
+        if waiter is not None:
+            self._waiters.wake(waiter)
+        pause = self._pause_filling(now) if waiter is None else None
+        pool._capacity_changed()
+        self.last_error = described(error)
+        add_note(error, f"while opening a connection for pool {pool.name!r}")
+        if pause is not None:
+            logger.warning(
+                "pool %r has %s of min_connections (%s) open, and tries again in %s s: %s",
+                pool.name,
+                self._state.size,
+                self._state.min_connections,
+                pause,
+                self.last_error,
+            )
+        return error if waiter is None else None
+
+    # Filling
+
+    def _pause_filling(self, now: float) -> float | None:
+        """Stop filling for a while. Return the seconds; None where nothing is to be filled."""
+        pause = self._pause
+        if not self._state.pause_filling(now, now + pause):
+            return None
+        self._pause = min(2 * pause, LONGEST_PAUSE)
+        # The event loop calls this itself: a greenlet for it could be killed.
+        self._stop_refill()
+        self._refill = self._loop.timer(pause)
+        self._refill.start(self._resume_filling, update=True)
+        return pause
+
+    def _resume_filling(self) -> None:
+        self._stop_refill()
+        if self._loop is not None:
+            self._state.resume_filling()
+            self.start_openings()
+
+    def _stop_refill(self) -> None:
+        if self._refill is not None:
+            self._refill.close()
+            self._refill = None
+
+
+def close_half_open(state: State, closer: Closer) -> None:
+    """Close what is still being opened although its greenlet was killed."""
+    for entry in list(state.opening.values()):
+        if entry.connection is not None:
+            closer.add(entry.connection)
+
+
+def forget_connections(state: State, adapter: Adapter) -> None:
+    """Abort the connections of the parent process, in a forked child, and empty the state."""
+    for connection in state.reset_after_fork():
+        adapter.abort(connection)
+        _fork.keep_alive(connection)

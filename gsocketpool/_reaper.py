@@ -1,0 +1,199 @@
+"""The background greenlet of a pool. One pass of it, a sweep, retires, checks, and looks for leaks."""
+
+from __future__ import annotations
+
+import logging
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import gevent
+
+from gsocketpool import _callsite
+from gsocketpool._adapter import Adapter
+from gsocketpool._records import IDLE, IN_USE, Entry
+from gsocketpool._state import DISCARDED, RETIRED, State
+from gsocketpool.events import Listener, tell
+from gsocketpool.settings import Settings
+
+logger = logging.getLogger("gsocketpool")
+
+#: Seconds between two looks for dead holders that callers make, at the least.
+LOOK_INTERVAL = 0.05
+
+
+class Sweeps(Protocol):
+    """What a sweep needs of a pool."""
+
+    @property
+    def name(self) -> str: ...
+    def _close_removed(self, entries: list[Entry], reason: str) -> None: ...
+    def _start_openings(self) -> None: ...
+
+
+class Reaper:
+    """Sweeps one pool. It never holds the pool, or the pool would not be collected."""
+
+    def __init__(
+        self, state: State, settings: Settings, clock: Callable[[], float], adapter: Adapter, listener: Listener
+    ) -> None:
+        self._state = state
+        self._settings = settings
+        self._clock = clock
+        self._adapter = adapter
+        self._listener = listener
+        self._looked_at = -math.inf
+        #: Until then, a caller need not ask for a look: one is on its way.
+        self.quiet_until = -math.inf
+        #: Looks for dead holders a moment later, for the callers that wait.
+        self._look: gevent.Greenlet | None = None
+        #: Sweeps every ``sweep_interval``.
+        self.greenlet: gevent.Greenlet | None = None
+
+    def start(self, pool: Sweeps) -> None:
+        """Start sweeping in the background, unless the pool was told not to, or this goes on already."""
+        is_running = self.greenlet is not None and not self.greenlet.dead
+        if self._settings.reap_expired_connections and not is_running and not self._state.closed:
+            self.greenlet = gevent.spawn(_sweep_for_ever, self, weakref.ref(pool), self._settings.sweep_interval)
+
+    def stop(self) -> None:
+        """Stop sweeping in the background."""
+        for greenlet in (self.greenlet, self._look):
+            if greenlet is not None:
+                greenlet.kill(block=False)
+
+    def after_fork(self) -> None:
+        """Stop the copy of the parent's greenlet, in a forked child."""
+        self.stop()
+        self.greenlet = self._look = None
+        self._looked_at = self.quiet_until = -math.inf
+
+    def sweep(self, pool: Sweeps) -> None:
+        """Retire what is too old, close what has died, and look for leaks."""
+        now = self._clock()
+        self._state.forget_all_closed()
+        for entry in self._state.pop_expired(now):
+            pool._close_removed([entry], "lifetime" if now >= entry.expires_at else "idle")
+        self.take_back_from_the_dead(pool)
+        self._report_leaks(pool, now)
+        self._close_dead(pool)
+        self.drop_expired(pool)
+        pool._start_openings()
+
+    def drop_expired(self, pool: Sweeps) -> None:
+        """Close every idle connection that says that it is expired."""
+        expired = self._ask_idle(self._adapter.is_expired)
+        pool._close_removed(self._state.pop_unchanged(expired, RETIRED, "expired"), "expired")
+
+    def _close_dead(self, pool: Sweeps) -> None:
+        dead = self._ask_idle(lambda connection: not self._adapter.is_alive(connection))
+        pool._close_removed(self._state.pop_unchanged(dead, DISCARDED, "unusable"), "unusable")
+
+    def _ask_idle(self, question: Callable[[Any], bool]) -> list[tuple[Entry, int]]:
+        """Return the idle entries of which the answer is True, each with its generation: asking may switch."""
+        found = []
+        for entry in self._state.idle[:]:
+            generation = entry.generation
+            if entry.status is IDLE and question(entry.connection):
+                found.append((entry, generation))
+        return found
+
+    def look_for_dead_holders(self, pool: Sweeps, now: float) -> None:
+        """Take connections back from dead greenlets: now, or in a moment if a caller has had this done just before."""
+        if now - self._looked_at >= LOOK_INTERVAL:
+            self._looked_at = now
+            self.take_back_from_the_dead(pool)
+        elif self._look is None or self._look.dead:
+            # The caller waits: what has died since the last look is found by the next one.
+            self.quiet_until = now + LOOK_INTERVAL
+            self._look = gevent.spawn_later(LOOK_INTERVAL, _look_if_alive, self, weakref.ref(pool))
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a caller waits for a connection."""
+        return bool(self._state.waiters)
+
+    def take_back_from_the_dead(self, pool: Sweeps) -> None:
+        """Close the connections whose greenlets have died without giving them back."""
+        in_use = [(entry, entry.generation) for entry in self._state.entries_in_use()]
+        dead = [(entry, generation) for entry, generation in in_use if _is_dead(entry)]
+        taken = [
+            entry
+            for entry, generation in dead
+            if entry.is_leased(generation) and self._state.remove(entry, self._clock(), DISCARDED, "holder_dead")
+        ]
+        pool._close_removed(taken, "holder_dead")
+        for entry in taken:
+            logger.error(
+                "pool %r took %r back: its greenlet has ended without releasing it. It was acquired %s",
+                pool.name,
+                entry.connection,
+                _where(entry),
+            )
+            self._tell_of_leak(pool, entry)
+
+    def _report_leaks(self, pool: Sweeps, now: float) -> None:
+        threshold = self._settings.leak_threshold
+        if threshold is None:
+            return
+        for entry in self._state.entries_in_use():
+            in_use_for = now - entry.in_use_since
+            # As long as a connection is being checked, its caller does not have it, and no place is noted.
+            is_noted = entry.is_leased(entry.callsite_generation)
+            if in_use_for <= threshold or not is_noted or entry.reported_generation == entry.generation:
+                continue
+            self._state.note_reported(entry)
+            logger.warning(
+                "%r of pool %r has been in use for %.1f s, longer than leak_threshold (%s s). It was acquired %s",
+                entry.connection,
+                pool.name,
+                in_use_for,
+                threshold,
+                _where(entry),
+            )
+            self._tell_of_leak(pool, entry)
+
+    def _tell_of_leak(self, pool: Sweeps, entry: Entry) -> None:
+        if self._listener.leaked is not None:
+            tell(self._listener.leaked, pool, entry.connection)
+
+
+def _is_dead(entry: Entry) -> bool:
+    # Read once: what the collector finds may give the connection back at any line.
+    holder = entry.holder
+    if entry.status is not IN_USE or holder is None:
+        return False
+    greenlet = holder()
+    return greenlet is None or getattr(greenlet, "dead", False) is True
+
+
+def _look_if_alive(reaper: Reaper, reference: weakref.ref[Sweeps]) -> None:
+    reaper.quiet_until = -math.inf
+    pool = reference()
+    if pool is not None and reaper.is_awaited:
+        reaper.take_back_from_the_dead(pool)
+
+
+def _where(entry: Entry) -> str:
+    return _callsite.describe(entry.callsite if entry.generation == entry.callsite_generation else None)
+
+
+def _sweep_for_ever(reaper: Reaper, pool: weakref.ref[Sweeps], interval: float) -> None:
+    is_alive = True
+    while is_alive:
+        # A program may throw something at every greenlet there is, wherever it waits.
+        try:
+            gevent.sleep(interval)
+            is_alive = _sweep_if_alive(reaper, pool)
+        except (Exception, gevent.Timeout):
+            logger.exception("a sweep failed")
+
+
+def _sweep_if_alive(reaper: Reaper, reference: weakref.ref[Sweeps]) -> bool:
+    # A function of its own, so that the next sleep does not keep the pool alive.
+    pool = reference()
+    if pool is None:
+        return False
+    reaper.sweep(pool)
+    return True

@@ -1,0 +1,104 @@
+"""A connection over TCP that TLS secures."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import gevent
+import gevent.ssl
+from gevent.monkey import get_original
+
+from gsocketpool.connection import _sockets
+from gsocketpool.connection.tcp import TcpConnection
+from gsocketpool.exceptions import InvalidArgumentError
+
+if TYPE_CHECKING:
+    import ssl
+
+
+class TlsConnection(TcpConnection):
+    """A TCP connection secured by TLS. The server's certificate is verified, and so is that it was made for `host`.
+
+    :param ssl_context: an :class:`ssl.SSLContext` to use instead of the default one, for a private authority, a
+        client certificate, or less strictness.
+    :param server_hostname: the name to ask the server for (SNI) and to verify; `host` by default.
+
+    The other parameters are those of :class:`TcpConnection`; `timeout` bounds connecting and the handshake together.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        lifetime: float | None = 600,
+        timeout: float | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
+    ) -> None:
+        super().__init__(host, port, lifetime, timeout)
+        if ssl_context is not None and not isinstance(ssl_context, get_original("ssl", "SSLContext")):
+            raise InvalidArgumentError("ssl_context", ssl_context, "an ssl.SSLContext or None")
+        if server_hostname is not None and not _is_name(server_hostname):
+            raise InvalidArgumentError("server_hostname", server_hostname, "a name or None")
+        if server_hostname is None and not _is_name(host):
+            raise InvalidArgumentError("host", host, "a name or an address")
+        self._ssl_context = ssl_context
+        self._server_hostname = server_hostname or host
+
+    def _connect(self) -> None:
+        context = self._ssl_context or _default_ssl_context()
+        super()._connect()
+        # Not context.wrap_socket(): outside of monkey patching, a context of the standard library's would wrap it into
+        # a socket that blocks the whole process.
+        self._sock = gevent.ssl.SSLSocket(
+            sock=self._sock,
+            server_hostname=self._server_hostname,
+            do_handshake_on_connect=False,
+            _context=context,
+        )
+        self._sock.do_handshake()
+
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`, as :meth:`StreamConnection.send` does."""
+        if self._timeout is None:
+            super().send(data)
+            return
+        # By itself, a TLS socket of gevent's has as much time again whenever it waits.
+        limit = gevent.Timeout(self._timeout)
+        try:
+            with limit:
+                super().send(data)
+            return
+        except gevent.Timeout as error:
+            if error is not limit:
+                raise
+        raise TimeoutError(self._timed_out("sending to"))
+
+    def is_usable(self) -> bool:
+        """Return whether the connection is open and its socket has nothing to read but what TLS needs for itself."""
+        return self._connected and _sockets.is_tls_silent(self._sock)
+
+    def close(self) -> None:
+        """Say goodbye as TLS does, without waiting for an answer, and close the socket."""
+        if self._connected:
+            _sockets.say_goodbye(self._sock)
+        super().close()
+
+
+def _is_name(name: object) -> bool:
+    """Return whether a server can be asked for `name`. An SSLSocket that finds that it can't loses its descriptor."""
+    if not isinstance(name, str):
+        return False
+    try:
+        encoded = name.encode("idna")
+    except UnicodeError:
+        return False
+    return bool(encoded) and not encoded.startswith(b".") and b"\0" not in encoded
+
+
+@functools.cache
+def _default_ssl_context() -> ssl.SSLContext:
+    # Loading the authorities takes tens of milliseconds, too long to do it for every connection.
+    context: ssl.SSLContext = gevent.ssl.create_default_context()
+    return context

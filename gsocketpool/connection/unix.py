@@ -1,0 +1,46 @@
+"""A connection over a Unix domain socket."""
+
+from __future__ import annotations
+
+import os
+
+import gevent
+import gevent.socket
+
+from gsocketpool.connection.stream import StreamConnection
+from gsocketpool.exceptions import InvalidArgumentError
+
+
+class UnixConnection(StreamConnection):
+    """A connection over a Unix domain socket.
+
+    :param path: the socket's path; one that starts with a NUL character is in Linux' abstract namespace.
+    :param lifetime: seconds after which :meth:`is_expired` answers True; None for never.
+    :param timeout: seconds that connecting may take, and then each send and receive; None for no limit.
+    :raises InvalidArgumentError: if one of these is something else.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], lifetime: float | None = 600, timeout: float | None = None
+    ) -> None:
+        super().__init__(lifetime, timeout)
+        name = os.fspath(path) if isinstance(path, os.PathLike) else path
+        if not isinstance(name, str) or not name:
+            raise InvalidArgumentError("path", path, "a path")
+        self._path = name
+
+    def _where(self) -> str:
+        return self._path.replace("\0", "@")
+
+    def _connect(self) -> None:
+        self._sock = gevent.socket.socket(gevent.socket.AF_UNIX, gevent.socket.SOCK_STREAM)
+        pause = 0.005
+        while True:
+            try:
+                # Not gevent's connect(): when the server's backlog is full, it would ask without a pause.
+                self._sock._sock.connect(self._path)
+                return
+            except BlockingIOError:
+                # Nothing tells when there is room again.
+                gevent.sleep(pause)
+                pause = min(2 * pause, 0.1)
