@@ -189,7 +189,7 @@ def read_in_a_block(pool: Pool[Any], collected: list[bool]) -> Iterator[None]:
         try:
             yield
         finally:
-            collected.append(is_in_package(sys._getframe(1)))
+            collected.append(is_in_package(sys._getframe().f_back))
 
 
 def read_and_release(pool: Pool[Any], collected: list[bool]) -> Iterator[None]:
@@ -197,7 +197,7 @@ def read_and_release(pool: Pool[Any], collected: list[bool]) -> Iterator[None]:
     try:
         yield
     finally:
-        collected.append(is_in_package(sys._getframe(1)))
+        collected.append(is_in_package(sys._getframe().f_back))
         pool.release(connection)
 
 
@@ -206,7 +206,7 @@ def read_and_discard(pool: Pool[Any], collected: list[bool]) -> Iterator[None]:
     try:
         yield
     finally:
-        collected.append(is_in_package(sys._getframe(1)))
+        collected.append(is_in_package(sys._getframe().f_back))
         pool.discard(connection)
 
 
