@@ -323,7 +323,7 @@ def test_the_timeout_bounds_all_steps_together(backend: Backend) -> None:
 
 def test_the_default_timeout_is_the_pools(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1, acquire_timeout=0.01)
-    pool.acquire()
+    pool.acquire(timeout=PATIENCE)
     with pytest.raises(PoolExhaustedError) as caught:
         pool.acquire()
     assert caught.value.timeout == 0.01
