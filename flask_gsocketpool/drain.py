@@ -57,7 +57,7 @@ class _Handler:
         self._there = there
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        # Python calls this between any two instructions of whatever runs, in the middle of somebody's bookkeeping. So
+        # Python calls this between any two instructions of whatever runs, in the middle of a pool's bookkeeping. So
         # nothing is done here: it is left to the event loop, by a call that takes no lock.
         gevent.get_hub().loop.run_callback_threadsafe(_term_has_come, os.getpid(), time.monotonic())
         self._there(number, frame)

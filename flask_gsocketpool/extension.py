@@ -47,7 +47,7 @@ class GSocketPool:
         if _handler_of(app, PoolExhaustedError) is None:
             app.register_error_handler(PoolExhaustedError, _answer_exhaustion)
         if config.request_timeout is not None:
-            # Before anybody else's, which may use a pool, and whose time counts, too.
+            # Before the functions of the app, which may use a pool, and whose time counts, too.
             app.before_request_funcs[None].insert(0, scopes.begin_request)
         cooperation.watch()
         app.after_request(scopes.hold_for_body)

@@ -32,7 +32,7 @@ def looks_secret(name: object) -> bool:
 
 
 def address_of(options: Mapping[str, Any]) -> str | None:
-    """Returns where a pool with these options connects to: ``host:port``, a path, or None where nobody can know."""
+    """Return where a pool with these options connects to: ``host:port``, a path, or None if they don't tell."""
     host, port, path = (options.get(name) for name in ("host", "port", "path"))
     if isinstance(host, str) and host:
         if port is None:

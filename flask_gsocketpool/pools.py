@@ -77,7 +77,7 @@ class Pools(Mapping[str, Pool[Any]]):
         made = self._of_this_thread()
         if name not in made:
             self._require(name)
-            # Making one may take time. Those who ask for it meanwhile wait for the same one, or for the same error.
+            # Making one may take time. Callers that ask for it meanwhile wait for the same one, or for the same error.
             making = made.making.get(name)
             if making is None or making.ready():
                 making = made.making[name] = gevent.spawn(self._make, made, name)
@@ -97,7 +97,7 @@ class Pools(Mapping[str, Pool[Any]]):
                 made.unfinished[name]._open_initial(initial_connections)
                 made[name] = made.unfinished[name]
         except (Exception, gevent.Timeout) as error:
-            # For whoever asked for it. Raised here, it would be printed as well.
+            # For the callers. Raised here, it would be printed as well.
             if not made.closed:
                 return error
         finally:

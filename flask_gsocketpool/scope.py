@@ -62,7 +62,7 @@ class NotedLease:
             self.lease.discard("not_released")
 
     def __str__(self) -> str:
-        file, line, function = self.where[0] if self.where else ("nowhere", 0, "nobody")
+        file, line, function = self.where[0] if self.where else ("an unknown file", 0, "an unknown function")
         return f"{self.connection!r} of pool {self.pool.name!r}, acquired at {file}:{line} in {function}"
 
 
@@ -131,18 +131,9 @@ class Scope:
         return left
 
     def __del__(self) -> None:
-        # Its context is gone, and nobody has ended it: another teardown function has failed before, or the response
-        # was never sent. This may run anywhere, so it is left to the event loop, by a call that takes no lock.
-        if not self._noted:
-            return
-        noted = self.leases()
-        if noted and noted[0].pool._hub is not None and noted[0].pool._hub.loop is not None:
-            noted[0].pool._hub.loop.run_callback_threadsafe(_discard, noted)
-
-
-def _discard(noted: list[NotedLease]) -> None:
-    for use in noted:
-        if not use.is_over:
+        # Flask did not end it before its context went: another teardown function has failed, or the response was never
+        # sent. This may run anywhere, and so may giving back.
+        for use in self.leases():
             use.discard()
 
 

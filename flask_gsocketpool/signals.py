@@ -1,7 +1,7 @@
 """What an app can listen to.
 
 Every signal is sent with the app as its sender, inside the app's context, and in a greenlet of its own: a receiver may
-take its time, and what it raises is printed and harms nobody. Nothing is sent, and nothing costs, without a receiver.
+take its time, and what it raises is printed and does no harm. Nothing is sent, and nothing costs, without a receiver.
 """
 
 from __future__ import annotations
@@ -18,6 +18,6 @@ connection_opened = _signals.signal("connection-opened")
 #: :attr:`PoolStats.retired <gsocketpool.PoolStats.retired>`.
 connection_closed = _signals.signal("connection-closed")
 
-#: Somebody could not have a connection in time. With it come the `pool` and the `error`, a
+#: A caller did not get a connection in time. With it come the `pool` and the `error`, a
 #: :exc:`~gsocketpool.PoolExhaustedError`.
 pool_exhausted = _signals.signal("pool-exhausted")

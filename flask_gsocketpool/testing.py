@@ -15,7 +15,7 @@ __all__ = ["fresh_pools", "override_pool"]
 
 @contextmanager
 def fresh_pools(app: Flask) -> Iterator[None]:
-    """Gives `app` pools of its own for the length of a block, and closes them at its end, whoever uses them still.
+    """Give `app` pools of its own for the length of a block, and close them at its end, under any users they have.
 
     :raises RuntimeError: if the app has no pools to begin with.
     """
