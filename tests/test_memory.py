@@ -20,8 +20,10 @@ SMALL = 16
 
 
 @pytest.fixture(autouse=True)
-def traced() -> Iterator[None]:
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Memory is counted, and collected only where a test says so."""
+    # The one greenlet of a pool that looks for dead holders in a moment is there all the time, or else now and then.
+    monkeypatch.setattr("gsocketpool._reaper.LOOK_INTERVAL", 1000.0)
     gc.collect()
     gc.disable()
     tracemalloc.start()
