@@ -10,21 +10,16 @@ from functools import partial
 from typing import Any
 
 import gevent
-import werkzeug.local
 from blinker import NamedSignal
 from flask import Flask, request
 from flask.globals import _cv_app
 
 from flask_gsocketpool import cooperation, signals
 from flask_gsocketpool.scope import NotedLease, Scope, Scopes
-from gsocketpool import Lease, Pool, PoolEvents, PoolExhaustedError, _callsite
+from gsocketpool import Lease, Pool, PoolEvents, PoolExhaustedError
 from gsocketpool.settings import check_seconds
 
 _NOTHING = nullcontext()
-
-# The frames of a proxy that looks for its object are not the app's either.
-for file in (__file__, werkzeug.local.__file__):
-    _callsite.pass_over(file)
 
 
 class AppEvents(PoolEvents):

@@ -94,7 +94,7 @@ class Pools(Mapping[str, Pool[Any]]):
             if not made.closed:
                 # It is noted before it opens them, so that it can be closed meanwhile.
                 made.unfinished[name] = AppPool(self._app, self.scopes, config.factory, self._options[name], **settings)
-                made.unfinished[name]._open_initial(initial_connections)
+                made.unfinished[name].fill(initial_connections)
                 made[name] = made.unfinished[name]
         except (Exception, gevent.Timeout) as error:
             # For the callers. Raised here, it would be printed as well.
@@ -120,21 +120,12 @@ class Pools(Mapping[str, Pool[Any]]):
         try:
             with gevent.Timeout(max(0.0, deadline - time.monotonic()), late):
                 pool = self[name]
-                self._open_initial_again(pool, self._config.pools[name].settings.get("initial_connections", 0))
+                # Those that the pool has opened before a fork are not this process's.
+                pool.fill(self._config.pools[name].settings.get("initial_connections", 0))
             pool.wait_ready(max(0.0, deadline - time.monotonic()))
         except (Exception, gevent.Timeout) as error:
             return error
         return None
-
-    def _open_initial_again(self, pool: Pool[Any], count: int) -> None:
-        """Where the pool was made before a fork, those it opened then are not this process's."""
-        acquired: list[Any] = []
-        try:
-            while pool.size < count:
-                acquired.append(pool.acquire())
-        finally:
-            for connection in acquired:
-                pool.release(connection)
 
     def close(self, why: str = "") -> None:
         """Closes those of this thread for good, and what is out under its user. No others can be had from now on.
@@ -249,10 +240,6 @@ class PoolsOfThread(dict[str, Pool[Any]]):
         """Ends the making of pools, and returns those there are, for the caller to close."""
         self.closed = True
         return [*self.values(), *self.unfinished.values()]
-
-    def __del__(self) -> None:
-        for pool in [*self.values(), *self.unfinished.values()]:
-            pool._abandon()
 
 
 # Registered once for all apps, since an atexit handler keeps alive whatever it belongs to. Nothing need be known about

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gevent
 
 from gsocketpool import _fork
 from gsocketpool._adapter import Adapter
+from gsocketpool._threads import Thread
 from gsocketpool.settings import timer_seconds
 
 logger = logging.getLogger("gsocketpool")
@@ -30,6 +32,8 @@ class Closer:
         self._at_work: dict[gevent.Greenlet, Any] = {}
         #: Connections whose closing is begun again after its greenlet was killed.
         self._begun_again: list[Any] = []
+        #: The thread whose event loop does the rest for a pool that was collected.
+        self._thread: Thread | None = None
 
     def __len__(self) -> int:
         """How many connections are being closed."""
@@ -76,8 +80,32 @@ class Closer:
             self._adapter.abort(connection)
             _fork.keep_alive(connection)
 
-    def finish(self, pid: int) -> None:
-        """Close the connections of a pool that was collected in the process `pid`. The event loop calls this."""
+    def outlive_pool(self, loop: Any, thread: Thread, then: Callable[[], None]) -> None:
+        """Have the event loop of `thread` close what was left here, for a pool that is being collected.
+
+        It takes no lock, and may be called anywhere.
+
+        :param then: what the event loop calls first.
+        """
+        _fork.orphans.append(self)
+        thread.orphans.append(self)
+        self._thread = thread
+        if loop is None or thread.has_ended:
+            self.abort_rest()
+        else:
+            loop.run_callback_threadsafe(self._finish, os.getpid(), then)
+
+    def abort_rest(self) -> None:
+        """Abort what no event loop will close any more: its thread has ended."""
+        rest = [*self._at_work.values(), *self._pending]
+        self._at_work.clear()
+        self._pending.clear()
+        for connection in rest:
+            self._adapter.abort(connection)
+        self._leave_orphans()
+
+    def _finish(self, pid: int, then: Callable[[], None]) -> None:
+        then()
         if os.getpid() == pid:
             self.start()
             self._leave_orphans()
@@ -85,8 +113,10 @@ class Closer:
             self.abort_all()
 
     def _leave_orphans(self) -> None:
-        if not len(self) and self in _fork.orphans:
-            _fork.orphans.remove(self)
+        if not len(self) and self._thread is not None:
+            for orphans in (_fork.orphans, self._thread.orphans):
+                if self in orphans:
+                    orphans.remove(self)
 
     def _begin(self, connection: Any) -> None:
         greenlet = gevent.Greenlet(self._close, connection)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 import weakref
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from typing import Any
 
 import gevent
 from gevent import getcurrent
-from gevent.event import Event
 from gevent.hub import Waiter as Parking
 from gevent.hub import get_hub
 
@@ -37,10 +35,10 @@ from gsocketpool._records import (
     Entry,
     Waiter,
 )
-from gsocketpool._state import DETACHED, DISCARDED, RETIRED, State
+from gsocketpool._state import DISCARDED, RETIRED, State
 from gsocketpool._threads import Thread, current, get_ident
 from gsocketpool._waiters import Waiters
-from gsocketpool.events import Listener, PoolEvents, tell, tell_in_loop
+from gsocketpool.events import Listener, PoolEvents, tell
 from gsocketpool.exceptions import ConnectionNotFoundError, PoolClosedError, PoolExhaustedError, WrongThreadError, shown
 from gsocketpool.settings import Settings, check_seconds
 
@@ -76,13 +74,11 @@ class Core:
         self._adapter = Adapter(context)
         self._closer = Closer(settings.close_timeout, self._adapter)
         self._waiters = Waiters(self._state, self._clock)
-        self._reaper = Reaper(self._state, settings, self._clock, self._adapter, self._listener)
         self._lifecycle = Lifecycle(
             self, self._state, settings, self._clock, self._adapter, self._closer, self._waiters, self._listener
         )
+        self._reaper = Reaper(self._state, settings, self._clock, self._adapter, self._lifecycle, self._listener)
         self._held_counts = _report.HeldCounts(self._state)
-        #: Set when a place has become free, an opening has ended, or the pool is closed.
-        self._changed = Event()
         # Last, for from now on the pool is told of forks.
         _fork.tell_after_fork(self)
 
@@ -147,7 +143,7 @@ class Core:
     def _validate(self, entry: Entry, now: float, deadline: float) -> bool:
         """Return whether an entry that was just handed out is good. One that is not is discarded or retired."""
         if now >= entry.retire_at:
-            self._remove(entry, RETIRED, "lifetime" if now >= entry.expires_at else "idle")
+            self._lifecycle.remove(entry, RETIRED, "lifetime" if now >= entry.expires_at else "idle")
             return False
         generation = entry.generation
         mode = entry.check_mode
@@ -173,7 +169,7 @@ class Core:
             # It may have been drained meanwhile, or closed with the pool.
             reason = self._state.reason_to_retire(entry, self._clock())
             if reason is not None:
-                self._remove(entry, RETIRED, reason)
+                self._lifecycle.remove(entry, RETIRED, reason)
         return entry.status is IN_USE and entry.generation == generation
 
     def _was_thrown(self, entry: Entry, generation: int, error: BaseException) -> bool:
@@ -245,7 +241,7 @@ class Core:
             if self._listener.waiting is not None:
                 tell(self._listener.waiting, self)
             if state.size < state.max_connections:
-                self._start_openings()
+                self._lifecycle.start_openings()
             if deadline < self._waiters.fires_at:
                 self._waiters.start_timer(deadline)
             waiter.parking.get()
@@ -253,7 +249,7 @@ class Core:
             # What was handed over while the exception was on its way belongs to the next one.
             entry = state.withdraw(waiter)
             if entry is not None:
-                self._return(entry)
+                self._lifecycle.give_back(entry)
             raise
         finally:
             if not state.waiters:
@@ -313,10 +309,11 @@ class Core:
                     outcome = state.give_back(entry, self._clock())
                     if outcome.__class__ is Waiter:
                         self._hub.loop.run_callback(outcome.parking.switch, None)
-                    elif outcome is not None:
-                        self._deliver_or_retire(outcome, entry)
-                    if self._tells_released and not isinstance(outcome, str):
-                        self._tell_released(entry.connection)
+                    elif isinstance(outcome, str):
+                        self._lifecycle.remove(entry, RETIRED, outcome)
+                        return
+                    if self._tells_released:
+                        self._lifecycle.tell_released(entry.connection)
                 return
         except Exception as failure:
             if isinstance(failure, RecursionError) and not is_put_off:
@@ -333,14 +330,6 @@ class Core:
         except RecursionError:
             self._put_off(self._check_in, entry, generation, error, True)
 
-    def _tell_released(self, connection: Any) -> None:
-        self._hub.loop.run_callback(self._tell_in_loop, self._listener.released, connection)
-
-    def _tell_in_loop(self, method: Callable[..., None] | None, *arguments: Any) -> None:
-        """Tell a listener of what giving back has done. The event loop calls this, maybe in a forked child."""
-        if method is not None and self._hub is not None:
-            tell_in_loop(method, self, *arguments)
-
     def _discard(self, entry: Entry, generation: int, reason: str = "explicit") -> None:
         """Take out an entry whose connection must not be used again, unless its lease is over."""
         if entry.status is REMOVED or entry.generation != generation:
@@ -350,86 +339,25 @@ class Core:
         elif self._state.changing:
             self._put_off(self._discard, entry, generation, reason)
         else:
-            self._remove(entry, DISCARDED, reason)
+            self._lifecycle.remove(entry, DISCARDED, reason)
 
     def _put_off(self, method: Callable[..., None], *arguments: Any) -> None:
         """Have the event loop call a method of this: near the recursion limit, there is more room for calls there."""
         self._hub.loop.run_callback(method, *arguments)
 
-    def _return(self, entry: Entry) -> None:
-        """Give back an entry whose connection need not be asked."""
-        outcome = self._state.give_back(entry, self._clock())
-        if outcome is not None:
-            self._deliver_or_retire(outcome, entry)
-
-    def _deliver_or_retire(self, outcome: Waiter | str, entry: Entry) -> None:
-        """Do what the state says of an entry that was given back, and is not idle now."""
-        if isinstance(outcome, str):
-            self._remove(entry, RETIRED, outcome)
-        else:
-            self._waiters.wake(outcome)
-
     def _transfer(self, entry: Entry) -> None:
         self._state.transfer(entry, weakref.ref(getcurrent()))
 
-    # Removing
-
     def _remove_leased(self, entry: Entry, generation: int, reason: str) -> None:
         if entry.is_leased(generation):
-            self._remove(entry, DISCARDED, reason)
-
-    def _remove(self, entry: Entry, cause: str, reason: str) -> None:
-        """Take an entry out and leave its connection to be closed, behind the caller's back."""
-        if self._state.remove(entry, self._clock(), cause, reason):
-            self._closer.add(entry.connection)
-            self._hub.loop.run_callback(self._removed, entry.connection, reason)
-
-    def _removed(self, connection: Any, reason: str) -> None:
-        """Have a connection closed that was taken out, and its place filled. The event loop calls this."""
-        if self._hub is None:
-            # The callback was copied by a fork, into a process that has not used the pool.
-            return
-        # Told first, or else a connection that is opened in its place would be told of before.
-        self._tell_in_loop(self._listener.closed, connection, reason)
-        self._capacity_changed()
-
-    def _close_removed(self, entries: list[Entry], reason: str) -> None:
-        """Close the connections of entries that the state has removed."""
-        for entry in entries:
-            self._closer.add(entry.connection)
-        if entries:
-            # Again in the event loop, for near the recursion limit it may fail here.
-            self._hub.loop.run_callback(self._all_removed, [entry.connection for entry in entries], reason)
-            self._capacity_changed()
-
-    def _all_removed(self, connections: list[Any], reason: str) -> None:
-        for connection in connections:
-            self._removed(connection, reason)
-
-    def _detach(self, entry: Entry) -> None:
-        self._state.remove(entry, self._clock(), DETACHED)
-        self._capacity_changed()
-
-    def _capacity_changed(self) -> None:
-        """Close and open what is due, after a place has become free or an opening has ended."""
-        self._closer.start()
-        self._start_openings()
-        self._changed.set()
-
-    def _start_openings(self, more: int = 0) -> None:
-        # Without a hub, this is a greenlet that a fork has copied, in a process that has not used the pool.
-        if self._hub is not None:
-            self._lifecycle.start_openings(more)
+            self._lifecycle.remove(entry, DISCARDED, reason)
 
     # Whose it is
-
-    def _is_thread_alive(self) -> bool:
-        return self._thread is not None and not self._thread.has_ended
 
     def _run_in_owner(self, entry: Entry, method: Callable[..., None], *arguments: Any) -> None:
         """Have the event loop of the owner's thread call a method of this. It takes no lock."""
         loop = self._hub.loop
-        if loop is None or not self._is_thread_alive():
+        if loop is None or self._thread is None or self._thread.has_ended:
             # The thread has ended, and its event loop will run no more.
             self._state.remove(entry, self._clock(), DISCARDED, "interrupted")
             self._adapter.abort(entry.connection)
@@ -456,7 +384,7 @@ class Core:
         self._lifecycle.attach(hub)
         if not self._state.closed:
             self._reaper.start(self)
-            self._start_openings()
+            self._lifecycle.start_openings()
 
     def _after_fork(self) -> None:
         """In a forked child: forget the connections and the greenlets, which are the parent's."""
@@ -477,35 +405,16 @@ class Core:
         self._waiters.after_fork()
         self._lifecycle.after_fork()
         self._reaper.after_fork()
-        # An event belongs to the event loop where it was first waited for.
-        self._changed.set()
-        self._changed = Event()
         self._hub = None
         self._thread = None
 
     def __del__(self) -> None:
         # This may run anywhere, in the middle of another pool's bookkeeping or in another thread. So nothing is closed
-        # here: it is left to the event loop, by a call that takes no lock.
-        if self._hub is None:
-            return
-        loop = self._hub.loop
-        if loop is None or not self._is_thread_alive():
-            self._abandon()
-            return
-        for entry in self._state.pop_all_idle("collected"):
-            self._closer.add(entry.connection)
-        _fork.orphans.append(self._closer)
-        loop.run_callback_threadsafe(_finish, os.getpid(), self._reaper, self._closer)
-
-    def _abandon(self) -> None:
-        """Abort the idle connections of a thread that ends, or has ended: its event loop will not close them."""
-        hub = self._hub
-        if hub is None or (hub.loop is not None and hub.loop.default):
-            # That of the main thread is there until the end.
-            return
-        if hub.thread_ident == get_ident() or not self._is_thread_alive():
+        # here.
+        if self._hub is not None and self._thread is not None:
             for entry in self._state.pop_all_idle("collected"):
-                self._adapter.abort(entry.connection)
+                self._closer.add(entry.connection)
+            self._closer.outlive_pool(self._hub.loop, self._thread, self._reaper.stop)
 
     # What to raise
 
@@ -521,7 +430,7 @@ class Core:
         self._state.gave_up(0.0, timed_out=True)
         if not timeout or not can_wait:
             # For the next caller that can't wait.
-            self._start_openings(more=1)
+            self._lifecycle.start_openings(more=1)
         return self._exhausted_error(holder, waited, timeout if can_wait else 0.0)
 
     def _exhausted_error(
@@ -551,9 +460,3 @@ def _ensure_owner(reference: weakref.ref[Core]) -> None:
     core = reference()
     if core is not None:
         core._ensure_owner()
-
-
-def _finish(pid: int, reaper: Reaper, closer: Closer) -> None:
-    """Do what is left to do for a pool that has been collected in the process `pid`."""
-    reaper.stop()
-    closer.finish(pid)

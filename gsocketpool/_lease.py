@@ -105,6 +105,18 @@ class Lease(Generic[C]):
         return self._entry is not None and self._entry.is_leased(self._generation)
 
     @property
+    def acquired_at(self) -> str | None:
+        """The line of user code that acquired the connection, as ``file:line in function``.
+
+        None if the pool has no ``leak_threshold``, or the connection has been acquired again since.
+        """
+        entry = self._entry
+        if entry is None or not entry.callsite or entry.callsite_generation != self._generation:
+            return None
+        file, line, function = entry.callsite[0]
+        return f"{file}:{line} in {function}"
+
+    @property
     def connection(self) -> C:
         """The connection.
 

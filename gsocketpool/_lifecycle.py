@@ -1,4 +1,8 @@
-"""Opens connections, each in a greenlet of its own, for the waiters and for ``min_connections``."""
+"""The life of a connection in the pool: how it is opened, and how it leaves.
+
+Each is opened in a greenlet of its own, for the waiters and for ``min_connections``. Each that leaves is closed behind
+the caller's back.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,15 @@ from typing import Any, Protocol
 
 import gevent
 from gevent import getcurrent
+from gevent.event import Event
 
 from gsocketpool import _fork
 from gsocketpool._adapter import Adapter
 from gsocketpool._closer import Closer
 from gsocketpool._records import REMOVED, Entry
-from gsocketpool._state import State
+from gsocketpool._state import RETIRED, State
 from gsocketpool._waiters import Waiters
-from gsocketpool.events import Listener, tell
+from gsocketpool.events import Listener, tell, tell_in_loop
 from gsocketpool.exceptions import PoolError, add_note, described
 from gsocketpool.settings import Settings
 
@@ -39,12 +44,10 @@ class Opens(Protocol):
     @property
     def name(self) -> str: ...
     def _create_connection(self) -> Any: ...
-    def _return(self, entry: Entry) -> None: ...
-    def _capacity_changed(self) -> None: ...
 
 
 class Lifecycle:
-    """Opens the connections of one pool, and keeps ``min_connections`` open.
+    """Opens and removes the connections of one pool, and keeps ``min_connections`` open.
 
     :param pool: known weakly, or it would never be collected; only a greenlet that opens a connection holds it.
     """
@@ -73,6 +76,8 @@ class Lifecycle:
         self._pause = FIRST_PAUSE
         #: What the last failure said; None once an opening has succeeded.
         self.last_error: str | None = None
+        #: Set when a place has become free, an opening has ended, or the pool is closed.
+        self.changed = Event()
 
     def attach(self, hub: Any) -> None:
         """Work in the event loop of `hub` from now on."""
@@ -80,7 +85,8 @@ class Lifecycle:
 
     def start_openings(self, more: int = 0) -> None:
         """Begin as many openings as are due: for the waiters, `more` callers and ``min_connections``."""
-        while self._state.is_opening_due(self._clock(), more):
+        # Without an event loop, this is a greenlet that a fork has copied, in a process that has not used the pool.
+        while self._loop is not None and self._state.is_opening_due(self._clock(), more):
             if self.start_opening(more) is None:
                 return
 
@@ -103,10 +109,20 @@ class Lifecycle:
         self._loop = None
         self._pause = FIRST_PAUSE
         self.last_error = None
+        # An event belongs to the event loop where it was first waited for.
+        self.changed.set()
+        self.changed = Event()
 
     def stop(self) -> None:
         """Open nothing more by itself."""
         self._stop_refill()
+        self.changed.set()
+
+    def capacity_changed(self) -> None:
+        """Close and open what is due, after a place has become free or an opening has ended."""
+        self._closer.start()
+        self.start_openings()
+        self.changed.set()
 
     # One opening
 
@@ -171,8 +187,8 @@ class Lifecycle:
         self._state.opening_succeeded(opener, entry, now, now - began, expires_at, *asked)
         self.last_error = None
         self._pause = FIRST_PAUSE
-        pool._return(entry)
-        pool._capacity_changed()
+        self.give_back(entry)
+        self.capacity_changed()
         if self._listener.opened is not None:
             try:
                 tell(self._listener.opened, pool, connection)
@@ -193,7 +209,7 @@ class Lifecycle:
         if waiter is not None:
             self._waiters.wake(waiter)
         pause = self._pause_filling(now) if waiter is None else None
-        pool._capacity_changed()
+        self.capacity_changed()
         self.last_error = described(error)
         add_note(error, f"while opening a connection for pool {pool.name!r}")
         if pause is not None:
@@ -206,6 +222,48 @@ class Lifecycle:
                 self.last_error,
             )
         return error if waiter is None else None
+
+    # Giving back and removing. None of this switches.
+
+    def give_back(self, entry: Entry) -> None:
+        """Give back an entry whose connection need not be asked."""
+        outcome = self._state.give_back(entry, self._clock())
+        if isinstance(outcome, str):
+            self.remove(entry, RETIRED, outcome)
+        elif outcome is not None:
+            self._waiters.wake(outcome)
+
+    def remove(self, entry: Entry, cause: str, reason: str) -> None:
+        """Take an entry out, and have its connection closed behind the caller's back."""
+        if self._state.remove(entry, self._clock(), cause, reason):
+            self.close_removed([entry], reason)
+
+    def close_removed(self, entries: list[Entry], reason: str) -> None:
+        """Have the connections closed of entries that the state has removed."""
+        for entry in entries:
+            self._closer.add(entry.connection)
+        if entries:
+            # The pool is kept until it has told of them.
+            self._loop.run_callback(self._removed, self._pool(), [entry.connection for entry in entries], reason)
+
+    def _removed(self, pool: Opens | None, connections: list[Any], reason: str) -> None:
+        """Tell of connections that were taken out, and fill their places. The event loop calls this."""
+        if self._loop is None:
+            # The callback was copied by a fork, into a process that has not used the pool.
+            return
+        # Told first, or else a connection that is opened in its place would be told of before.
+        if pool is not None and self._listener.closed is not None:
+            for connection in connections:
+                tell_in_loop(self._listener.closed, pool, connection, reason)
+        self.capacity_changed()
+
+    def tell_released(self, connection: Any) -> None:
+        """Have the listener told of a connection that came back."""
+        self._loop.run_callback(self._released, self._pool(), connection)
+
+    def _released(self, pool: Opens | None, connection: Any) -> None:
+        if pool is not None and self._listener.released is not None and self._loop is not None:
+            tell_in_loop(self._listener.released, pool, connection)
 
     # Filling
 
@@ -223,9 +281,8 @@ class Lifecycle:
 
     def _resume_filling(self) -> None:
         self._stop_refill()
-        if self._loop is not None:
-            self._state.resume_filling()
-            self.start_openings()
+        self._state.resume_filling()
+        self.start_openings()
 
     def _stop_refill(self) -> None:
         if self._refill is not None:

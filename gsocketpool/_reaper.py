@@ -12,6 +12,7 @@ import gevent
 
 from gsocketpool import _callsite
 from gsocketpool._adapter import Adapter
+from gsocketpool._lifecycle import Lifecycle
 from gsocketpool._records import IDLE, IN_USE, Entry
 from gsocketpool._state import DISCARDED, RETIRED, State
 from gsocketpool.events import Listener, tell
@@ -28,20 +29,25 @@ class Sweeps(Protocol):
 
     @property
     def name(self) -> str: ...
-    def _close_removed(self, entries: list[Entry], reason: str) -> None: ...
-    def _start_openings(self) -> None: ...
 
 
 class Reaper:
     """Sweeps one pool. It never holds the pool, or the pool would not be collected."""
 
     def __init__(
-        self, state: State, settings: Settings, clock: Callable[[], float], adapter: Adapter, listener: Listener
+        self,
+        state: State,
+        settings: Settings,
+        clock: Callable[[], float],
+        adapter: Adapter,
+        lifecycle: Lifecycle,
+        listener: Listener,
     ) -> None:
         self._state = state
         self._settings = settings
         self._clock = clock
         self._adapter = adapter
+        self._lifecycle = lifecycle
         self._listener = listener
         self._looked_at = -math.inf
         #: Until then, a caller need not ask for a look: one is on its way.
@@ -74,21 +80,21 @@ class Reaper:
         now = self._clock()
         self._state.forget_all_closed()
         for entry in self._state.pop_expired(now):
-            pool._close_removed([entry], "lifetime" if now >= entry.expires_at else "idle")
+            self._lifecycle.close_removed([entry], "lifetime" if now >= entry.expires_at else "idle")
         self.take_back_from_the_dead(pool)
         self._report_leaks(pool, now)
         self._close_dead(pool)
         self.drop_expired(pool)
-        pool._start_openings()
+        self._lifecycle.start_openings()
 
     def drop_expired(self, pool: Sweeps) -> None:
         """Close every idle connection that says that it is expired."""
         expired = self._ask_idle(self._adapter.is_expired)
-        pool._close_removed(self._state.pop_unchanged(expired, RETIRED, "expired"), "expired")
+        self._lifecycle.close_removed(self._state.pop_unchanged(expired, RETIRED, "expired"), "expired")
 
     def _close_dead(self, pool: Sweeps) -> None:
         dead = self._ask_idle(lambda connection: not self._adapter.is_alive(connection))
-        pool._close_removed(self._state.pop_unchanged(dead, DISCARDED, "unusable"), "unusable")
+        self._lifecycle.close_removed(self._state.pop_unchanged(dead, DISCARDED, "unusable"), "unusable")
 
     def _ask_idle(self, question: Callable[[Any], bool]) -> list[tuple[Entry, int]]:
         """Return the idle entries of which the answer is True, each with its generation: asking may switch."""
@@ -123,7 +129,7 @@ class Reaper:
             for entry, generation in dead
             if entry.is_leased(generation) and self._state.remove(entry, self._clock(), DISCARDED, "holder_dead")
         ]
-        pool._close_removed(taken, "holder_dead")
+        self._lifecycle.close_removed(taken, "holder_dead")
         for entry in taken:
             logger.error(
                 "pool %r took %r back: its greenlet has ended without releasing it. It was acquired %s",

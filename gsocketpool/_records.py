@@ -53,7 +53,7 @@ class Entry:
     def __init__(self) -> None:
         self.connection: Any = None
         self.status: str = OPENING
-        #: A weak reference to the greenlet that uses it: a dead greenlet keeps its locals alive.
+        #: A weak reference to the greenlet that uses it, or used it last: a dead greenlet keeps its locals alive.
         self.holder: Any = None
         #: How often it has been handed out: this tells one lease from the next.
         self.generation = 0

@@ -186,7 +186,6 @@ class State:
             self.use_time += now - entry.in_use_since
             entry.status = IDLE
             entry.is_new = False
-            entry.holder = None
             entry.retire_at = entry.expires_at
             if self.idle_timeout is not None and now + self.idle_timeout < entry.expires_at:
                 entry.retire_at = now + self.idle_timeout

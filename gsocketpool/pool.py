@@ -18,7 +18,7 @@ from gsocketpool._core import Core
 from gsocketpool._lease import Lease
 from gsocketpool._lifecycle import close_half_open
 from gsocketpool._records import IDLE, IN_USE, Entry
-from gsocketpool._state import RETIRED
+from gsocketpool._state import DETACHED, RETIRED
 from gsocketpool._threads import current
 from gsocketpool.events import PoolEvents
 from gsocketpool.exceptions import (
@@ -127,28 +127,13 @@ class Pool(Core, Generic[C]):
         self._factory = factory
         self._options = {} if options is None else options
         if initial_connections:
-            self._open_initial(initial_connections)
+            try:
+                self.fill(initial_connections)
+            except BaseException:
+                self.close(timeout=0)
+                raise
         if min_connections:
             self._ensure_owner()
-
-    def _open_initial(self, count: int) -> None:
-        while self._state.size < count and not self._state.closed:
-            # Again and again, for this greenlet may have been copied by a fork.
-            self._ensure_owner()
-            # Those for min_connections are under way already.
-            opener: Any = next(iter(self._state.opening), None) or self._lifecycle.start_opening(more=1)
-            if opener is None or getcurrent() is self._hub:
-                return
-            opener.join()
-            error = opener.value
-            # Killed while a listener was told, it has opened its connection all the same.
-            if error is not None and not isinstance(error, gevent.GreenletExit):
-                self.close(timeout=0)
-                try:
-                    raise error
-                finally:
-                    # The error's traceback has this frame, and so this frame must not have the error.
-                    del error, opener
 
     def _create_connection(self) -> C:
         """Make a connection and open it. A subclass may override it; what it returns need not be open."""
@@ -267,7 +252,8 @@ class Pool(Core, Generic[C]):
         :raises ConnectionNotFoundError: if it is not in use, or not this pool's; nothing happens then.
         """
         self._ensure_owner()
-        self._detach(self._find(connection, IN_USE))
+        self._state.remove(self._find(connection, IN_USE), self._clock(), DETACHED)
+        self._lifecycle.capacity_changed()
         return connection
 
     def _find(self, connection: object, status: str) -> Entry:
@@ -295,7 +281,7 @@ class Pool(Core, Generic[C]):
             if self._state.forget_closed(connection):
                 return
             raise self._not_found(connection, IDLE)
-        self._remove(entry, RETIRED, "dropped")
+        self._lifecycle.remove(entry, RETIRED, "dropped")
         self._wait_for_closings()
 
     def drop_expired(self) -> None:
@@ -311,7 +297,7 @@ class Pool(Core, Generic[C]):
         """
         self._ensure_owner()
         self._state.drain()
-        self._close_removed(self._state.pop_all_idle("drain"), "drain")
+        self._lifecycle.close_removed(self._state.pop_all_idle("drain"), "drain")
         self._wait_for_closings()
 
     def resize(self, max_connections: int) -> None:
@@ -321,8 +307,8 @@ class Pool(Core, Generic[C]):
         """
         self._ensure_owner()
         check_count("max_connections", max_connections, least=max(1, self._settings.min_connections))
-        self._close_removed(self._state.resize(max_connections), "surplus")
-        self._start_openings()
+        self._lifecycle.close_removed(self._state.resize(max_connections), "surplus")
+        self._lifecycle.start_openings()
         self._wait_for_closings()
 
     def _wait_for_closings(self) -> None:
@@ -333,6 +319,44 @@ class Pool(Core, Generic[C]):
             self._closer.wait()
 
     # Beginning and ending
+
+    def fill(self, connections: int) -> None:
+        """Open connections until there are so many, idle or in use.
+
+        What opening one raises is raised. In the event loop's own greenlet, which can't wait, this goes on in the
+        background.
+
+        :param connections: at most `max_connections`.
+        :raises InvalidArgumentError: if it is not a whole number, or more than that.
+        :raises PoolClosedError: if the pool is closed, or gets closed meanwhile.
+        """
+        state = self._state
+        if check_count("connections", connections) > state.max_connections:
+            raise InvalidArgumentError("connections", connections, f"at most max_connections ({state.max_connections})")
+        while True:
+            # Again and again, for this greenlet may have been copied by a fork.
+            self._ensure_owner()
+            if state.closed:
+                raise self._closed_error()
+            if state.size >= connections:
+                return
+            if getcurrent() is self._hub:
+                gevent.spawn(self.fill, connections)
+                return
+            # Some may be under way already. One that calls this would wait for itself.
+            others = (opener for opener in state.opening if opener is not getcurrent())
+            opener: Any = next(others, None) or self._lifecycle.start_opening(more=1)
+            if opener is None:
+                return
+            opener.join()
+            error = opener.value
+            # Killed while a listener was told, it has opened its connection all the same.
+            if error is not None and not isinstance(error, gevent.GreenletExit) and not state.closed:
+                try:
+                    raise error
+                finally:
+                    # The error's traceback has this frame, and so this frame must not have the error.
+                    del error, opener
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until ``min_connections`` are open.
@@ -368,8 +392,8 @@ class Pool(Core, Generic[C]):
             remaining = deadline - self._clock()
             if remaining <= 0:
                 return
-            self._changed.clear()
-            self._changed.wait(None if remaining == math.inf else timer_seconds(remaining))
+            self._lifecycle.changed.clear()
+            self._lifecycle.changed.wait(None if remaining == math.inf else timer_seconds(remaining))
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool for good. To do so again waits for the same end.
@@ -406,15 +430,14 @@ class Pool(Core, Generic[C]):
         openers: list[Any] = list(state.opening)
         for opener in openers:
             opener.kill(block=False)
-        self._close_removed(state.pop_all_idle("closed"), "closed")
-        self._changed.set()
+        self._lifecycle.close_removed(state.pop_all_idle("closed"), "closed")
         return openers
 
     def _finish_closing(self, openers: list[Any], timeout: float) -> None:
         state = self._state
         self._wait_until(lambda: not state.size and not state.opening, timeout)
         for entry in state.entries_in_use():
-            self._remove(entry, RETIRED, "closed")
+            self._lifecycle.remove(entry, RETIRED, "closed")
         # An opening that does not heed being killed must not keep this from ending.
         gevent.joinall(openers, timeout=self._settings.close_timeout)
         close_half_open(state, self._closer)
@@ -435,6 +458,11 @@ class Pool(Core, Generic[C]):
         )
 
     # Seeing
+
+    @property
+    def settings(self) -> Settings:
+        """What the pool was told by numbers, defaults included. :meth:`resize` does not change it."""
+        return self._settings
 
     @property
     def size(self) -> int:

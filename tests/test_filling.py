@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import gevent
+import pytest
 
-from gsocketpool import Pool
+from gsocketpool import InvalidArgumentError, Pool, PoolClosedError
 from tests.scripted import Backend, eventually, numbers
 from tests.switches import greenlets_there_are
 
@@ -43,3 +44,40 @@ def test_filling_goes_on_in_the_background_though_every_greenlet_was_killed(back
             eventually(lambda: numbers(pool) == (0, 1, 0, 0))
     finally:
         pool.close()
+
+
+def test_a_pool_is_filled_by_hand(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=3)
+    with pool.connection():
+        pool.fill(3)
+        assert numbers(pool) == (1, 2, 0, 0)
+        pool.fill(2)
+        assert numbers(pool) == (1, 2, 0, 0)
+    assert pool.stats().opened == 3
+    pool.close()
+    with pytest.raises(PoolClosedError):
+        pool.fill(1)
+
+
+def test_filling_by_hand_raises_what_opening_raises(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=3)
+    backend.failures.append(ConnectionRefusedError("down"))
+    with pytest.raises(ConnectionRefusedError, match="down"):
+        pool.fill(2)
+    pool.fill(2)
+    assert numbers(pool) == (0, 2, 0, 0)
+    pool.close()
+
+
+def test_the_event_loop_has_a_pool_filled_in_the_background(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=3)
+    gevent.get_hub().loop.run_callback(pool.fill, 3)
+    eventually(lambda: numbers(pool) == (0, 3, 0, 0))
+    pool.close()
+
+
+def test_a_pool_is_filled_up_to_its_limit_and_not_beyond(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=3)
+    with pytest.raises(InvalidArgumentError, match=r"connections must be at most max_connections \(3\), not 4"):
+        pool.fill(4)
+    pool.close()
