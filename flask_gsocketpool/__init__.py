@@ -7,11 +7,11 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("flask_gsocketpool needs Flask: pip install 'gsocketpool[flask]'") from error
 
+from flask_gsocketpool._registry import UnknownPoolError
+from flask_gsocketpool._request_scope import UnreleasedConnectionWarning
 from flask_gsocketpool.config import ConfigurationError
 from flask_gsocketpool.extension import GSocketPool
 from flask_gsocketpool.globals import current_connection, current_connections, current_pool, current_pools
-from flask_gsocketpool.pools import UnknownPoolError
-from flask_gsocketpool.scope import UnreleasedConnectionWarning
 from flask_gsocketpool.signals import connection_closed, connection_opened, pool_exhausted
 
 __all__ = [

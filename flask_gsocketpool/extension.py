@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from typing import Any, cast
 
-from flask import Flask, current_app, request
+from flask import Flask, Response, current_app, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import ServiceUnavailable
 
-from flask_gsocketpool import commands, cooperation
+from flask_gsocketpool import _server_check, cli
+from flask_gsocketpool._registry import EXTENSION, Pools
+from flask_gsocketpool._request_scope import Scopes
 from flask_gsocketpool.config import read_app_config
 from flask_gsocketpool.globals import current_pool, current_pools
-from flask_gsocketpool.pools import EXTENSION, Pools
-from flask_gsocketpool.scope import Scopes
 from gsocketpool import PoolExhaustedError
 
 logger = logging.getLogger("gsocketpool")
@@ -43,19 +43,25 @@ class GSocketPool:
         if EXTENSION in app.extensions:
             raise RuntimeError(f"GSocketPool is registered on app {app.name!r} already")
         config = read_app_config(app.config)
-        scopes = Scopes(app, config.request_timeout)
+        scopes = Scopes(app, config.request_timeout, _respond_to_exhaustion)
         if _handler_of(app, PoolExhaustedError) is None:
             app.register_error_handler(PoolExhaustedError, _answer_exhaustion)
         if config.request_timeout is not None:
             # Before the functions of the app, which may use a pool, and whose time counts, too.
             app.before_request_funcs[None].insert(0, scopes.begin_request)
-        cooperation.watch()
+        _server_check.watch()
         app.after_request(scopes.hold_for_body)
         app.teardown_request(scopes.end_request)
         app.teardown_appcontext(scopes.end_app_context)
         app.shell_context_processor(_names_for_the_shell)
-        app.cli.add_command(commands.group)
+        app.cli.add_command(cli.group)
         app.extensions[EXTENSION] = Pools(app, config, scopes)
+
+
+def _respond_to_exhaustion(error: PoolExhaustedError) -> Response:
+    """Return the response to a request whose stream gets no connection for its first part."""
+    handler: Any = current_app._find_error_handler(error, request.blueprints)
+    return current_app.make_response(current_app.ensure_sync(handler)(error))
 
 
 def _names_for_the_shell() -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 from flask.globals import _cv_app
 from werkzeug.local import LocalProxy
 
+from flask_gsocketpool._registry import Pools, pools_of
 from flask_gsocketpool.config import DEFAULT
-from flask_gsocketpool.pools import Pools, pools_of
 from gsocketpool import Pool
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from flask import Flask
 
-from flask_gsocketpool.masking import error_as_dict
-from flask_gsocketpool.pools import EXTENSION, Pools, pools_of
+from flask_gsocketpool._redaction import error_as_dict
+from flask_gsocketpool._registry import EXTENSION, Pools, pools_of
 from gsocketpool.settings import check_seconds
 
 __all__ = ["post_worker_init", "worker_exit"]

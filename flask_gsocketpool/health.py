@@ -12,8 +12,8 @@ from typing import Any, cast
 import gevent
 from flask import Blueprint, Flask, Response, current_app, jsonify
 
-from flask_gsocketpool.masking import address_of, error_as_dict
-from flask_gsocketpool.pools import Pools, pools_of
+from flask_gsocketpool._redaction import address_of, error_as_dict
+from flask_gsocketpool._registry import Pools, pools_of
 
 __all__ = ["blueprint"]
 

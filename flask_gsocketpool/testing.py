@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Flask
 
-from flask_gsocketpool.pools import EXTENSION, pools_of
+from flask_gsocketpool._registry import EXTENSION, pools_of
 
 __all__ = ["fresh_pools", "override_pool"]
 

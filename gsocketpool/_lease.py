@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 
-#: Takes the place of a lease's timeout once its block was entered.
-_ENTERED: Any = object()
-
 
 class Leases(Protocol):
     """What a lease needs of its pool."""
@@ -44,22 +41,24 @@ class Lease(Generic[C]):
 
     # Written by hand: a generator would cost as much as the pool.
 
-    __slots__ = ("__weakref__", "_entry", "_generation", "_pool", "_timeout")
+    __slots__ = ("__weakref__", "_entry", "_generation", "_is_entered", "_pool", "timeout")
 
     def __init__(self, pool: Leases, timeout: float | None = None) -> None:
         self._pool = pool
-        self._timeout = timeout
+        #: Seconds that acquiring may take, as for :meth:`Pool.acquire`.
+        self.timeout = timeout
+        self._is_entered = False
         self._entry: Entry | None = None
         self._generation = 0
 
     def __enter__(self) -> C:
-        pool, timeout = self._pool, self._timeout
-        if timeout is _ENTERED:
+        if self._is_entered:
             raise RuntimeError("a lease is for one use: call connection() again for another")
-        self._timeout = _ENTERED
+        self._is_entered = True
+        pool = self._pool
         if self._entry is not None:
             return self.connection
-        self._entry = entry = pool._check_out(timeout)
+        self._entry = entry = pool._check_out(self.timeout)
         self._generation = entry.generation
         if pool._tells_acquired:
             try:
@@ -103,18 +102,6 @@ class Lease(Generic[C]):
     def is_active(self) -> bool:
         """Whether the connection was acquired and has not been given back, by whatever means."""
         return self._entry is not None and self._entry.is_leased(self._generation)
-
-    @property
-    def acquired_at(self) -> str | None:
-        """The line of user code that acquired the connection, as ``file:line in function``.
-
-        None if the pool has no ``leak_threshold``, or the connection has been acquired again since.
-        """
-        entry = self._entry
-        if entry is None or not entry.callsite or entry.callsite_generation != self._generation:
-            return None
-        file, line, function = entry.callsite[0]
-        return f"{file}:{line} in {function}"
 
     @property
     def connection(self) -> C:

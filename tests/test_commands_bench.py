@@ -8,7 +8,7 @@ import gevent
 import pytest
 from flask import current_app
 
-from flask_gsocketpool.commands import bench
+from flask_gsocketpool.cli import bench
 from tests.scripted import PATIENCE, Backend
 from tests.servers import refusing_address
 from tests.shell import SECRET, make_app, run, run_json, url

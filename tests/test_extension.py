@@ -23,7 +23,7 @@ from flask_gsocketpool import (
     current_pool,
     current_pools,
 )
-from flask_gsocketpool.pools import Pools, UnknownPoolError
+from flask_gsocketpool._registry import Pools, UnknownPoolError
 from gsocketpool import Pool, PoolError, PoolExhaustedError
 from tests.scripted import PATIENCE, Backend, Plain, end_event_loop, numbers, settle
 

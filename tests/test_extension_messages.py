@@ -51,11 +51,6 @@ def error_in_a_request(app: Flask, **acquire: Any) -> str:
     return "\n".join(said)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the error names what was left of the time as if it were the timeout of the acquire",
-)
 @pytest.mark.parametrize("given", [0.03, lambda request: 0.03], ids=["seconds", "callable"])
 def test_a_used_up_request_timeout_is_named_with_its_seconds(backend: Backend, given: Any) -> None:
     app = make_app(backend.connect, SOCKETPOOL_REQUEST_TIMEOUT=given, SOCKETPOOL_ACQUIRE_TIMEOUT=TOO_LONG)

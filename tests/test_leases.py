@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -588,21 +587,3 @@ def test_the_pool_gives_back_the_callers_own_of_them(twice: Pool[Any]) -> None:
     over.set()
     other.get(timeout=PATIENCE)
     assert numbers(twice) == (0, 2, 0, 0)
-
-
-def test_a_lease_knows_where_it_was_acquired(backend: Backend) -> None:
-    pool = Pool(backend.connect, leak_threshold=1000)
-    lease = pool.lease()
-    assert re.fullmatch(r".*test_leases\.py:\d+ in test_a_lease_knows_where_it_was_acquired", str(lease.acquired_at))
-    lease.release()
-    assert lease.acquired_at is not None
-    with pool.connection():
-        assert lease.acquired_at is None, "that is the place of another lease"
-    assert pool.connection().acquired_at is None
-    pool.close()
-
-
-def test_without_a_threshold_no_place_is_looked_up(backend: Backend) -> None:
-    pool = Pool(backend.connect)
-    assert pool.lease().acquired_at is None
-    pool.close(timeout=0)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from flask_gsocketpool.masking import SHORTEST, address_of, error_as_dict, masked_text, masked_url, masked_value
+from flask_gsocketpool._redaction import SHORTEST, address_of, error_as_dict, masked_text, masked_url, masked_value
 
 
 @pytest.mark.parametrize(

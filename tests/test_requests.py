@@ -20,6 +20,7 @@ from flask_gsocketpool import (
     ConfigurationError,
     GSocketPool,
     UnreleasedConnectionWarning,
+    _request_scope,
     connection_closed,
     connection_opened,
     current_connection,
@@ -27,9 +28,8 @@ from flask_gsocketpool import (
     current_pool,
     current_pools,
     pool_exhausted,
-    scope,
 )
-from flask_gsocketpool.pools import pools_of
+from flask_gsocketpool._registry import pools_of
 from flask_gsocketpool.testing import override_pool
 from gsocketpool import ConnectionNotFoundError, InvalidArgumentError, PoolExhaustedError
 from tests.scripted import PATIENCE, Backend, CheckedConnection, Clock, eventually, numbers, settle, spawn_acquire
@@ -751,7 +751,7 @@ def test_a_request_has_so_much_time_for_all_of_its_acquires(backend: Backend) ->
 def test_an_acquire_gets_what_others_have_left_of_the_time(
     backend: Backend, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scope, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(_request_scope, "time", SimpleNamespace(monotonic=clock))
     other = {"factory": backend.connect, "max_connections": 1}
     app = App(backend, SOCKETPOOL_REQUEST_TIMEOUT=10, SOCKETPOOL_MAX_CONNECTIONS=1, SOCKETPOOL_POOLS={"other": other})
     with app.app_context():
@@ -783,7 +783,7 @@ def test_an_acquire_gets_what_others_have_left_of_the_time(
 def test_a_block_gets_what_is_left_of_the_time_when_it_is_entered(
     backend: Backend, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scope, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(_request_scope, "time", SimpleNamespace(monotonic=clock))
     app = App(backend, SOCKETPOOL_REQUEST_TIMEOUT=10, SOCKETPOOL_MAX_CONNECTIONS=1)
     with app.app_context():
         current_pool.acquire()

@@ -259,4 +259,4 @@ class StreamConnection(Connection):
         return f"{what} {self._where()} took longer than {self._timeout} s"
 
     def _not_open(self) -> ConnectionClosedError:
-        return ConnectionClosedError(f"{self!r} is not open")
+        return ConnectionClosedError(f"{self!r} is not open: discard() it, and acquire another one")

@@ -9,7 +9,8 @@ from typing import Any
 import click
 from flask.cli import with_appcontext
 
-from flask_gsocketpool.commands.common import (
+from flask_gsocketpool._redaction import masked_url, masked_value
+from flask_gsocketpool.cli.common import (
     NO_POOLS,
     app_and_pools,
     as_json_option,
@@ -18,7 +19,6 @@ from flask_gsocketpool.commands.common import (
     printable,
 )
 from flask_gsocketpool.config import APP_WIDE, AppConfig, PoolConfig
-from flask_gsocketpool.masking import masked_url, masked_value
 from gsocketpool.settings import Settings
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from flask.cli import AppGroup
 
-from flask_gsocketpool.commands import bench, check, config
+from flask_gsocketpool.cli import bench, check, config
 
 group = AppGroup("socketpool", help="Look at the socket pools of the app.")
 for command in (bench.bench, check.check, config.config):

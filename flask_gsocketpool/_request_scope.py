@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, cast
@@ -19,8 +20,12 @@ from typing import Any, cast
 import flask.globals
 from flask import Flask, Response, has_request_context, request
 from flask.globals import _cv_app
+from werkzeug.local import LocalProxy
 
-from gsocketpool import Lease, _callsite
+from flask_gsocketpool import _server_check
+from flask_gsocketpool._streaming import Body, is_to_be_made
+from flask_gsocketpool.config import DEFAULT, PREFIX
+from gsocketpool import ConnectionNotFoundError, Lease, PoolExhaustedError
 from gsocketpool.settings import check_seconds
 
 logger = logging.getLogger("gsocketpool")
@@ -31,39 +36,34 @@ _cv_request: ContextVar[Any] | None = vars(flask.globals).get("_cv_request")
 #: The attribute of a context that has its scope. Flask's `g` would not do: requests within an app context share it.
 SCOPE = "_flask_gsocketpool_scope"
 
+#: The modules whose lines are not the app's, though its code runs them.
+NOT_THE_APPS = ("flask_gsocketpool", "werkzeug.local")
+
+TIMEOUT_KEY = f"{PREFIX}REQUEST_TIMEOUT"
+
 #: Seconds that a request may take, or what tells them of a request.
 RequestTimeout = float | Callable[[Any], float | None] | None
 
 
 class UnreleasedConnectionWarning(RuntimeWarning):
-    """A request has acquired a connection and not given it back, so it was closed at the request's end."""
+    """A request did not give back a connection, which was closed at the end of the request."""
 
 
-class NotedLease:
-    """One use of a connection, by a request."""
+class Place:
+    """The line of the app's code that is being run."""
 
-    __slots__ = ("connection", "is_manual", "lease", "pool", "where")
+    __slots__ = ("_file", "_function", "_line")
 
-    def __init__(self, lease: Lease[Any]) -> None:
-        self.lease = lease
-        self.pool: Any = lease.pool
-        self.connection = lease.connection
-        #: The line that acquired it.
-        self.where = _callsite.callers(1)
-        #: Whether more than the end of a block, or of the request, may give it back.
-        self.is_manual = False
-
-    @property
-    def is_over(self) -> bool:
-        return not self.lease.is_active
-
-    def discard(self) -> None:
-        if self.lease.is_active:
-            self.lease.discard("not_released")
+    def __init__(self) -> None:
+        frame = sys._getframe()
+        while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(NOT_THE_APPS):
+            frame = frame.f_back
+        self._file = frame.f_code.co_filename
+        self._line = frame.f_lineno
+        self._function = frame.f_code.co_name
 
     def __str__(self) -> str:
-        file, line, function = self.where[0] if self.where else ("an unknown file", 0, "an unknown function")
-        return f"{self.connection!r} of pool {self.pool.name!r}, acquired at {file}:{line} in {function}"
+        return f"{self._file}:{self._line} in {self._function}"
 
 
 class Scope:
@@ -77,44 +77,64 @@ class Scope:
         self.deadline: float | None = None
         #: The request's own connection of each pool, and the block that gives it back.
         self._own: dict[str, tuple[Any, Any]] = {}
-        #: Every use that may not be over, those of the own connections included, in the order of acquiring.
-        self._noted: list[NotedLease] = []
+        #: Every lease that may be active, those of the own connections included, in the order of acquiring.
+        self._noted: list[Lease[Any]] = []
+        #: Those of them that code other than a block acquired, and where.
+        self._manual: list[tuple[Lease[Any], Place]] = []
         self._prune_at = 16
-        self.is_over = False
 
     def own(self, name: str) -> tuple[Any, Any] | None:
-        """The own connection of the pool of that name, behind its block. None if there is none, or none any more."""
+        """Return the own connection of the pool of that name, behind its block. None if there is none."""
         own = self._own.get(name)
-        # It may have been discarded by hand. What has been put in the place of a pool may have blocks of any kind.
+        # It may have been given back by hand. What has been put in the place of a pool may have blocks of any kind.
         if own is None or (isinstance(own[0], Lease) and not own[0].is_active):
             return None
         return own
 
-    def adopt(self, name: str, pool: Any, block: Any, connection: Any) -> None:
+    def adopt(self, name: str, block: Any, connection: Any) -> None:
         """Make a connection the request's own, until the end."""
         self._own[name] = block, connection
-        if isinstance(block, Lease) and not any(use.lease is block for use in self.leases()):
+        if isinstance(block, Lease) and not any(lease is block for lease in self._noted):
             # Only what is acquired in a request is noted by the app's pools themselves.
-            self.note(NotedLease(block))
+            self.note(block)
 
-    def note(self, use: NotedLease) -> None:
+    def note(self, lease: Lease[Any]) -> None:
+        """Note a lease that begins now."""
         if len(self._noted) >= self._prune_at:
             # A request may be a long one, and use many connections one after the other.
             self._noted = self.leases()
+            self._manual = [manual for manual in self._manual if manual[0].is_active]
             self._prune_at = max(16, 2 * len(self._noted))
-        self._noted.append(use)
+        self._noted.append(lease)
 
-    def mark_manual(self) -> None:
-        """Note that code other than a block acquired the last connection."""
-        self._noted[-1].is_manual = True
+    def mark_manual(self, place: Place) -> None:
+        """Note that code other than a block acquired the last connection, and where."""
+        self._manual.append((self._noted[-1], place))
 
-    def leases(self) -> list[NotedLease]:
-        """Return the leases that are not over."""
-        return [use for use in self._noted if not use.is_over]
+    def leases(self) -> list[Lease[Any]]:
+        """Return the leases that are active."""
+        return [lease for lease in self._noted if lease.is_active]
 
-    def end(self, error: BaseException | None) -> list[NotedLease]:
-        """Give back the request's own connections, and discard what else it has not given back, which is returned."""
-        self.is_over = True
+    def leases_of_blocks(self, pool: object) -> list[Lease[Any]]:
+        """Return the active leases of a pool that nothing but the end of a block, or of the request, gives back."""
+        return [lease for lease in self.leases() if lease.pool is pool and self._manual_place(lease) is None]
+
+    def describe(self, lease: Lease[Any]) -> str:
+        """Return what is said of a lease in errors and in the log."""
+        return f"{lease.connection!r} of pool {lease.pool.name!r}, acquired at {self.place_of(lease)}"
+
+    def place_of(self, lease: Lease[Any]) -> Place | None:
+        """Return where a lease was acquired."""
+        return getattr(lease, "place", None) or self._manual_place(lease)
+
+    def _manual_place(self, lease: Lease[Any]) -> Place | None:
+        return next((place for manual, place in self._manual if manual is lease), None)
+
+    def end(self, error: BaseException | None) -> list[tuple[str, str]]:
+        """Give back the request's own connections, and discard what else it has not given back.
+
+        Return of each of these where it was acquired, and what is said of it.
+        """
         own, self._own = self._own, {}
         raised: list[BaseException] = []
         for block, _ in own.values():
@@ -123,36 +143,46 @@ class Scope:
             except BaseException as failure:
                 raised.append(failure)
         left = self.leases()
+        said = [(str(self.place_of(lease)), self.describe(lease)) for lease in left]
         self._noted.clear()
-        for use in left:
-            use.discard()
+        for lease in left:
+            _discard(lease)
         if raised:
             raise raised[0]
-        return left
+        return said
 
     def __del__(self) -> None:
         # Flask did not end it before its context went: another teardown function has failed, or the response was never
         # sent. This may run anywhere, and so may giving back.
-        for use in self.leases():
-            use.discard()
+        for lease in self.leases():
+            _discard(lease)
+
+
+def _discard(lease: Lease[Any]) -> None:
+    if lease.is_active:
+        lease.discard("not_released")
 
 
 class Scopes:
     """The scopes of an app.
 
     :param request_timeout: seconds that a request has for all of its acquires, or what tells them of a request.
+    :param answer: returns the response to a request that gets no connection.
     """
 
-    def __init__(self, app: Flask, request_timeout: RequestTimeout = None) -> None:
+    def __init__(
+        self, app: Flask, request_timeout: RequestTimeout, answer: Callable[[PoolExhaustedError], Response]
+    ) -> None:
         # Weakly: the app's pools know this.
         self._app = weakref.ref(app)
         self._request_timeout = request_timeout
+        self._answer = answer
         self.has_timeout = request_timeout is not None
         #: The places where something was acquired and not given back. Each is reported once.
-        self._reported: set[tuple[_callsite.Place, ...]] = set()
+        self._reported: set[str] = set()
 
     def current(self) -> Scope:
-        """The scope of the current context."""
+        """Return the scope of the current context."""
         return _scope_of(_context())
 
     def of_request(self) -> Scope | None:
@@ -161,7 +191,7 @@ class Scopes:
         return None if context is None or context.app is not self._app() else _scope_of(context)
 
     def connection(self, name: str, pool: Any) -> Any:
-        """The own connection of `pool` that the current scope has, acquired now if it has none."""
+        """Return the own connection of `pool` that the current scope has, acquired now if it has none."""
         own = self.current().own(name)
         if own is None:
             block = pool.connection()
@@ -169,26 +199,49 @@ class Scopes:
             # Meanwhile the scope may have ended, or have got one by another greenlet that shares its context.
             own = self.current().own(name)
             if own is None:
-                self.current().adopt(name, pool, block, connection)
+                self.current().adopt(name, block, connection)
                 return connection
             block.__exit__(None, None, None)
         return own[1]
 
-    # What Flask is to call
+    def unwrapped(self, connection: Any) -> Any:
+        """Return what ``current_connection`` stands for, and anything else as it is.
+
+        :raises ConnectionNotFoundError: if the request has none, or none any more: the proxy would acquire another one.
+        """
+        if type(connection) is not LocalProxy:
+            return connection
+        scope: Scope | None = getattr(_context(), SCOPE, None)
+        own = None if scope is None else scope.own(DEFAULT)
+        if own is None:
+            raise ConnectionNotFoundError("current_connection was not acquired yet, or was given back already")
+        return own[1]
+
+    # What Flask calls
 
     def begin_request(self) -> None:
-        """The time of the current request begins now."""
+        """Begin the time of the current request."""
         self.current()
 
     def hold_for_body(self, response: Response) -> Response:
         """Let the scope end with the body of the response, if that is still to be made."""
-        if response.is_streamed and not response.direct_passthrough:
-            scope = self.current()
+        if is_to_be_made(response):
+            context = _context()
+            scope = _scope_of(context)
             scope.is_streaming = True
-            response.response = Body(response.response, partial(self._end, _context(), scope))
-        elif hasattr(_context(), SCOPE):
+            response.response = body = Body(response.response, partial(self._end, context, scope))
+            if _server_check.server_of(request.environ) is not None:
+                # A server has sent nothing before the first part. The client of a test reads it when it likes.
+                try:
+                    body.begin()
+                except PoolExhaustedError as error:
+                    response.close()
+                    return self._answer(error)
+        else:
             # It may take the place of one that was streamed.
-            self.current().is_streaming = False
+            started: Scope | None = getattr(_context(), SCOPE, None)
+            if started is not None:
+                started.is_streaming = False
         return response
 
     def end_request(self, error: BaseException | None) -> None:
@@ -209,16 +262,15 @@ class Scopes:
         if getattr(context, SCOPE, None) is scope:
             delattr(context, SCOPE)
         scope.is_streaming = False
-        for use in scope.end(error):
-            self._report(use)
+        for place, description in scope.end(error):
+            self._report(place, description)
 
-    def _report(self, use: NotedLease) -> None:
-        where = tuple(use.where)
-        if where in self._reported:
+    def _report(self, place: str, description: str) -> None:
+        if place in self._reported:
             return
-        self._reported.add(where)
+        self._reported.add(place)
         app = self._app()
-        message = f"a request has not given back {use}"
+        message = f"a request has not given back {description}"
         if app is not None and (app.debug or app.testing):
             warnings.warn(message, UnreleasedConnectionWarning, stacklevel=2)
         else:
@@ -227,53 +279,23 @@ class Scopes:
     # Deadlines
 
     def remaining(self, scope: Scope) -> float:
-        """The seconds that the current request, whose scope it is, has left for acquiring."""
+        """Return the seconds that the current request, whose scope it is, has left for acquiring."""
         if not self.has_timeout:
             return math.inf
         if scope.deadline is None:
             scope.deadline = scope.began + self._seconds_for_request()
         return max(0.0, scope.deadline - time.monotonic())
 
+    def used_up(self, scope: Scope) -> str:
+        """Return what an error says of a request that has no time left for acquiring; nothing if it has."""
+        if scope.deadline is None or time.monotonic() < scope.deadline:
+            return ""
+        return f"; {TIMEOUT_KEY} ({scope.deadline - scope.began:g} s) is used up"
+
     def _seconds_for_request(self) -> float:
         given = self._request_timeout
         seconds = given(cast(Any, request)._get_current_object()) if callable(given) else given
-        return math.inf if seconds is None else check_seconds("SOCKETPOOL_REQUEST_TIMEOUT", seconds, zero=True)
-
-
-class Body:
-    """The body of a response, which says how it has ended: the first time counts."""
-
-    def __init__(self, parts: Iterable[Any], end: Callable[[BaseException | None], None]) -> None:
-        self._source = parts
-        self._parts = iter(parts)
-        self._end = end
-        self._has_begun = False
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        try:
-            part = next(self._parts)
-        except StopIteration:
-            self._end(None)
-            raise
-        except BaseException as error:
-            self._end(error)
-            raise
-        self._has_begun = True
-        return part
-
-    def close(self) -> None:
-        """End the scope. The server calls this in any case, also if the client has gone before the body has ended."""
-        if not self._has_begun:
-            # No exchange was begun here, either. Some versions of Flask end the request when they close their part.
-            self._end(None)
-        try:
-            if hasattr(self._source, "close"):
-                self._source.close()
-        finally:
-            self._end(GeneratorExit())
+        return math.inf if seconds is None else check_seconds(TIMEOUT_KEY, seconds, zero=True)
 
 
 def _scope_of(context: Any) -> Scope:
@@ -285,7 +307,7 @@ def _scope_of(context: Any) -> Scope:
 
 
 def _request_context() -> Any:
-    """The context of the current request, if there is one and it is the current app's."""
+    """Return the context of the current request, if there is one and it is the current app's."""
     app_context = _cv_app.get(None)
     if app_context is None:
         return None
@@ -297,5 +319,5 @@ def _request_context() -> Any:
 
 
 def _context() -> Any:
-    """The context of the current request, or the app context where there is no request of the current app's."""
+    """Return the context of the current request, or the app context where there is no request of the current app's."""
     return _request_context() or _cv_app.get()

@@ -10,7 +10,7 @@ from typing import Any, cast
 import click
 from flask import Flask, current_app
 
-from flask_gsocketpool.pools import Pools, pools_of
+from flask_gsocketpool._registry import Pools, pools_of
 from gsocketpool.settings import LONGEST_WAIT
 
 NO_POOLS = "The app has no pools: set SOCKETPOOL_URL or another of the keys."

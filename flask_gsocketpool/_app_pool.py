@@ -14,10 +14,10 @@ from blinker import NamedSignal
 from flask import Flask, request
 from flask.globals import _cv_app
 
-from flask_gsocketpool import cooperation, signals
-from flask_gsocketpool.scope import NotedLease, Scope, Scopes
+from flask_gsocketpool import _server_check, signals
+from flask_gsocketpool._request_scope import Place, Scope, Scopes
 from gsocketpool import Lease, Pool, PoolEvents, PoolExhaustedError
-from gsocketpool.settings import check_seconds
+from gsocketpool.settings import check_count, check_seconds
 
 _NOTHING = nullcontext()
 
@@ -32,7 +32,9 @@ class AppEvents(PoolEvents):
     def acquired(self, lease: Lease[Any]) -> None:
         scope = self._scopes.of_request()
         if scope is not None:
-            scope.note(NotedLease(lease))
+            scope.note(lease)
+            if _server_check.is_unknown:
+                _server_check.look(request.environ)
 
     def opened(self, pool: Pool[Any], connection: Any) -> None:
         self._send(signals.connection_opened, pool, connection=connection)
@@ -43,8 +45,8 @@ class AppEvents(PoolEvents):
     def exhausted(self, pool: Pool[Any], error: PoolExhaustedError) -> None:
         scope = self._scopes.of_request()
         if scope is not None:
-            held = "".join(f"; this request holds {use}" for use in scope.leases())
-            error.args = (f"{error}{held}",)
+            held = "".join(f"; this request holds {scope.describe(lease)}" for lease in scope.leases())
+            error.args = (f"{error}{self._scopes.used_up(scope)}{held}",)
         self._send(signals.pool_exhausted, pool, error=error)
 
     def _send(self, signal: NamedSignal, pool: Pool[Any], **what: Any) -> None:
@@ -65,9 +67,10 @@ class QuietEvents(AppEvents):
 
 
 class AppPool(Pool[Any]):
-    """A pool of an app: connections are opened, checked and closed in the app's context, and its signals are sent.
+    """A pool of an app.
 
-    What a request acquires is noted, and bounded by the time that the request has left.
+    It opens, checks and closes connections in the app's context, and sends the app's signals. It notes what a request
+    acquires, and waits no longer than the request may.
     """
 
     def __init__(
@@ -85,50 +88,81 @@ class AppPool(Pool[Any]):
             factory, options, events=events(reference, scopes), context=partial(context_of, reference), **settings
         )
         self._scopes = scopes
+        default = self.settings.acquire_timeout
+        self._default_timeout = math.inf if default is None else default
 
     def acquire(self, retry: int | None = None, *, timeout: float | None = None) -> Any:
-        connection = super().acquire(retry, timeout=timeout)
-        self._mark_manual()
+        if retry is not None and timeout is None and self._scopes.has_timeout:
+            timeout, retry = max(check_count("retry", retry) * 0.1, self._default_timeout), None
+        connection = super().acquire(retry, timeout=self.bounded(timeout))
+        self._mark_manual(Place())
         return connection
 
     def lease(self, timeout: float | None = None) -> Lease[Any]:
-        lease = super().lease(timeout)
-        self._mark_manual()
+        lease = super().lease(self.bounded(timeout))
+        self._mark_manual(Place())
         return lease
 
-    def _mark_manual(self) -> None:
+    def connection(self, timeout: float | None = None) -> Lease[Any]:
+        return Block(self, timeout, Place())
+
+    def _mark_manual(self, place: Place) -> None:
         scope = self._scopes.of_request()
         if scope is not None:
-            scope.mark_manual()
+            scope.mark_manual(place)
 
-    def _check_out(self, timeout: float | None) -> Any:
+    def release(self, connection: Any) -> None:
+        super().release(self._scopes.unwrapped(connection))
+
+    def discard(self, connection: Any) -> None:
+        super().discard(self._scopes.unwrapped(connection))
+
+    def detach(self, connection: Any) -> Any:
+        return super().detach(self._scopes.unwrapped(connection))
+
+    def drop(self, connection: Any) -> None:
+        super().drop(self._scopes.unwrapped(connection))
+
+    def bounded(self, timeout: float | None) -> float | None:
+        """Return a timeout as far as the current request may wait for so long."""
         scope = self._scopes.of_request()
-        return super()._check_out(timeout if scope is None else self._bounded(timeout, scope))
-
-    def _bounded(self, timeout: float | None, scope: Scope) -> float | None:
-        """Return what the request has left of a timeout."""
-        if cooperation.is_unknown:
-            cooperation.look(request.environ)
-        if self._state.idle and not self._scopes.has_timeout:
+        if scope is None:
             return timeout
-        if timeout is not None:
-            timeout = check_seconds("timeout", timeout, zero=True, endless=True)
         if self._would_wait_for_itself(scope):
             return 0
-        remaining = self._scopes.remaining(scope)
-        if remaining == math.inf:
+        if not self._scopes.has_timeout:
             return timeout
-        return min(self._acquire_timeout if timeout is None else timeout, remaining)
+        if timeout is None:
+            timeout = self._default_timeout
+        return min(check_seconds("timeout", timeout, zero=True, endless=True), self._scopes.remaining(scope))
 
     def _would_wait_for_itself(self, scope: Scope) -> bool:
         """Return whether all that there is to wait for is given back at the end of blocks of this very request."""
-        state = self._state
-        is_full = not state.idle and not state.opening and state.size >= state.max_connections
-        return is_full and sum(use.pool is self and not use.is_manual for use in scope.leases()) == state.in_use
+        held = scope.leases_of_blocks(self)
+        if not held:
+            return False
+        stats = self.stats()
+        is_full = not stats.idle and not stats.opening and stats.in_use >= stats.max_connections
+        return is_full and len(held) == stats.in_use
+
+
+class Block(Lease[Any]):
+    """A lease that is bounded by its request, and knows which line of the app's code has asked for it."""
+
+    __slots__ = ("_bounded", "place")
+
+    def __init__(self, pool: AppPool, timeout: float | None, place: Place) -> None:
+        super().__init__(pool, timeout)
+        self._bounded = pool.bounded
+        self.place = place
+
+    def __enter__(self) -> Any:
+        self.timeout = self._bounded(self.timeout)
+        return super().__enter__()
 
 
 def context_of(app: weakref.ref[Flask]) -> AbstractContextManager[object]:
-    """Return what makes an app's context current, unless it is so already."""
+    """Return a context manager that makes an app's context current, unless it is so already."""
     there = app()
     current = _cv_app.get(None)
     if there is None or (current is not None and current.app is there):

@@ -13,10 +13,10 @@ import gevent
 from flask import Flask
 from gevent.monkey import get_original
 
-from flask_gsocketpool import drain
+from flask_gsocketpool import _sigterm
+from flask_gsocketpool._app_pool import AppPool, QuietEvents
+from flask_gsocketpool._request_scope import Scopes
 from flask_gsocketpool.config import DEFAULT, PREFIX, AppConfig
-from flask_gsocketpool.pool import AppPool, QuietEvents
-from flask_gsocketpool.scope import Scopes
 from gsocketpool import Pool, PoolClosedError, PoolError, PoolNotReadyError
 
 logger = logging.getLogger("gsocketpool")
@@ -64,8 +64,8 @@ class Pools(Mapping[str, Pool[Any]]):
         self._of_thread = get_original("threading", "local")()
         _alive.add(self)
         if config.drain_timeout is not None:
-            drain.close_after_term(self, config.drain_timeout)
-            drain.listen()
+            _sigterm.close_after_term(self, config.drain_timeout)
+            _sigterm.listen()
 
     def __getitem__(self, name: str) -> Pool[Any]:
         if name in self._overrides:
@@ -73,7 +73,7 @@ class Pools(Mapping[str, Pool[Any]]):
             return override
         if self._config.drain_timeout is not None:
             # Again, for this may be a process that was forked after the app was made.
-            drain.listen()
+            _sigterm.listen()
         made = self._of_this_thread()
         if name not in made:
             self._require(name)

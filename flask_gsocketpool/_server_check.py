@@ -46,7 +46,7 @@ def look(environ: Mapping[str, Any]) -> None:
         one that has not begun, which happens in a context that was pushed by hand.
     """
     global is_unknown
-    server = _server_of(environ)
+    server = server_of(environ)
     if server is None or BEGAN_IN_GREENLET not in environ:
         return
     if not environ[BEGAN_IN_GREENLET] and next(_tellers) == 0:
@@ -60,7 +60,7 @@ def look(environ: Mapping[str, Any]) -> None:
     request_started.disconnect(_request_begins)
 
 
-def _server_of(environ: Mapping[str, Any]) -> str | None:
+def server_of(environ: Mapping[str, Any]) -> str | None:
     """What the server calls itself."""
     if "SERVER_SOFTWARE" in environ:
         return str(environ["SERVER_SOFTWARE"])

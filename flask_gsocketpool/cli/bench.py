@@ -16,7 +16,9 @@ from flask import Flask
 from flask.cli import with_appcontext
 from werkzeug.utils import import_string
 
-from flask_gsocketpool.commands.common import (
+from flask_gsocketpool._redaction import address_of, error_as_dict
+from flask_gsocketpool._registry import Pools
+from flask_gsocketpool.cli.common import (
     NO_POOLS,
     Seconds,
     app_and_pools,
@@ -27,8 +29,6 @@ from flask_gsocketpool.commands.common import (
     printable,
 )
 from flask_gsocketpool.config import DEFAULT
-from flask_gsocketpool.masking import address_of, error_as_dict
-from flask_gsocketpool.pools import Pools
 from gsocketpool import Pool
 from gsocketpool.settings import timer_seconds
 

@@ -10,7 +10,9 @@ import click
 import gevent
 from flask.cli import with_appcontext
 
-from flask_gsocketpool.commands.common import (
+from flask_gsocketpool._redaction import address_of, error_as_dict
+from flask_gsocketpool._registry import Pools
+from flask_gsocketpool.cli.common import (
     NO_POOLS,
     Seconds,
     app_and_pools,
@@ -19,8 +21,6 @@ from flask_gsocketpool.commands.common import (
     print_json,
     print_table,
 )
-from flask_gsocketpool.masking import address_of, error_as_dict
-from flask_gsocketpool.pools import Pools
 from gsocketpool import Pool
 from gsocketpool.settings import Settings
 

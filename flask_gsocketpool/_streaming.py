@@ -1,0 +1,80 @@
+"""Streamed bodies: the request's connections stay its own until the body has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from flask import Response
+from werkzeug.wsgi import ClosingIterator
+
+from gsocketpool import PoolExhaustedError
+
+
+def is_to_be_made(response: Response) -> bool:
+    """Return whether the body of a response is still to be made, by code that may use connections."""
+    if not response.is_streamed or response.direct_passthrough:
+        return False
+    if isinstance(response.response, ClosingIterator) and response.content_length is not None:
+        # A response within this one, such as the page of an HTTPException, whose body is there.
+        response.make_sequence()
+        return False
+    return True
+
+
+class Body:
+    """The body of a response, which says how it has ended: the first time counts."""
+
+    def __init__(self, parts: Iterable[Any], end: Callable[[BaseException | None], None]) -> None:
+        self._source = parts
+        self._parts = iter(parts)
+        self._end = end
+        self._has_begun = False
+        self._first: Callable[[], Any] | None = None
+
+    def begin(self) -> None:
+        """Have the first part made already.
+
+        :raises PoolExhaustedError: if it gets no connection. All other errors are raised when the body is read.
+        """
+        try:
+            part = next(self._parts)
+        except PoolExhaustedError as error:
+            self._end(error)
+            raise
+        except Exception as error:
+            failure = error
+
+            def fail() -> Any:
+                raise failure
+
+            self._first = fail
+        else:
+            self._first = lambda: part
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        first, self._first = self._first, None
+        try:
+            part = next(self._parts) if first is None else first()
+        except StopIteration:
+            self._end(None)
+            raise
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._has_begun = True
+        return part
+
+    def close(self) -> None:
+        """End the scope. The server calls this in any case, also if the client has gone before the body has ended."""
+        if not self._has_begun:
+            # No exchange was begun here, either. Some versions of Flask end the request when they close their part.
+            self._end(None)
+        try:
+            if hasattr(self._source, "close"):
+                self._source.close()
+        finally:
+            self._end(GeneratorExit())
