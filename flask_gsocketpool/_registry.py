@@ -74,7 +74,7 @@ class Pools(Mapping[str, Pool[Any]]):
         if self._config.drain_timeout is not None:
             # Again, for this may be a process that was forked after the app was made.
             _sigterm.listen()
-        made = self._of_this_thread()
+        made = self.of_this_thread()
         if name not in made:
             self._require(name)
             # Making one may take time. Callers that ask for it meanwhile wait for the same one, or for the same error.
@@ -132,7 +132,7 @@ class Pools(Mapping[str, Pool[Any]]):
 
         :param why: where connections in use are nothing to expect, what to say of it in the log.
         """
-        pools = self._of_this_thread().shut()
+        pools = self.of_this_thread().shut()
         for pool in pools:
             if why and pool.stats().in_use:
                 logger.warning("closing what is in use, %s: %r", why, pool)
@@ -175,7 +175,7 @@ class Pools(Mapping[str, Pool[Any]]):
 
     def started(self) -> dict[str, Pool[Any]]:
         """Those that this thread has used so far, by name, or what has taken their place."""
-        made = {**self._of_this_thread(), **self._overrides}
+        made = {**self.of_this_thread(), **self._overrides}
         return {name: made[name] for name in self if isinstance(made.get(name), Pool)}
 
     def private_copy(self, name: str, **settings: Any) -> Pool[Any]:
@@ -194,7 +194,7 @@ class Pools(Mapping[str, Pool[Any]]):
         """The same pools, none of them made yet."""
         return Pools(self._app, self._config, self.scopes)
 
-    def _of_this_thread(self) -> PoolsOfThread:
+    def of_this_thread(self) -> PoolsOfThread:
         try:
             made: PoolsOfThread = self._of_thread.pools
         except AttributeError:
@@ -250,7 +250,7 @@ _alive: weakref.WeakSet[Pools] = weakref.WeakSet()
 @atexit.register
 def _close_all() -> None:
     """Closes every pool this thread has used. The requests are done by now, so those still out are not waited for."""
-    _close(pool for registered in list(_alive) for pool in registered._of_this_thread().shut())
+    _close(pool for registered in list(_alive) for pool in registered.of_this_thread().shut())
 
 
 def _close(pools: Iterable[Pool[Any]]) -> None:

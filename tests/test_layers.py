@@ -11,6 +11,8 @@ from types import MappingProxyType
 
 import pytest
 
+from flask_gsocketpool._app_pool import AppEvents, AppPool, Block, QuietEvents
+
 ROOT = Path(__file__).parents[1]
 
 #: Who is on which floor. A module imports from floors below its own only.
@@ -267,3 +269,52 @@ def test_every_package_is_shipped() -> None:
 @pytest.mark.parametrize("package", ["gsocketpool", "flask_gsocketpool"])
 def test_types_are_shipped(package: str) -> None:
     assert (ROOT / package / "py.typed").exists()
+
+
+# The extension uses the core as any program does
+
+EXTENSION = sorted(module for module in MODULES if module.startswith("flask_gsocketpool"))
+
+#: What begins with an underscore and is documented all the same, or is the only way.
+ALLOWED = {
+    # Werkzeug documents it as the way to what a proxy stands for.
+    "_get_current_object",
+    # A method of named tuples.
+    "_replace",
+    # Walking up from the frame of the caller without it takes ten times as long.
+    "_getframe",
+    # Flask has no public way to a handler that works in all of its versions.
+    "_find_error_handler",
+}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@pytest.mark.parametrize("module", EXTENSION)
+def test_the_extension_touches_public_names_only(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text())
+    touched = {
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and is_private(node.attr)
+        and node.attr not in ALLOWED
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+    }
+    assert not touched
+    imported = {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "gsocketpool"
+        for alias in node.names
+    }
+    assert not {name for name in imported if any(is_private(part) for part in name.split("."))}
+
+
+@pytest.mark.parametrize("kind", [AppPool, AppEvents, QuietEvents, Block])
+def test_the_extension_overrides_public_methods_only(kind: type) -> None:
+    inherited = {name for base in kind.__mro__ if base.__module__.split(".")[0] == "gsocketpool" for name in vars(base)}
+    assert inherited
+    assert not {name for name in vars(kind) if is_private(name)} & inherited
