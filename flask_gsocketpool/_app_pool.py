@@ -11,30 +11,21 @@ from typing import Any
 
 import gevent
 from blinker import NamedSignal
-from flask import Flask, request
+from flask import Flask
 from flask.globals import _cv_app
 
-from flask_gsocketpool import _server_check, signals
+from flask_gsocketpool import signals
 from flask_gsocketpool._request_scope import Place, Scope, Scopes
-from gsocketpool import Lease, Pool, PoolEvents, PoolExhaustedError
+from gsocketpool import InvalidArgumentError, Lease, Pool, PoolEvents, PoolExhaustedError
 from gsocketpool.settings import check_count, check_seconds
-
-_NOTHING = nullcontext()
 
 
 class AppEvents(PoolEvents):
-    """Sends an app's signals, and notes what its requests acquire."""
+    """Sends an app's signals, and says more of what is exhausted."""
 
     def __init__(self, app: weakref.ref[Flask], scopes: Scopes) -> None:
         self._app = app
         self._scopes = scopes
-
-    def acquired(self, lease: Lease[Any]) -> None:
-        scope = self._scopes.of_request()
-        if scope is not None:
-            scope.note(lease)
-            if _server_check.is_unknown:
-                _server_check.look(request.environ)
 
     def opened(self, pool: Pool[Any], connection: Any) -> None:
         self._send(signals.connection_opened, pool, connection=connection)
@@ -55,7 +46,7 @@ class AppEvents(PoolEvents):
             gevent.spawn(self._send_in_context, signal, app, {"pool": pool, **what})
 
     def _send_in_context(self, signal: NamedSignal, app: Flask, what: Mapping[str, Any]) -> None:
-        with context_of(self._app):
+        with context_of(self._app) or nullcontext():
             signal.send(app, **what)
 
 
@@ -92,24 +83,25 @@ class AppPool(Pool[Any]):
         self._default_timeout = math.inf if default is None else default
 
     def acquire(self, retry: int | None = None, *, timeout: float | None = None) -> Any:
-        if retry is not None and timeout is None and self._scopes.has_timeout:
-            timeout, retry = max(check_count("retry", retry) * 0.1, self._default_timeout), None
-        connection = super().acquire(retry, timeout=self.bounded(timeout))
-        self._mark_manual(Place())
-        return connection
+        if retry is not None:
+            if timeout is not None:
+                raise InvalidArgumentError("timeout", timeout, "left out where retry is given")
+            timeout = check_count("retry", retry) * 0.1
+            if self.size < self.stats().max_connections:
+                # Opening takes the time it takes.
+                timeout = max(timeout, self._default_timeout)
+        return self.lease(timeout).connection
 
     def lease(self, timeout: float | None = None) -> Lease[Any]:
-        lease = super().lease(self.bounded(timeout))
-        self._mark_manual(Place())
+        scope = self._scopes.of_request()
+        if scope is None:
+            return super().lease(timeout)
+        lease = super().lease(self.bounded(timeout, scope))
+        self._scopes.note(scope, lease, Place())
         return lease
 
     def connection(self, timeout: float | None = None) -> Lease[Any]:
-        return Block(self, timeout, Place())
-
-    def _mark_manual(self, place: Place) -> None:
-        scope = self._scopes.of_request()
-        if scope is not None:
-            scope.mark_manual(place)
+        return Block(self, timeout, self._scopes)
 
     def release(self, connection: Any) -> None:
         super().release(self._scopes.unwrapped(connection))
@@ -123,12 +115,9 @@ class AppPool(Pool[Any]):
     def drop(self, connection: Any) -> None:
         super().drop(self._scopes.unwrapped(connection))
 
-    def bounded(self, timeout: float | None) -> float | None:
-        """Return a timeout as far as the current request may wait for so long."""
-        scope = self._scopes.of_request()
-        if scope is None:
-            return timeout
-        if self._would_wait_for_itself(scope):
+    def bounded(self, timeout: float | None, scope: Scope) -> float | None:
+        """Return a timeout as far as the current request, whose scope it is, may wait for so long."""
+        if scope.has_leases and self._would_wait_for_itself(scope):
             return 0
         if not self._scopes.has_timeout:
             return timeout
@@ -147,26 +136,33 @@ class AppPool(Pool[Any]):
 
 
 class Block(Lease[Any]):
-    """A lease that is bounded by its request, and knows which line of the app's code has asked for it."""
+    """A lease that its request bounds and notes when its block is entered."""
 
-    __slots__ = ("_bounded", "place")
+    __slots__ = ("_scopes", "place")
 
-    def __init__(self, pool: AppPool, timeout: float | None, place: Place) -> None:
+    def __init__(self, pool: AppPool, timeout: float | None, scopes: Scopes) -> None:
         super().__init__(pool, timeout)
-        self._bounded = pool.bounded
-        self.place = place
+        self._scopes = scopes
+        #: The line of the app's code that has asked for it.
+        self.place = Place()
 
     def __enter__(self) -> Any:
-        self.timeout = self._bounded(self.timeout)
-        return super().__enter__()
+        scope = self._scopes.of_request()
+        if scope is None:
+            return super().__enter__()
+        pool: Any = self.pool
+        self.timeout = pool.bounded(self.timeout, scope)
+        connection = super().__enter__()
+        self._scopes.note(scope, self)
+        return connection
 
 
-def context_of(app: weakref.ref[Flask]) -> AbstractContextManager[object]:
-    """Return a context manager that makes an app's context current, unless it is so already."""
+def context_of(app: weakref.ref[Flask]) -> AbstractContextManager[object] | None:
+    """Return a context manager that makes an app's context current; None if it is so already."""
     there = app()
     current = _cv_app.get(None)
     if there is None or (current is not None and current.app is there):
-        return _NOTHING
+        return None
     return _pushed(there)
 
 

@@ -69,11 +69,14 @@ class Place:
 class Scope:
     """The connections of one request, or of one app context."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_manual", "_noted", "_own", "_prune_at", "began", "deadline", "is_over", "is_streaming")
+
+    def __init__(self, began: float) -> None:
         #: Whether it ends with the body of the response.
         self.is_streaming = False
+        self.is_over = False
         #: When the request began and until when it may wait, by time.monotonic().
-        self.began = time.monotonic()
+        self.began = began
         self.deadline: float | None = None
         #: The request's own connection of each pool, and the block that gives it back.
         self._own: dict[str, tuple[Any, Any]] = {}
@@ -98,18 +101,24 @@ class Scope:
             # Only what is acquired in a request is noted by the app's pools themselves.
             self.note(block)
 
-    def note(self, lease: Lease[Any]) -> None:
-        """Note a lease that begins now."""
+    def note(self, lease: Lease[Any], place: Place | None = None) -> None:
+        """Note a lease that begins now.
+
+        :param place: where code other than a block acquired it.
+        """
         if len(self._noted) >= self._prune_at:
             # A request may be a long one, and use many connections one after the other.
             self._noted = self.leases()
             self._manual = [manual for manual in self._manual if manual[0].is_active]
             self._prune_at = max(16, 2 * len(self._noted))
         self._noted.append(lease)
+        if place is not None:
+            self._manual.append((lease, place))
 
-    def mark_manual(self, place: Place) -> None:
-        """Note that code other than a block acquired the last connection, and where."""
-        self._manual.append((self._noted[-1], place))
+    @property
+    def has_leases(self) -> bool:
+        """Whether it has any lease that may be active."""
+        return bool(self._noted)
 
     def leases(self) -> list[Lease[Any]]:
         """Return the leases that are active."""
@@ -135,6 +144,9 @@ class Scope:
 
         Return of each of these where it was acquired, and what is said of it.
         """
+        self.is_over = True
+        if not self._noted and not self._own:
+            return []
         own, self._own = self._own, {}
         raised: list[BaseException] = []
         for block, _ in own.values():
@@ -154,8 +166,9 @@ class Scope:
     def __del__(self) -> None:
         # Flask did not end it before its context went: another teardown function has failed, or the response was never
         # sent. This may run anywhere, and so may giving back.
-        for lease in self.leases():
-            _discard(lease)
+        if self._noted:
+            for lease in self.leases():
+                _discard(lease)
 
 
 def _discard(lease: Lease[Any]) -> None:
@@ -183,12 +196,28 @@ class Scopes:
 
     def current(self) -> Scope:
         """Return the scope of the current context."""
-        return _scope_of(_context())
+        return self._scope_of(_context())
 
     def of_request(self) -> Scope | None:
         """Return the scope of the current request; None where the app has no request to answer."""
         context = _request_context()
-        return None if context is None or context.app is not self._app() else _scope_of(context)
+        return None if context is None or context.app is not self._app() else self._scope_of(context)
+
+    def note(self, scope: Scope, lease: Lease[Any], place: Place | None = None) -> None:
+        """Note a lease that begins now, in a request that had this scope when it began to acquire."""
+        if scope.is_over:
+            # It has ended meanwhile: other greenlets may share the context.
+            scope = self.of_request() or scope
+        scope.note(lease, place)
+        if _server_check.is_unknown:
+            _server_check.look(request.environ)
+
+    def _scope_of(self, context: Any) -> Scope:
+        scope: Scope | None = getattr(context, SCOPE, None)
+        if scope is None:
+            scope = Scope(time.monotonic() if self.has_timeout else 0.0)
+            setattr(context, SCOPE, scope)
+        return scope
 
     def connection(self, name: str, pool: Any) -> Any:
         """Return the own connection of `pool` that the current scope has, acquired now if it has none."""
@@ -227,7 +256,7 @@ class Scopes:
         """Let the scope end with the body of the response, if that is still to be made."""
         if is_to_be_made(response):
             context = _context()
-            scope = _scope_of(context)
+            scope = self._scope_of(context)
             scope.is_streaming = True
             response.response = body = Body(response.response, partial(self._end, context, scope))
             if _server_check.server_of(request.environ) is not None:
@@ -237,11 +266,6 @@ class Scopes:
                 except PoolExhaustedError as error:
                     response.close()
                     return self._answer(error)
-        else:
-            # It may take the place of one that was streamed.
-            started: Scope | None = getattr(_context(), SCOPE, None)
-            if started is not None:
-                started.is_streaming = False
         return response
 
     def end_request(self, error: BaseException | None) -> None:
@@ -296,14 +320,6 @@ class Scopes:
         given = self._request_timeout
         seconds = given(cast(Any, request)._get_current_object()) if callable(given) else given
         return math.inf if seconds is None else check_seconds(TIMEOUT_KEY, seconds, zero=True)
-
-
-def _scope_of(context: Any) -> Scope:
-    scope: Scope | None = getattr(context, SCOPE, None)
-    if scope is None:
-        scope = Scope()
-        setattr(context, SCOPE, scope)
-    return scope
 
 
 def _request_context() -> Any:

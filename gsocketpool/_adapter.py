@@ -35,8 +35,8 @@ from gsocketpool.settings import timer_seconds
 
 logger = logging.getLogger("gsocketpool")
 
-#: Returns a context manager that is entered around user code.
-Context = Callable[[], AbstractContextManager[object]]
+#: Returns a context manager to enter around user code; None for nothing.
+Context = Callable[[], AbstractContextManager[object] | None]
 
 #: Those is_usable() of ours that don't block.
 _NON_BLOCKING = (Connection.is_usable, StreamConnection.is_usable, TlsConnection.is_usable)
@@ -55,21 +55,19 @@ class Adapter:
 
     def in_context(self) -> AbstractContextManager[object]:
         """Return the context manager to enter around user code."""
-        return nullcontext() if self._context is None else self._context()
+        context = None if self._context is None else self._context()
+        return nullcontext() if context is None else context
 
     def how_to_ask(self, connection: Any) -> tuple[str, Callable[[], object] | None]:
         """Return how to ask an open connection whether it is good: the mode and, in a context, the question."""
         mode = _mode(connection)
-        if self._context is None:
+        if self._context is None or mode is STREAM:
+            # The checks of our own streams need no context.
             return mode, None
         if mode is IN_GREENLET:
             return IN_CONTEXT, None
         question = connection.is_connected if mode in (CONNECTED_ONLY, FOREIGN) else connection.is_usable
-        return IN_CONTEXT, partial(self._ask_in_context, question)
-
-    def _ask_in_context(self, ask: Callable[[], object]) -> object:
-        with self.in_context():
-            return ask()
+        return IN_CONTEXT, partial(_ask_in_context, self._context, question)
 
     # Opening and closing
 
@@ -163,6 +161,14 @@ class Adapter:
         except (Exception, gevent.Timeout):
             logger.warning("%r could not say whether it is expired, and is closed", connection, exc_info=True)
             return True
+
+
+def _ask_in_context(context: Context, ask: Callable[[], object]) -> object:
+    entered = context()
+    if entered is None:
+        return ask()
+    with entered:
+        return ask()
 
 
 def open_what_was_made(connection: Any) -> None:

@@ -67,7 +67,7 @@ class Pool(Core, Generic[C]):
         was acquired; None for no report.
     :param events: what to tell of the moments of a connection's life; None for nothing.
     :param context: returns a context manager to enter around everything that a connection is asked, such as an app's
-        context; None for nothing.
+        context, or None where there is nothing to enter.
     :param clock: returns the time in seconds, for tests; by default :func:`time.monotonic`. Timers keep real time.
     :raises InvalidArgumentError: if an argument is out of its range.
     """
@@ -92,7 +92,7 @@ class Pool(Core, Generic[C]):
         idle_timeout: float | None = None,
         leak_threshold: float | None = None,
         events: PoolEvents | None = None,
-        context: Callable[[], AbstractContextManager[object]] | None = None,
+        context: Callable[[], AbstractContextManager[object] | None] | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         if not callable(factory):
