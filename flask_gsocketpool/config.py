@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import json
+import pkgutil
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
+from types import ModuleType
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
@@ -32,7 +34,7 @@ TARGETS = {
     "url": "where to connect to: ``tcp://host:port``, ``tls://host:port`` or ``unix:///path``, with options in the"
     " query, as in ``?timeout=2``.",
     "factory": "a :class:`~gsocketpool.Connection` class, any callable that returns a connection, or where to import"
-    ' one from: ``"package.module:Name"``. By default the class that goes with the URL.',
+    ' one from: ``"package.module:Name"`` or ``"package.module.Name"``. By default the class that goes with the URL.',
     "options": "the keyword arguments for the factory, which override those of the URL, or a callable that returns all"
     " of them, asked at every open.",
 }
@@ -47,6 +49,9 @@ APP_WIDE = {
     "request_timeout": "seconds that a request has for all of its acquires together, a callable that gets the request"
     ' and returns them, or None, or where to import one from: ``"package.module:name"``.',
 }
+
+#: Whether a string names something to import, and is no number.
+_IMPORT_NAME = re.compile(r":|^[^\W\d]\w*(\.[^\W\d]\w*)+$")
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -125,7 +130,7 @@ def read_app_config(config: Mapping[str, Any]) -> AppConfig:
     :raises ConfigurationError: as :func:`read_config` does.
     """
     request_timeout = config.get(_plain_key("request_timeout"))
-    if isinstance(request_timeout, str) and ":" in request_timeout:
+    if isinstance(request_timeout, str) and _IMPORT_NAME.search(request_timeout):
         request_timeout = _import(request_timeout, _plain_key("request_timeout"))
     if not callable(request_timeout):
         request_timeout = _read_seconds(config, "request_timeout", ", None for no limit, or a callable that tells them")
@@ -247,17 +252,25 @@ def _read_factory(given: Any, key: str) -> Callable[..., Any]:
 
 
 def _import(given: str, key: str) -> Any:
-    module, colon, name = given.partition(":")
-    if not module or not colon or not name:
-        raise ConfigurationError(key, f"must look like 'package.module:Name', and is {given!r}")
     try:
-        found = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
+        found = import_name(given)
     except Exception as error:
         # Whatever the module raises while it is imported, too.
         raise ConfigurationError(key, f"can't be imported from {given!r}: {error}") from error
+    if isinstance(found, ModuleType):
+        raise ConfigurationError(key, f"must look like 'package.module:Name', and is {given!r}")
     return found
+
+
+def import_name(name: str) -> Any:
+    """Import and return what `name` names: ``"package.module:Name"`` or ``"package.module.Name"``.
+
+    What the import raises is raised as it is.
+    """
+    if ":" not in name and "." in name:
+        # Given dots only, resolve_name() would hide an ImportError inside the module.
+        name = ":".join(name.rsplit(".", 1))
+    return pkgutil.resolve_name(name)
 
 
 def _read_url(given: Any, key: str) -> tuple[type[StreamConnection], dict[str, Any]]:

@@ -255,6 +255,11 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"FACTORY": ".mod:Name"}, "_FACTORY can't be imported from '.mod:Name': "),
         ({"FACTORY": "tests.raising:Name"}, "_FACTORY can't be imported from 'tests.raising:Name': not today"),
         ({"FACTORY": "tests.test_config:No"}, "_FACTORY can't be imported from 'tests.test_config:No': module"),
+        (
+            {"FACTORY": "tests.broken.Name"},
+            "_FACTORY can't be imported from 'tests.broken.Name': No module named 'gone'",
+        ),
+        ({"FACTORY": "Name"}, "_FACTORY can't be imported from 'Name': No module named 'Name'"),
         ({"FACTORY": "tests.test_config"}, "_FACTORY must look like 'package.module:Name', and is 'tests.test_config'"),
         ({"FACTORY": "tests.test_config:URL"}, "_FACTORY must be a class, a callable or the name of one, and is"),
         ({"FACTORY": 5}, "_FACTORY must be a class, a callable or the name of one, and is 5"),

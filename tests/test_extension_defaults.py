@@ -174,11 +174,6 @@ def test_a_name_to_import_may_have_a_colon(use: Callable[[str], None], name: tup
     use(":".join(name))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(ConfigurationError, RuntimeError),
-    reason="each place reads names in its own way, and none takes the dotted ones that Python and werkzeug read",
-)
 @pytest.mark.parametrize(("use", "name"), PLACES)
 def test_a_name_to_import_may_have_dots_only(use: Callable[[str], None], name: tuple[str, str]) -> None:
     use(".".join(name))

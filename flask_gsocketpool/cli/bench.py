@@ -14,7 +14,6 @@ import click
 import gevent
 from flask import Flask
 from flask.cli import with_appcontext
-from werkzeug.utils import import_string
 
 from flask_gsocketpool._redaction import address_of, error_as_dict
 from flask_gsocketpool._registry import Pools
@@ -28,7 +27,7 @@ from flask_gsocketpool.cli.common import (
     print_table,
     printable,
 )
-from flask_gsocketpool.config import DEFAULT
+from flask_gsocketpool.config import DEFAULT, import_name
 from gsocketpool import Pool
 from gsocketpool.settings import timer_seconds
 
@@ -90,10 +89,10 @@ def _chosen(name: str | None, pools: Pools) -> str:
 
 def _imported(exchange: str) -> Callable[[Any], object]:
     try:
-        function = import_string(exchange)
+        function = import_name(exchange)
     except Exception as error:
         raise click.UsageError(f"--exchange {exchange!r} can't be imported: {error}") from error
-    if ":" not in exchange or not callable(function):
+    if not callable(function):
         raise click.UsageError(f"--exchange must name a function, as in package.module:function, not {exchange!r}.")
     found: Callable[[Any], object] = function
     return found
