@@ -6,7 +6,7 @@ import inspect
 import re
 from dataclasses import fields
 
-from flask_gsocketpool.config import APP_WIDE, PREFIX, TARGETS
+from flask_gsocketpool.config import APP_WIDE, DEFAULT_SETTINGS, PREFIX, TARGETS
 from gsocketpool import Pool
 from gsocketpool.settings import Settings
 
@@ -23,7 +23,7 @@ def reference() -> str:
     meanings = parameters()
     rows = [(name, "", meaning) for name, meaning in TARGETS.items()]
     for field in fields(Settings):
-        default = "" if field.name == "name" else str(field.default)
+        default = "" if field.name == "name" else str(DEFAULT_SETTINGS.get(field.name, field.default))
         rows.append((field.name, default, meanings[field.name]))
     rows += [(name, "", meaning) for name, meaning in APP_WIDE.items()]
     lines = [".. list-table::", "   :header-rows: 1", "   :widths: 34 12 54", ""]

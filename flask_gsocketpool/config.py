@@ -28,11 +28,18 @@ from gsocketpool.settings import Settings, check_seconds
 PREFIX = "SOCKETPOOL_"
 DEFAULT = "default"
 
+#: Where the defaults of an app's pools differ from those of :class:`~gsocketpool.Pool`, which are those of 0.1.6. Every
+#: worker process has a pool of its own, and a backend takes 100 connections or so from all of them.
+DEFAULT_SETTINGS = {"max_connections": 10, "reap_interval": 30}
+#: Seconds that connections of a URL wait for their backend, unless told otherwise.
+DEFAULT_TIMEOUT = 10
+
 FACTORIES: dict[str, type[StreamConnection]] = {"tcp": TcpConnection, "tls": TlsConnection, "unix": UnixConnection}
 #: What says where a pool connects to, and what each of these means.
 TARGETS = {
     "url": "where to connect to: ``tcp://host:port``, ``tls://host:port`` or ``unix:///path``, with options in the"
-    " query, as in ``?timeout=2``.",
+    f" query, as in ``?timeout=2``. Without a ``timeout``, the connections have one of {DEFAULT_TIMEOUT} s, unless"
+    " their class has its own; ``timeout=none`` is for no limit.",
     "factory": "a :class:`~gsocketpool.Connection` class, any callable that returns a connection, or where to import"
     ' one from: ``"package.module:Name"`` or ``"package.module.Name"``. By default the class that goes with the URL.',
     "options": "the keyword arguments for the factory, which override those of the URL, or a callable that returns all"
@@ -40,6 +47,8 @@ TARGETS = {
 }
 #: How many connections and how long: the settings, with their types in words.
 SETTINGS = {field.name: str(field.type) for field in fields(Settings)}
+#: The options of connections where ``none`` stands for no limit, as for the settings.
+NO_LIMIT_OPTIONS = {"timeout", "lifetime"}
 #: What is said of the app as a whole, and what it means.
 APP_WIDE = {
     "pools": "more pools, by name: each has a mapping with the keys above in lower case and without their prefix. It"
@@ -81,6 +90,8 @@ class PoolConfig:
     keys: Mapping[str, str] = field(default_factory=dict, compare=False)
     #: The URL as it was given, with whatever secrets are in its query.
     url: str | None = field(default=None, compare=False, repr=False)
+    #: Whether the ``timeout`` among the options is by default.
+    has_default_timeout: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -174,12 +185,11 @@ def _read_pool(given: Mapping[str, Any], name: str, key_of: Callable[[str], str]
         raise ConfigurationError(
             key_of(next(iter(given), "url")), f"says nothing about where to connect to: set {key_of('url')}"
         )
-    settings = _read_settings(given, key_of)
-    settings.setdefault("name", name)
-    factory, options = _read_target(given, key_of)
+    settings = _read_settings({**DEFAULT_SETTINGS, "name": name, **given}, key_of)
+    factory, options, has_default_timeout = _read_target(given, key_of)
     # A target that is empty is passed over; of the other settings any value counts.
     keys = {setting: key_of(setting) for setting, value in given.items() if value or setting not in TARGETS}
-    return PoolConfig(factory, options, settings, keys, given.get("url") or None)
+    return PoolConfig(factory, options, settings, keys, given.get("url") or None, has_default_timeout)
 
 
 def _nearest(given: object, known: Collection[str], key_of: Callable[[str], str]) -> str:
@@ -221,7 +231,8 @@ def _read_setting(value: Any, kind: str) -> Any:
 
 def _read_target(
     given: Mapping[str, Any], key_of: Callable[[str], str]
-) -> tuple[Callable[..., Any], Mapping[str, Any] | Callable[[], Mapping[str, Any]]]:
+) -> tuple[Callable[..., Any], Mapping[str, Any] | Callable[[], Mapping[str, Any]], bool]:
+    """Return the factory, its options, and whether the timeout among these is by default."""
     factory: Callable[..., Any] = TcpConnection
     from_url: dict[str, Any] = {}
     if given.get("url"):
@@ -235,12 +246,18 @@ def _read_target(
                 key_of("options"),
                 f"can't be a callable beside {key_of('url')}: let it return the host and the port, too",
             )
-        return factory, options
+        return factory, options, False
     if not isinstance(options, Mapping):
         raise ConfigurationError(key_of("options"), f"must map names to values, and is of type {_kind(options)}")
     merged = {**from_url, **options}
+    for name in NO_LIMIT_OPTIONS & merged.keys():
+        if isinstance(merged[name], str) and merged[name].strip().lower() == "none":
+            merged[name] = None
+    has_default_timeout = bool(from_url) and "timeout" not in merged and _lacks_timeout(factory)
+    if has_default_timeout:
+        merged["timeout"] = DEFAULT_TIMEOUT
     _check_options(factory, merged, key_of("url" if from_url and not options else "options"))
-    return factory, merged
+    return factory, merged, has_default_timeout
 
 
 def _read_factory(given: Any, key: str) -> Callable[..., Any]:
@@ -318,6 +335,20 @@ def _read_option(value: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         return value
+
+
+def _lacks_timeout(factory: Callable[..., Any]) -> bool:
+    """Return whether `factory` takes a ``timeout``, and has no limit of its own without it."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return False  # The factory doesn't tell its signature.
+    if "timeout" in parameters:
+        default = parameters["timeout"].default
+        return default is None or default is inspect.Parameter.empty
+    # A subclass of ours passes on to it what it does not know.
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return takes_any and isinstance(factory, type) and issubclass(factory, StreamConnection)
 
 
 def _check_options(factory: Callable[..., Any], options: Mapping[str, Any], key: str) -> None:

@@ -293,7 +293,9 @@ class Gunicorn:
             *("--graceful-timeout", "60", *_no_control_socket(), *arguments, "tests.gunicorn_app:app"),
         ]
         config = {
-            "SOCKETPOOL_URL": f"tcp://127.0.0.1:{backend.port}",
+            # Whatever a test has the backend hold is held for as long as that takes.
+            "SOCKETPOOL_URL": f"tcp://127.0.0.1:{backend.port}?timeout=none",
+            "SOCKETPOOL_MAX_CONNECTIONS": 200,
             "SOCKETPOOL_FACTORY": "tests.gunicorn_app:PoliteConnection",
             "SOCKETPOOL_ACQUIRE_TIMEOUT": PATIENCE,
             "SOCKETPOOL_OPEN_TIMEOUT": PATIENCE,

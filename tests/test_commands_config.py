@@ -53,6 +53,14 @@ def test_config_tells_where_each_setting_comes_from(backend: Backend) -> None:
     assert ["pool", "cache"] in lines
 
 
+def test_config_tells_of_a_default_timeout() -> None:
+    urls = {"short": "tcp://localhost:2000", "long": "tcp://localhost:2000?timeout=20"}
+    found = run_json(make_app(SOCKETPOOL_POOLS={name: {"url": url} for name, url in urls.items()}), "config")["pools"]
+    assert found["short"]["options"]["value"]["timeout"] == 10
+    assert found["short"]["options"]["from"] == "SOCKETPOOL_POOLS['short']['url'] and default"
+    assert found["long"]["options"]["from"] == "SOCKETPOOL_POOLS['long']['url']"
+
+
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_config_shows_no_secret(backend: Backend, form: list[str]) -> None:
     class Client:

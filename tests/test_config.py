@@ -10,7 +10,7 @@ import pytest
 from flask import Flask
 
 from flask_gsocketpool import ConfigurationError, GSocketPool
-from flask_gsocketpool.config import PoolConfig, read_app_config, read_config
+from flask_gsocketpool.config import DEFAULT_SETTINGS, PoolConfig, read_app_config, read_config
 from gsocketpool import PoolError, TcpConnection, TlsConnection, UnixConnection
 from gsocketpool.settings import Settings
 
@@ -36,8 +36,8 @@ def test_no_key_no_pool() -> None:
 @pytest.mark.parametrize(
     ("url", "factory", "options"),
     [
-        ("tcp://localhost:2000", TcpConnection, {"host": "localhost", "port": 2000}),
-        ("tcp://[::1]:2000/", TcpConnection, {"host": "::1", "port": 2000}),
+        ("tcp://localhost:2000", TcpConnection, {"host": "localhost", "port": 2000, "timeout": 10}),
+        ("tcp://[::1]:2000/", TcpConnection, {"host": "::1", "port": 2000, "timeout": 10}),
         (
             "tcp://10.0.0.1:1?timeout=2.5&lifetime=null",
             TcpConnection,
@@ -46,9 +46,9 @@ def test_no_key_no_pool() -> None:
         (
             "tls://example.org:443?server_hostname=www.example.org",
             TlsConnection,
-            {"host": "example.org", "port": 443, "server_hostname": "www.example.org"},
+            {"host": "example.org", "port": 443, "server_hostname": "www.example.org", "timeout": 10},
         ),
-        ("unix:///run/backend.sock", UnixConnection, {"path": "/run/backend.sock"}),
+        ("unix:///run/backend.sock", UnixConnection, {"path": "/run/backend.sock", "timeout": 10}),
         ("unix:///run/backend.sock?timeout=3", UnixConnection, {"path": "/run/backend.sock", "timeout": 3}),
     ],
 )
@@ -56,7 +56,7 @@ def test_urls(url: str, factory: type, options: dict[str, Any]) -> None:
     pool = default(URL=url)
     assert pool.factory is factory
     assert pool.options == options
-    assert pool.settings == {"name": "default"}
+    assert pool.settings == {**DEFAULT_SETTINGS, "name": "default"}
 
 
 def test_a_tcp_connection_is_the_default_factory() -> None:
@@ -72,7 +72,61 @@ def test_a_factory_gets_what_the_url_and_the_options_say(factory: Any) -> None:
 
 
 def test_options_go_before_the_url() -> None:
-    assert default(URL=URL, OPTIONS={"port": 3000}).options == {"host": "localhost", "port": 3000}
+    assert default(URL=URL, OPTIONS={"port": 3000}).options == {"host": "localhost", "port": 3000, "timeout": 10}
+
+
+class Patient(TcpConnection):
+    """A subclass with a timeout of its own."""
+
+    def __init__(self, host: str, port: int, timeout: float = 60) -> None:
+        super().__init__(host, port, timeout=timeout)
+
+
+class Required(TcpConnection):
+    def __init__(self, host: str, port: int, timeout: float) -> None:
+        super().__init__(host, port, timeout=timeout)
+
+
+class PassesOn(TcpConnection):
+    def __init__(self, password: str = "", **options: Any) -> None:
+        super().__init__(**options)
+
+
+def connect_with(**options: Any) -> Options:
+    return Options(**options)
+
+
+@pytest.mark.parametrize(
+    ("factory", "timeout"),
+    [
+        pytest.param(Required, 10, id="asks for it"),
+        pytest.param(PassesOn, 10, id="passes it on"),
+        pytest.param(Patient, None, id="its own"),
+        pytest.param(Options, None, id="none"),
+        pytest.param(connect_with, None, id="does not tell"),
+        pytest.param(dict, None, id="without a signature"),
+    ],
+)
+def test_a_factory_that_waits_for_ever_gets_a_timeout(factory: Any, timeout: float | None) -> None:
+    pool = default(URL=URL, FACTORY=factory)
+    assert isinstance(pool.options, dict)
+    assert pool.options.get("timeout") == timeout
+    assert pool.has_default_timeout is (timeout is not None)
+
+
+@pytest.mark.parametrize("word", ["none", "None", " NONE "])
+def test_a_connection_may_have_no_limits(word: str) -> None:
+    options = {"host": "localhost", "port": 2000, "timeout": None, "lifetime": None}
+    assert default(URL=URL, OPTIONS={"timeout": word, "lifetime": word}).options == options
+    assert default(URL=f"{URL}?timeout={word}&lifetime={word}").options == options
+
+
+def test_no_other_option_is_read_as_none() -> None:
+    assert default(FACTORY=PassesOn, URL=f"{URL}?password=none").options["password"] == "none"  # type: ignore[index]
+
+
+def test_options_without_a_url_are_left_alone() -> None:
+    assert default(OPTIONS={"host": "h", "port": 1}).options == {"host": "h", "port": 1}
 
 
 def test_options_may_be_a_callable() -> None:
@@ -152,9 +206,11 @@ def test_named_pools() -> None:
     )
     assert list(pools) == ["default", "cache", "search"]
     assert pools["cache"] == PoolConfig(
-        UnixConnection, {"path": "/run/cache"}, {"max_connections": 20, "name": "cache"}
+        UnixConnection,
+        {"path": "/run/cache", "timeout": 10},
+        {**DEFAULT_SETTINGS, "max_connections": 20, "name": "cache"},
     )
-    assert pools["search"].settings == {"name": "Search"}
+    assert pools["search"].settings == {**DEFAULT_SETTINGS, "name": "Search"}
 
 
 def test_the_default_pool_may_be_among_the_named_ones() -> None:
@@ -181,6 +237,7 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     assert read_app_config(app.config).drain_timeout == 20
     assert pools["default"].options == {"host": "localhost", "port": 2000, "timeout": 2.5}
     assert pools["default"].settings == {
+        **DEFAULT_SETTINGS,
         "max_connections": 12,
         "acquire_timeout": None,
         "reap_expired_connections": False,
@@ -189,7 +246,7 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     assert pools["cache"] == PoolConfig(
         Options,
         {"host": "localhost", "port": 6379, "password": "secret"},
-        {"max_connections": 20, "name": "cache"},
+        {**DEFAULT_SETTINGS, "max_connections": 20, "name": "cache"},
     )
 
 
@@ -329,7 +386,7 @@ def test_the_drain_timeout_is_the_apps_and_no_pools(given: Any, seconds: float |
     config = {"SOCKETPOOL_DRAIN_TIMEOUT": given}
     assert read_app_config(config).drain_timeout == seconds
     assert read_config(config) == {}
-    assert read_config({**config, "SOCKETPOOL_URL": URL})["default"].settings == {"name": "default"}
+    assert read_config({**config, "SOCKETPOOL_URL": URL})["default"].settings == {**DEFAULT_SETTINGS, "name": "default"}
 
 
 def test_the_drain_timeout_is_off_by_default() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from flask_gsocketpool.config import APP_WIDE, SETTINGS, TARGETS
+from flask_gsocketpool.config import APP_WIDE, DEFAULT_SETTINGS, SETTINGS, TARGETS
 from gsocketpool import Pool
 from gsocketpool.settings import Settings
 
@@ -144,7 +144,7 @@ def test_the_reference_of_the_configuration_is_made_of_the_code() -> None:
     reference = found["reference"]()
     listed = re.findall(r"^   \* - ``SOCKETPOOL_([A-Z_]+)``", reference, re.MULTILINE)
     assert sorted(listed) == sorted(name.upper() for name in [*TARGETS, *SETTINGS, *APP_WIDE])
-    assert "     - 200\n     - The limit on connections that are idle, in use or being opened.\n" in reference
+    assert "     - 10\n     - The limit on connections that are idle, in use or being opened.\n" in reference
 
 
 def test_the_readme_lists_every_key() -> None:
@@ -154,14 +154,16 @@ def test_the_readme_lists_every_key() -> None:
 
 def test_the_readme_knows_the_defaults() -> None:
     text = (ROOT / "README.rst").read_text()
+    assert DEFAULT_SETTINGS.keys() <= Settings.__dataclass_fields__.keys()
     for name, field in Settings.__dataclass_fields__.items():
+        default = DEFAULT_SETTINGS.get(name, field.default)
         (shown,) = re.findall(rf"^``SOCKETPOOL_{name.upper()}`` +(.*?)  ", text, re.MULTILINE)
-        if isinstance(field.default, bool):
-            assert shown == str(field.default).lower()
-        elif field.default is None:
+        if isinstance(default, bool):
+            assert shown == str(default).lower()
+        elif default is None:
             assert shown in ("no limit", "off", "``default``")
         else:
-            assert float(shown.removesuffix(" s")) == field.default
+            assert float(shown.removesuffix(" s")) == default
 
 
 def test_the_readme_has_the_two_commands() -> None:

@@ -330,7 +330,10 @@ class Told(Connection):
     def is_connected(self): return self.is_open
     def abort(self): self.is_open = False
 app = Flask("app")
-app.config.update(SOCKETPOOL_FACTORY=Told, SOCKETPOOL_POOLS={"other": {"factory": Told}}, SOCKETPOOL_CLOSE_TIMEOUT=0.2)
+app.config.update(
+    SOCKETPOOL_FACTORY=Told, SOCKETPOOL_POOLS={"other": {"factory": Told}}, SOCKETPOOL_CLOSE_TIMEOUT=0.2,
+    SOCKETPOOL_MAX_CONNECTIONS=100,
+)
 GSocketPool(app)
 """
     done = subprocess.run(

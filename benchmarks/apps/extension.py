@@ -10,7 +10,9 @@ from benchmarks.exchanges import MESSAGE
 from flask_gsocketpool import GSocketPool, current_pool
 
 app = Flask(__name__)
-app.config["SOCKETPOOL_URL"] = f"tcp://127.0.0.1:{os.environ['ECHO_PORT']}"
+app.config["SOCKETPOOL_URL"] = f"tcp://127.0.0.1:{os.environ['ECHO_PORT']}?timeout=none"
+# As the pool without the extension has: the benchmark compares the two.
+app.config["SOCKETPOOL_MAX_CONNECTIONS"] = 200
 GSocketPool(app)
 
 

@@ -73,7 +73,9 @@ def _pool_settings(given: PoolConfig) -> dict[str, Any]:
             f"what {_name_of(given.options)} returns"
             if callable(given.options)
             else {name: masked_value(name, value) for name, value in given.options.items()},
-            " and ".join(keys[key] for key in ("url", "options") if key in keys) or None,
+            " and ".join(
+                [*(keys[key] for key in ("url", "options") if key in keys), *(["default"] * given.has_default_timeout)]
+            ),
         ),
     }
     if given.url is not None:
