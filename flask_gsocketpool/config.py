@@ -8,6 +8,7 @@ import json
 import pkgutil
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
 from types import ModuleType
@@ -49,6 +50,15 @@ TARGETS = {
 SETTINGS = {field.name: str(field.type) for field in fields(Settings)}
 #: The options of connections where ``none`` stands for no limit, as for the settings.
 NO_LIMIT_OPTIONS = {"timeout", "lifetime"}
+#: The options of connections that a URL may give, and how.
+URL_OPTIONS = {
+    "host": "tcp://host:port",
+    "port": "tcp://host:port",
+    "path": "unix:///path",
+    "timeout": "?timeout=2",
+    "lifetime": "?lifetime=600",
+    "server_hostname": "?server_hostname=name",
+}
 #: What is said of the app as a whole, and what it means.
 APP_WIDE = {
     "pools": "more pools, by name: each has a mapping with the keys above in lower case and without their prefix. It"
@@ -61,6 +71,8 @@ APP_WIDE = {
 
 #: Whether a string names something to import, and is no number.
 _IMPORT_NAME = re.compile(r":|^[^\W\d]\w*(\.[^\W\d]\w*)+$")
+#: What may stand before ``://``, and holds no secret.
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.IGNORECASE)
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -179,6 +191,8 @@ def _read_pool(given: Mapping[str, Any], name: str, key_of: Callable[[str], str]
         if setting not in SETTINGS and setting not in TARGETS:
             if setting in APP_WIDE:
                 raise ConfigurationError(key_of(setting), f"is for the app as a whole: set {_plain_key(setting)}")
+            if _is_option(setting, given):
+                raise ConfigurationError(key_of(setting), _where_options_go(setting.lower(), key_of))
             known = [*TARGETS, *SETTINGS, *(APP_WIDE if key_of is _plain_key else [])]
             raise ConfigurationError(key_of(setting), f"is not a known key{_nearest(setting, known, key_of)}")
     if not any(given.get(target) for target in TARGETS):
@@ -190,6 +204,24 @@ def _read_pool(given: Mapping[str, Any], name: str, key_of: Callable[[str], str]
     # A target that is empty is passed over; of the other settings any value counts.
     keys = {setting: key_of(setting) for setting, value in given.items() if value or setting not in TARGETS}
     return PoolConfig(factory, options, settings, keys, given.get("url") or None, has_default_timeout)
+
+
+def _is_option(setting: object, given: Mapping[str, Any]) -> bool:
+    """Return whether connections of ours, or of the factory among `given`, take an option called `setting`."""
+    factories: list[Any] = [*FACTORIES.values()]
+    with suppress(ConfigurationError):
+        factories.append(_read_factory(given.get("factory"), ""))
+    known: set[str] = set()
+    for factory in factories:
+        # Not every factory tells its signature.
+        with suppress(TypeError, ValueError):
+            known.update(inspect.signature(factory).parameters)
+    return isinstance(setting, str) and setting.lower() in known
+
+
+def _where_options_go(option: str, key_of: Callable[[str], str]) -> str:
+    or_url = f" or into {key_of('url')}, as in {URL_OPTIONS[option]}" if option in URL_OPTIONS else ""
+    return f"is an option of the connection, not of the pool: put {option!r} into {key_of('options')}{or_url}"
 
 
 def _nearest(given: object, known: Collection[str], key_of: Callable[[str], str]) -> str:
@@ -236,7 +268,7 @@ def _read_target(
     factory: Callable[..., Any] = TcpConnection
     from_url: dict[str, Any] = {}
     if given.get("url"):
-        factory, from_url = _read_url(given["url"], key_of("url"))
+        factory, from_url = _read_url(given["url"], key_of)
     if given.get("factory"):
         factory = _read_factory(given["factory"], key_of("factory"))
     options = given.get("options") or {}
@@ -290,13 +322,20 @@ def import_name(name: str) -> Any:
     return pkgutil.resolve_name(name)
 
 
-def _read_url(given: Any, key: str) -> tuple[type[StreamConnection], dict[str, Any]]:
+def _read_url(given: Any, key_of: Callable[[str], str]) -> tuple[type[StreamConnection], dict[str, Any]]:
+    key = key_of("url")
     if not isinstance(given, str):
         raise ConfigurationError(key, f"must be a str, and is of type {_kind(given)}")
-    # Before anything else is said, since what is said may show a part of it.
+    scheme, colon, _ = given.partition("://")
+    if colon and scheme not in FACTORIES and _SCHEME.fullmatch(scheme):
+        raise ConfigurationError(
+            key,
+            f"must start with tcp://, tls:// or unix://, not {scheme}://. For a client library, set {key_of('factory')}"
+            f" to a Connection class that wraps the client, and put what the client needs into {key_of('options')}",
+        )
+    # Before anything is said that may show a part of it.
     if "@" in given.partition("?")[0]:
         raise ConfigurationError(key, "must not hold credentials: the place for them is the options")
-    scheme, colon, _ = given.partition("://")
     if scheme not in FACTORIES or not colon:
         raise ConfigurationError(key, "must start with tcp://, tls:// or unix://")
     try:

@@ -269,6 +269,24 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
             "_POOLS['a']['URL'] is not a known key; did you mean SOCKETPOOL_POOLS['a']['url']?",
         ),
         ({"POOLS": {"a": {1: 2}}}, "_POOLS['a'][1] is not a known key"),
+        # Options of the connection.
+        (
+            {"URL": URL, "TIMEOUT": 1},
+            "_TIMEOUT is an option of the connection, not of the pool: put 'timeout' into SOCKETPOOL_OPTIONS"
+            " or into SOCKETPOOL_URL, as in ?timeout=2",
+        ),
+        ({"HOST": "h", "PORT": 1}, "_HOST is an option of the connection"),
+        ({"URL": "unix:///x", "PATH": "/x"}, "_PATH is an option of the connection"),
+        ({"URL": URL, "LIFETIME": 1}, "_LIFETIME is an option of the connection"),
+        ({"URL": URL, "SSL_CONTEXT": 1}, "_SSL_CONTEXT is an option of the connection"),
+        ({"URL": URL, "SERVER_HOSTNAME": "h"}, "_SERVER_HOSTNAME is an option of the connection"),
+        ({"POOLS": {"a": {"TIMEOUT": 1}}}, "_POOLS['a']['TIMEOUT'] is an option of the connection"),
+        (
+            {"URL": URL, "FACTORY": "tests.test_config:Options", "PASSWORD": "x"},
+            "_PASSWORD is an option of the connection, not of the pool: put 'password' into SOCKETPOOL_OPTIONS",
+        ),
+        ({"URL": URL, "PASSWORD": "x"}, "_PASSWORD is not a known key"),
+        ({"FACTORY": "tests.raising:Name", "PASSWORD": "x"}, "_PASSWORD is not a known key"),
         # Wrong numbers.
         ({"URL": URL, "MAX_CONNECTIONS": 0}, "_MAX_CONNECTIONS must be a whole number of at least 1, not 0"),
         ({"URL": URL, "MAX_CONNECTIONS": "many"}, "_MAX_CONNECTIONS must be a whole number of at least 1, not 'many'"),
@@ -336,7 +354,15 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"FACTORY": Options, "URL": "unix:///x"}, "_URL does not fit Options: "),
         # Wrong URLs.
         ({"URL": 5}, "_URL must be a str, and is of type int"),
-        ({"URL": "redis://localhost:1"}, "_URL must start with tcp://, tls:// or unix://"),
+        (
+            {"URL": "redis://localhost:1"},
+            "_URL must start with tcp://, tls:// or unix://, not redis://. For a client library, set SOCKETPOOL_F",
+        ),
+        (
+            {"POOLS": {"a": {"url": "postgresql+x://me:secret@h/b"}}},
+            "_POOLS['a']['url'] must start with tcp://, tls:// or unix://, not postgresql+x://. For a client library,"
+            " set SOCKETPOOL_POOLS['a']['factory'] to",
+        ),
         ({"URL": "localhost:2000"}, "_URL must start with tcp://, tls:// or unix://"),
         ({"URL": "//localhost"}, "_URL must start with tcp://, tls:// or unix://"),
         ({"URL": "tcp://localhost"}, "_URL must look like tcp://host:port, and is 'tcp://localhost'"),
@@ -418,6 +444,11 @@ def test_no_complaint_tells_a_secret() -> None:
         {"URL": "tcp://user:hunter2?x@host:1"},
         {"URL": "tcp://hunter2?x@host:1"},
         {"URL": "unix://user:hunter2?x@host"},
+        {"URL": "redis://:hunter2@host:1/0"},
+        {"URL": "redis://host:1/0?password=hunter2"},
+        {"URL": "me:hunter2://x@host"},
+        {"URL": "hunter2@x://host"},
+        {"URL": URL, "PASSWORD": "hunter2", "FACTORY": Options},
         {"URL": "tcp:user:hunter2@host"},
         {"URL": "hunter2@host:1000"},
     ):

@@ -250,9 +250,6 @@ def refusal(**config: Any) -> ConfigurationError:
     return caught.value
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="an option of the connection is an unknown key like any other"
-)
 @pytest.mark.parametrize("option", ["timeout", "host", "port"])
 def test_an_option_of_the_connection_among_the_keys_is_told_where_it_belongs(option: str) -> None:
     key = option.upper()
@@ -266,9 +263,6 @@ def test_an_option_of_the_connection_among_the_keys_is_told_where_it_belongs(opt
     assert "SOCKETPOOL_POOLS['cache']['options']" in named.problem
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the error lists the three schemes of our own, and no way to go on"
-)
 @pytest.mark.parametrize(
     "url",
     [
