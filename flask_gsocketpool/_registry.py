@@ -135,7 +135,7 @@ class Pools(Mapping[str, Pool[Any]]):
         pools = self.of_this_thread().shut()
         for pool in pools:
             if why and pool.stats().in_use:
-                logger.warning("closing what is in use, %s: %r", why, pool)
+                logger.warning("app %r: closing what is in use, %s: %r", self._app.name, why, pool)
         _close(pools)
 
     def __contains__(self, name: object) -> bool:

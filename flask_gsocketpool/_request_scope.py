@@ -294,7 +294,8 @@ class Scopes:
             return
         self._reported.add(place)
         app = self._app()
-        message = f"a request has not given back {description}"
+        of_app = "" if app is None else f"app {app.name!r}: "
+        message = f"{of_app}a request has not given back {description}"
         if app is not None and (app.debug or app.testing):
             warnings.warn(message, UnreleasedConnectionWarning, stacklevel=2)
         else:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from typing import Any, cast
 
 from flask import Flask, Response, current_app, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import ServiceUnavailable
 
-from flask_gsocketpool import _server_check, cli
+from flask_gsocketpool import _logging, _server_check, cli
 from flask_gsocketpool._registry import EXTENSION, Pools
 from flask_gsocketpool._request_scope import Scopes
 from flask_gsocketpool.config import read_app_config
 from flask_gsocketpool.globals import current_pool, current_pools
 from gsocketpool import PoolExhaustedError
+from gsocketpool.throttle import Throttle
 
 logger = logging.getLogger("gsocketpool")
 
@@ -45,10 +47,11 @@ class GSocketPool:
         config = read_app_config(app.config)
         scopes = Scopes(app, config.request_timeout, _respond_to_exhaustion)
         if _handler_of(app, PoolExhaustedError) is None:
-            app.register_error_handler(PoolExhaustedError, _answer_exhaustion)
+            app.register_error_handler(PoolExhaustedError, _ExhaustionHandler())
         if config.request_timeout is not None:
             # Before the functions of the app, which may use a pool, and whose time counts, too.
             app.before_request_funcs[None].insert(0, scopes.begin_request)
+        _logging.use_default_handler()
         _server_check.watch()
         app.after_request(scopes.hold_for_body)
         app.teardown_request(scopes.end_request)
@@ -68,19 +71,30 @@ def _names_for_the_shell() -> dict[str, Any]:
     return {"current_pool": current_pool, "current_pools": current_pools}
 
 
-def _answer_exhaustion(error: PoolExhaustedError) -> ResponseReturnValue:
-    """The app's own handler of something more general goes first; then its handler of status 503, or the plain page."""
-    for kind in type(error).__mro__:
-        handler = _handler_of(current_app, kind)
-        if handler is not None and handler is not _answer_exhaustion:
-            answer: ResponseReturnValue = current_app.ensure_sync(handler)(error)
-            return answer
-    logger.warning("answered 503: %s", error)
-    unavailable = ServiceUnavailable(retry_after=1)
-    # handle_http_exception() would do, but takes the context as well from Flask 3.2 on.
-    handler = current_app._find_error_handler(unavailable, request.blueprints)
-    page: Any = unavailable if handler is None else current_app.ensure_sync(handler)(unavailable)
-    return cast(ResponseReturnValue, page)
+class _ExhaustionHandler:
+    """An app's handler of a PoolExhaustedError that no other handles.
+
+    The app's own handler of something more general goes first; then its handler of status 503, or the plain page.
+    """
+
+    def __init__(self) -> None:
+        #: For each pool, by its name.
+        self._complaints: defaultdict[str | None, Throttle] = defaultdict(Throttle)
+
+    def __call__(self, error: PoolExhaustedError) -> ResponseReturnValue:
+        for kind in type(error).__mro__:
+            handler = _handler_of(current_app, kind)
+            if handler is not None and handler is not self:
+                answer: ResponseReturnValue = current_app.ensure_sync(handler)(error)
+                return answer
+        more = self._complaints[error.pool_name].admit()
+        if more is not None:
+            logger.warning("app %r: answered 503: %s%s", current_app.name, error, more)
+        unavailable = ServiceUnavailable(retry_after=1)
+        # handle_http_exception() would do, but takes the context as well from Flask 3.2 on.
+        handler = current_app._find_error_handler(unavailable, request.blueprints)
+        page: Any = unavailable if handler is None else current_app.ensure_sync(handler)(unavailable)
+        return cast(ResponseReturnValue, page)
 
 
 def _handler_of(app: Flask, kind: type) -> Any:

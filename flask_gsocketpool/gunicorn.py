@@ -13,7 +13,7 @@ from typing import Any
 from flask import Flask
 
 from flask_gsocketpool._redaction import error_as_dict
-from flask_gsocketpool._registry import EXTENSION, Pools, pools_of
+from flask_gsocketpool._registry import EXTENSION, pools_of
 from gsocketpool.settings import check_seconds
 
 __all__ = ["post_worker_init", "worker_exit"]
@@ -45,8 +45,13 @@ def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = N
     if _is_of_threads(worker):
         logger.warning("no pool is filled: under gunicorn's gthread worker each thread has pools of its own")
         return
-    pools = _pools_of(worker, app)
-    if not pools:
+    apps = _apps_of(worker) if app is None else [app]
+    registered = _registered(apps)
+    if not registered and apps:
+        names = ", ".join(f"app {found.name!r}" for found in apps)
+        logger.warning("no pool is filled: the extension is not registered on %s: call GSocketPool(app)", names)
+        return
+    if not registered:
         logger.warning(
             "no pool is filled: no Flask app with pools is to be seen behind %r. Say which one it is, by a hook that"
             " calls this one: post_worker_init(worker, app=...)",
@@ -56,11 +61,14 @@ def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = N
     # Importing the app may have taken most of the time after which gunicorn kills a worker.
     worker.notify()
     # What a worker is told is half of gunicorn's setting, or 0 for no limit.
-    seconds = min(timeout, worker.timeout or timeout) / len(pools)
-    for of_app in pools:
-        for name, error in of_app.fill(seconds).items():
-            shown = error_as_dict(error, of_app.options_of(name))
-            logger.warning("pool %r is not filled, and the worker starts all the same: %s", name, shown)
+    seconds = min(timeout, worker.timeout or timeout) / len(registered)
+    for found in registered:
+        pools = pools_of(found)
+        for name, error in pools.fill(seconds).items():
+            shown = error_as_dict(error, pools.options_of(name))
+            logger.warning(
+                "app %r: pool %r is not filled, and the worker starts all the same: %s", found.name, name, shown
+            )
 
 
 def worker_exit(server: Any, worker: Any, *, app: Flask | None = None) -> None:
@@ -73,17 +81,16 @@ def worker_exit(server: Any, worker: Any, *, app: Flask | None = None) -> None:
     # Gunicorn calls this in its master, too, for a worker that is gone; and in one that could not load its app.
     if worker.pid != os.getpid() or not hasattr(worker, "wsgi"):
         return
-    for of_app in _pools_of(worker, app):
-        of_app.close()
+    for found in _registered(_apps_of(worker) if app is None else [app]):
+        pools_of(found).close()
 
 
 def _is_of_threads(worker: Any) -> bool:
     return any(base.__module__ == "gunicorn.workers.gthread" for base in type(worker).__mro__)
 
 
-def _pools_of(worker: Any, app: Flask | None) -> list[Pools]:
-    apps = _apps_of(worker) if app is None else [app]
-    return [pools_of(found) for found in apps if EXTENSION in found.extensions]
+def _registered(apps: list[Flask]) -> list[Flask]:
+    return [app for app in apps if EXTENSION in app.extensions]
 
 
 def _apps_of(worker: Any) -> list[Flask]:

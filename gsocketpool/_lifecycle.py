@@ -26,6 +26,7 @@ from gsocketpool._waiters import Waiters
 from gsocketpool.events import Listener, tell, tell_in_loop
 from gsocketpool.exceptions import PoolError, add_note, described
 from gsocketpool.settings import Settings
+from gsocketpool.throttle import Throttle
 
 logger = logging.getLogger("gsocketpool")
 
@@ -74,6 +75,7 @@ class Lifecycle:
         self._loop: Any = None
         self._refill: Any = None
         self._pause = FIRST_PAUSE
+        self._complaints = Throttle(clock=clock)
         #: What the last failure said; None once an opening has succeeded.
         self.last_error: str | None = None
         #: Set when a place has become free, an opening has ended, or the pool is closed.
@@ -108,6 +110,7 @@ class Lifecycle:
         self._stop_refill()
         self._loop = None
         self._pause = FIRST_PAUSE
+        self._complaints = Throttle(clock=self._clock)
         self.last_error = None
         # An event belongs to the event loop where it was first waited for.
         self.changed.set()
@@ -212,14 +215,16 @@ class Lifecycle:
         self.capacity_changed()
         self.last_error = described(error)
         add_note(error, f"while opening a connection for pool {pool.name!r}")
-        if pause is not None:
+        more = None if pause is None else self._complaints.admit()
+        if more is not None:
             logger.warning(
-                "pool %r has %s of min_connections (%s) open, and tries again in %s s: %s",
+                "pool %r has %s of min_connections (%s) open, and tries again in %s s: %s%s",
                 pool.name,
                 self._state.size,
                 self._state.min_connections,
                 pause,
                 self.last_error,
+                more,
             )
         return error if waiter is None else None
 

@@ -101,6 +101,7 @@ def exhausted(
         waited=waited,
         held_by_caller=held,
         last_open_error=last_open_error,
+        pool_name=name,
     )
 
 

@@ -50,6 +50,7 @@ class PoolExhaustedError(PoolError):
         waited: float = 0.0,
         held_by_caller: int = 0,
         last_open_error: str | None = None,
+        pool_name: str | None = None,
     ) -> None:
         super().__init__(message)
         #: Connections out of the pool.
@@ -70,6 +71,8 @@ class PoolExhaustedError(PoolError):
         self.held_by_caller = held_by_caller
         #: What the most recent failure to open a connection said; None when opening last succeeded.
         self.last_open_error = last_open_error
+        #: The name of the pool.
+        self.pool_name = pool_name
 
 
 class PoolClosedError(PoolError):

@@ -228,6 +228,16 @@ def test_an_app_that_is_hidden_can_be_told(site: Flask, backend: Backend, caplog
     assert not backend.open
 
 
+def test_an_app_without_the_extension_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    front, shop = Flask("front"), Flask("shop")
+    post_worker_init(Worker(DispatcherMiddleware(front, {"/shop": shop})))
+    post_worker_init(Worker(lambda *arguments: shop(*arguments)), app=shop)
+    of_both, of_shop = (record.getMessage() for record in caplog.records)
+    assert of_both.endswith("is not registered on app 'front', app 'shop': call GSocketPool(app)")
+    assert of_shop.endswith("is not registered on app 'shop': call GSocketPool(app)")
+    worker_exit(None, Worker(shop))
+
+
 def test_what_has_every_attribute_has_no_app(caplog: pytest.LogCaptureFixture) -> None:
     class Endless:
         def __getattr__(self, name: str) -> Endless:

@@ -26,7 +26,13 @@ FLOORS = [
         "gsocketpool._threads",
         "gsocketpool.connection._sockets",
     },
-    {"gsocketpool.settings", "gsocketpool.events", "gsocketpool._lease", "gsocketpool.connection.base"},
+    {
+        "gsocketpool.settings",
+        "gsocketpool.throttle",
+        "gsocketpool.events",
+        "gsocketpool._lease",
+        "gsocketpool.connection.base",
+    },
     {"gsocketpool._state", "gsocketpool.connection.stream"},
     {"gsocketpool._report", "gsocketpool._waiters", "gsocketpool.connection.tcp", "gsocketpool.connection.unix"},
     {"gsocketpool.connection.tls"},
@@ -44,6 +50,7 @@ FLOORS = [
     {"gsocketpool.testing._torture"},
     {"gsocketpool.testing"},
     {
+        "flask_gsocketpool._logging",
         "flask_gsocketpool.config",
         "flask_gsocketpool.signals",
         "flask_gsocketpool._redaction",
