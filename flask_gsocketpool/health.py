@@ -1,41 +1,58 @@
 """What load balancers and monitors ask a worker: whether it lives, whether its pools give connections, what they do.
 
-It is off until an app registers it: ``app.register_blueprint(blueprint, url_prefix="/health")``.
+It is off until an app registers it: ``app.register_blueprint(blueprint, url_prefix="/health")``. The statistics are for
+the inside only: ``make_blueprint(guard)`` returns a blueprint with a guard in front of them.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import gevent
 from flask import Blueprint, Flask, Response, current_app, jsonify
+from flask.typing import ResponseReturnValue
 
 from flask_gsocketpool._redaction import address_of, error_as_dict
 from flask_gsocketpool._registry import Pools, pools_of
 
-__all__ = ["blueprint"]
+__all__ = ["blueprint", "make_blueprint"]
 
 #: Seconds in which each pool has to give a connection, all of them at the same time.
 READY_TIMEOUT = 1.0
 
-blueprint = Blueprint("socketpool_health", __name__)
+
+def make_blueprint(guard: Callable[[], ResponseReturnValue | None] | None = None) -> Blueprint:
+    """Return a blueprint like :data:`blueprint`, with a guard in front of ``/pools``.
+
+    :param guard: called without arguments before the statistics are shown. It may abort the request, or return the
+        response in their place; if it returns None, they are shown. None for no guard.
+    """
+
+    def guarded_pools() -> ResponseReturnValue:
+        answer = None if guard is None else current_app.ensure_sync(guard)()
+        return pools() if answer is None else answer
+
+    made = Blueprint("socketpool_health", __name__)
+    made.after_request(_forbid_storing)
+    made.get("/live")(live)
+    made.get("/ready")(ready)
+    made.get("/pools", endpoint="pools")(guarded_pools)
+    return made
 
 
-@blueprint.after_request
 def _forbid_storing(response: Response) -> Response:
     response.headers["Cache-Control"] = "no-store"
     return response
 
 
-@blueprint.get("/live")
 def live() -> Response:
     """Status 200: the worker answers."""
     return jsonify(ok=True, pid=os.getpid())
 
 
-@blueprint.get("/ready")
 def ready() -> tuple[Response, int]:
     """Status 200 if every pool gives a connection, in this worker and within a second; 503 if not, or without pools."""
     app: Flask = cast(Any, current_app)._get_current_object()
@@ -50,7 +67,6 @@ def ready() -> tuple[Response, int]:
     return jsonify(ok=is_ready, pid=os.getpid(), pools=answers), 200 if is_ready else 503
 
 
-@blueprint.get("/pools")
 def pools() -> Response:
     """The statistics of each pool that this worker has made so far."""
     known = pools_of(current_app)
@@ -79,3 +95,7 @@ def _answer_of(probe: gevent.Greenlet, pools: Pools, name: str) -> dict[str, Any
     if error is None:
         return {"ok": True}
     return {"ok": False, "error": error_as_dict(error, pools.options_of(name))}
+
+
+#: Without a guard.
+blueprint = make_blueprint()

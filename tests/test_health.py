@@ -7,7 +7,7 @@ from typing import Any
 
 import gevent
 import pytest
-from flask import Flask
+from flask import Flask, Response, abort, request
 
 from flask_gsocketpool import GSocketPool, current_pool, current_pools, health
 from gsocketpool.testing import FlakyServer
@@ -172,3 +172,57 @@ def test_the_statistics_of_the_pools_that_were_made(backend: Backend) -> None:
         assert found == {"used": {"address": "db.example:2000", **current_pools["used"].stats().as_dict()}}
     assert found["used"]["in_use"] == 1
     assert len(backend.connections) == 1
+
+
+# The guard
+
+
+def make_guarded_app(backend: Backend, guard: Any) -> Flask:
+    app = Flask("app")
+    app.config["SOCKETPOOL_FACTORY"] = backend.connect
+    GSocketPool(app)
+    app.register_blueprint(health.make_blueprint(guard), url_prefix="/health")
+    return app
+
+
+def require_token() -> None:
+    if request.headers.get("Authorization") != f"Bearer {SECRET}":
+        abort(403)
+
+
+def test_a_guard_may_abort(backend: Backend) -> None:
+    app = make_guarded_app(backend, require_token)
+    refused = app.test_client().get("/health/pools")
+    assert refused.status_code == 403
+    assert refused.headers["Cache-Control"] == "no-store"
+    admitted = app.test_client().get("/health/pools", headers={"Authorization": f"Bearer {SECRET}"})
+    assert admitted.json == {"pid": os.getpid(), "pools": {}}
+
+
+def test_a_guard_may_answer_itself(backend: Backend) -> None:
+    app = make_guarded_app(backend, lambda: Response("log in first", 401))
+    answer = app.test_client().get("/health/pools")
+    assert (answer.status_code, answer.text) == (401, "log in first")
+
+
+def test_a_guard_leaves_the_checks_alone(backend: Backend) -> None:
+    app = make_guarded_app(backend, require_token)
+    assert get(app, "live")["ok"] is True
+    assert get(app, "ready")["ok"] is True
+
+
+def test_without_a_guard_it_is_the_blueprint_there_is(backend: Backend) -> None:
+    assert get(make_guarded_app(backend, None), "pools")["pools"] == {}
+
+
+def test_all_of_it_may_be_guarded(backend: Backend) -> None:
+    app = Flask("app")
+    app.config["SOCKETPOOL_FACTORY"] = backend.connect
+    GSocketPool(app)
+    blueprint = health.make_blueprint()
+    blueprint.before_request(require_token)
+    app.register_blueprint(blueprint, url_prefix="/health")
+    for what in ("live", "ready", "pools"):
+        assert app.test_client().get(f"/health/{what}").status_code == 403
+    # The one that other apps share is as it was.
+    assert get(make_app(SOCKETPOOL_FACTORY=backend.connect), "live")["ok"] is True
