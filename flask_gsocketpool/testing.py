@@ -31,7 +31,8 @@ def fresh_pools(app: Flask) -> Iterator[None]:
 def override_pool(app: Flask, name: str, pool: Any) -> AbstractContextManager[object]:
     """Has `pool` take the place of the app's pool called `name`, or ``"default"``, at once.
 
-    :param pool: a :class:`~gsocketpool.Pool`, or anything that does for one. It is not closed by the app.
+    :param pool: a :class:`~gsocketpool.Pool`, a :class:`~gsocketpool.testing.FakePool`, or anything that does for one.
+        It is not closed by the app.
     :returns: a context manager that puts things back at the end of its block; so does the end of
         :func:`fresh_pools`, and of a test with the fixture ``socketpool_app``.
     :raises RuntimeError: if the app has no pools to begin with.

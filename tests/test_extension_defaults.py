@@ -15,7 +15,7 @@ from flask import Flask
 from flask_gsocketpool import GSocketPool, current_connection, current_pool, current_pools
 from flask_gsocketpool.testing import override_pool
 from gsocketpool import Pool, PoolExhaustedError
-from gsocketpool.testing import FlakyServer
+from gsocketpool.testing import FakePool, FlakyServer
 from tests.scripted import Backend, Plain, numbers
 from tests.servers import client_context, server_context
 
@@ -169,13 +169,8 @@ def test_a_name_to_import_may_have_dots_only(use: Callable[[str], None], name: t
 
 # A pool without a server
 
-not_there = pytest.mark.xfail(strict=True, raises=ImportError, reason="there is no FakePool yet")
 
-
-@not_there
 def test_a_fake_pool_gives_its_connection() -> None:
-    from gsocketpool.testing import FakePool
-
     connection = SimpleNamespace(number=7)
     pool = FakePool(connection)
     with pool.connection() as given:
@@ -192,10 +187,7 @@ def test_a_fake_pool_gives_its_connection() -> None:
         raise LookupError
 
 
-@not_there
 def test_a_fake_pool_takes_the_place_of_a_pool_of_an_app() -> None:
-    from gsocketpool.testing import FakePool
-
     def view() -> str:
         with current_pool.connection() as connection:
             number = connection.number

@@ -44,7 +44,12 @@ FLOORS = [
     {"gsocketpool._core"},
     {"gsocketpool.pool"},
     {"gsocketpool"},
-    {"gsocketpool.testing._peers", "gsocketpool.testing._sockets", "gsocketpool.testing._report"},
+    {
+        "gsocketpool.testing._fake",
+        "gsocketpool.testing._peers",
+        "gsocketpool.testing._sockets",
+        "gsocketpool.testing._report",
+    },
     {"gsocketpool.testing._server", "gsocketpool.testing._worker"},
     {"gsocketpool.testing._leaks", "gsocketpool.testing._run"},
     {"gsocketpool.testing._torture"},

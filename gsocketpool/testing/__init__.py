@@ -1,5 +1,6 @@
 """What it takes to test connection classes, and pools, against everything that goes wrong."""
 
+from gsocketpool.testing._fake import FakePool
 from gsocketpool.testing._leaks import no_leaks
 from gsocketpool.testing._report import TortureError, TortureReport
 from gsocketpool.testing._server import FAULTS, FlakyServer, ServedConnection
@@ -7,6 +8,7 @@ from gsocketpool.testing._torture import exchange_line, torture
 
 __all__ = [
     "FAULTS",
+    "FakePool",
     "FlakyServer",
     "ServedConnection",
     "TortureError",

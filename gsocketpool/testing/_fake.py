@@ -1,0 +1,203 @@
+"""A pool without a server: it hands out one object, whatever that is."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from gsocketpool import ConnectionNotFoundError, InvalidArgumentError, Pool, PoolClosedError, PoolStats
+from gsocketpool.exceptions import shown
+from gsocketpool.settings import check_count, check_seconds
+
+C = TypeVar("C")
+
+
+class FakePool(Generic[C]):
+    """Hands out `connection` each time, for tests of code that uses a :class:`~gsocketpool.Pool`.
+
+    It opens, checks and closes nothing, keeps no limit, and nobody waits: any number of callers may have the connection
+    at a time. It counts what they do, so that :meth:`stats` tells whether each has given it back. A method of a pool
+    that it does not have raises an AttributeError that says so.
+
+    :param connection: any object. Nothing is asked of it.
+    :param name: what the pool is called in statistics and errors.
+    """
+
+    def __init__(self, connection: C, name: str = "fake") -> None:
+        #: The name in statistics and errors.
+        self.name = name
+        self._connection = connection
+        self._leases: list[FakeLease[C]] = []
+        self._acquired = 0
+        self._discarded: Counter[str] = Counter()
+        self._closed = False
+
+    def acquire(self, retry: int | None = None, *, timeout: float | None = None) -> C:
+        """Return the connection.
+
+        :raises PoolClosedError: if the pool is closed.
+        :raises InvalidArgumentError: as from :meth:`Pool.acquire <gsocketpool.Pool.acquire>`.
+        """
+        if retry is not None:
+            check_count("retry", retry)
+            if timeout is not None:
+                raise InvalidArgumentError("timeout", timeout, "left out where retry is given")
+        return self.lease(timeout).connection
+
+    def connection(self, timeout: float | None = None) -> FakeLease[C]:
+        """Return a lease that acquires the connection when its ``with`` block is entered, and gives it back at the end.
+
+        A block that an exception leaves counts as a discard by ``"error"``.
+        """
+        if timeout is not None:
+            check_seconds("timeout", timeout, zero=True, endless=True)
+        return FakeLease(self)
+
+    def lease(self, timeout: float | None = None) -> FakeLease[C]:
+        """Acquire the connection, and return the lease of it."""
+        lease = self.connection(timeout)
+        lease._begin()
+        return lease
+
+    def release(self, connection: C) -> None:
+        """Give the connection back.
+
+        :raises ConnectionNotFoundError: if it is another object, or not in use.
+        """
+        self._last_lease(connection).release()
+
+    def discard(self, connection: C) -> None:
+        """Give the connection back as one that must not be used again. The next caller gets it all the same.
+
+        :raises ConnectionNotFoundError: if it is another object, or not in use.
+        """
+        self._last_lease(connection).discard()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Hand out nothing any more, at once. The connection is left alone."""
+        self._closed = True
+
+    def __enter__(self) -> FakePool[C]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def size(self) -> int:
+        """How many callers have the connection."""
+        return len(self._leases)
+
+    def stats(self) -> PoolStats:
+        """Return how many callers have the connection, and how often it was acquired and discarded."""
+        return PoolStats(
+            name=self.name,
+            max_connections=sys.maxsize,
+            idle=0,
+            in_use=len(self._leases),
+            opening=0,
+            closing=0,
+            waiting=0,
+            acquired_at_once=self._acquired,
+            acquired_after_wait=0,
+            timed_out=0,
+            refused=0,
+            opened=0,
+            open_errors=0,
+            detached=0,
+            discarded=MappingProxyType(dict(self._discarded)),
+            retired=MappingProxyType({}),
+            wait_time=0.0,
+            use_time=0.0,
+            open_time=0.0,
+        )
+
+    def __repr__(self) -> str:
+        closed = ", closed" if self._closed else ""
+        return f"<FakePool {self.name!r} of {shown(self._connection)}: {len(self._leases)} in use{closed}>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            can_do = ", which takes a real Pool" if hasattr(Pool, name) else ""
+            raise AttributeError(f"a FakePool has no {name!r}{can_do}", name=name, obj=self)
+
+    def _last_lease(self, connection: C) -> FakeLease[C]:
+        if connection is not self._connection or not self._leases:
+            raise ConnectionNotFoundError(f"{shown(connection)} is not in use in pool {self.name!r}")
+        return self._leases[-1]
+
+
+class FakeLease(Generic[C]):
+    """One use of the connection of a :class:`FakePool`, as a :class:`~gsocketpool.Lease` is one of a pool's."""
+
+    def __init__(self, pool: FakePool[C]) -> None:
+        #: The pool that the connection belongs to.
+        self.pool = pool
+        self._is_entered = False
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the connection was acquired and has not been given back."""
+        return any(lease is self for lease in self.pool._leases)
+
+    @property
+    def connection(self) -> C:
+        """The connection.
+
+        :raises ConnectionNotFoundError: if the lease is not active.
+        """
+        self._require_active()
+        return self.pool._connection
+
+    def release(self) -> None:
+        """Give the connection back.
+
+        :raises ConnectionNotFoundError: if the lease is not active.
+        """
+        self._require_active()
+        self.pool._leases.remove(self)
+
+    def discard(self, reason: str = "explicit") -> None:
+        """Give the connection back, and count a discard.
+
+        :raises ConnectionNotFoundError: if the lease is not active.
+        """
+        self.release()
+        self.pool._discarded[reason] += 1
+
+    def transfer(self) -> None:
+        """Do nothing: no greenlet is known to hold the connection.
+
+        :raises ConnectionNotFoundError: if the lease is not active.
+        """
+        self._require_active()
+
+    def __enter__(self) -> C:
+        if self._is_entered:
+            raise RuntimeError("a lease is for one use: call connection() again for another")
+        self._is_entered = True
+        if not self.is_active:
+            self._begin()
+        return self.connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # The connection may have been given back in the block, which is no error.
+        if self.is_active and kind is None:
+            self.release()
+        elif self.is_active:
+            self.discard("error")
+
+    def _begin(self) -> None:
+        if self.pool._closed:
+            raise PoolClosedError(f"pool {self.pool.name!r} is closed")
+        self.pool._acquired += 1
+        self.pool._leases.append(self)
+
+    def _require_active(self) -> None:
+        if not self.is_active:
+            raise ConnectionNotFoundError("the lease is not active: its connection is given back, or not acquired yet")
