@@ -8,7 +8,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from flask import Flask, request, request_started
-from gevent import getcurrent
+from gevent import getcurrent, monkey
 from gevent.hub import Hub
 
 logger = logging.getLogger("gsocketpool")
@@ -22,9 +22,17 @@ BEGAN_IN_GREENLET = "flask_gsocketpool.began_in_greenlet"
 # Threads may come here at the same time: the first one tells.
 _tellers = itertools.count()
 
+#: Whether an app was made before gevent had patched what client libraries wait by, and no warning has said so yet.
+_is_made_unpatched = False
+
 
 def watch() -> None:
-    """Notes where each request begins, until one has used a pool: in a greenlet or a thread that it starts, perhaps."""
+    """Notes where each request begins, until one has used a pool: in a greenlet or a thread that it starts, perhaps.
+
+    It also notes whether gevent has patched Python when an app is made.
+    """
+    global _is_made_unpatched
+    _is_made_unpatched = _is_made_unpatched or not _is_patched()
     if is_unknown:
         # Not before_request(): what is registered there would be called for good.
         request_started.connect(_request_begins)
@@ -58,6 +66,27 @@ def look(environ: Mapping[str, Any]) -> None:
         )
     is_unknown = False
     request_started.disconnect(_request_begins)
+    warn_if_patched_late()
+
+
+def warn_if_patched_late() -> None:
+    """Warn in the log, once a process, if gevent has patched Python after an app was made.
+
+    Where nothing is patched there is no warning: our own connections need no patch.
+    """
+    global _is_made_unpatched
+    if _is_made_unpatched and _is_patched():
+        # The log may switch.
+        _is_made_unpatched = False
+        logger.warning(
+            "the app was made before gevent patched Python, as by gunicorn's --preload: a client library that was"
+            " imported with it can block the whole process. Begin gunicorn.conf.py with:"
+            " from gevent import monkey; monkey.patch_all()"
+        )
+
+
+def _is_patched() -> bool:
+    return bool(monkey.is_module_patched("select") and monkey.is_module_patched("socket"))
 
 
 def server_of(environ: Mapping[str, Any]) -> str | None:

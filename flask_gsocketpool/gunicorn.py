@@ -12,6 +12,7 @@ from typing import Any
 
 from flask import Flask
 
+from flask_gsocketpool import _server_check
 from flask_gsocketpool._redaction import error_as_dict
 from flask_gsocketpool._registry import EXTENSION, pools_of
 from gsocketpool.settings import check_seconds
@@ -35,6 +36,8 @@ def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = N
     does the pool for its ``min_connections``. Under gunicorn's gthread worker this does nothing, for the threads that
     handle requests have pools of their own.
 
+    It warns in the log if the app was made before gevent patched Python.
+
     :param timeout: the most seconds that all of this may take, and no more than half of gunicorn's ``timeout``, after
         which the worker would be killed.
     :param app: the app, where it can't be found by itself: within middleware that hides it. Import it in your own hook,
@@ -42,6 +45,7 @@ def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = N
     :raises InvalidArgumentError: if `timeout` is not a number of seconds.
     """
     timeout = check_seconds("timeout", timeout, zero=True)
+    _server_check.warn_if_patched_late()
     if _is_of_threads(worker):
         logger.warning("no pool is filled: under gunicorn's gthread worker each thread has pools of its own")
         return

@@ -38,9 +38,14 @@ def is_of_tests(block: str) -> bool:
     return "def test_" in block
 
 
+def is_of_another_process(block: str) -> bool:
+    """Whether an example patches its process, or takes a library that is not here."""
+    return "patch_all(" in block or re.search("^from (celery|flask_sock) import", block, re.MULTILINE) is not None
+
+
 def examples(document: Path) -> str:
-    """Those examples that are no tests, one after the other."""
-    return joined(block for block in blocks(document) if not is_of_tests(block))
+    """Those examples that are no tests and run in this process, one after the other."""
+    return joined(block for block in blocks(document) if not is_of_tests(block) and not is_of_another_process(block))
 
 
 def examples_of_tests(document: Path) -> str:

@@ -90,11 +90,6 @@ def output_of(script: str, *arguments: str, given: str = "") -> list[str]:
     return run.stdout.split()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="init_app() does not look at what is patched, so neither the hook nor a request can tell.",
-)
 @pytest.mark.parametrize(
     ("patch", "steps"),
     [
@@ -129,30 +124,15 @@ def is_import_of_gevent(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.ImportFrom) and (statement.module or "").split(".")[0] == "gevent"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="The configuration in the guide leaves patching to the workers, which are too late under --preload.",
-)
 def test_the_configuration_in_the_guide_begins_with_the_patch() -> None:
     first = next(statement for statement in ast.parse(configuration()).body if not is_import_of_gevent(statement))
     assert "patch_all(" in ast.unparse(first)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="The configuration in the guide leaves patching to the workers, which are too late under --preload.",
-)
 def test_what_is_imported_after_the_configuration_in_the_guide_finds_a_patched_python() -> None:
     assert output_of(READING_THE_CONFIGURATION, given=configuration()) == ["True", "True"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="The documents call --preload safe, and do not say that clients are imported before gevent has patched.",
-)
 def test_where_the_documents_call_preload_safe_they_speak_of_the_patch() -> None:
     paragraphs = [paragraph for path in DOCUMENTS for paragraph in path.read_text().split("\n\n")]
     assert [text for text in paragraphs if "``--preload`` is safe" in text and "patch" not in text] == []
@@ -186,11 +166,6 @@ def log_of_a_preloaded_worker(start: Start, directory: Path, text: str) -> str:
     return "\n".join(line for line in gunicorn.log.splitlines() if "MonkeyPatchWarning" not in line)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="Under --preload the app is imported before gevent patches, and nothing says so.",
-)
 def test_a_preloaded_worker_warns_if_nothing_was_patched_before_the_import(start: Start, tmp_path: Path) -> None:
     assert "patch" in log_of_a_preloaded_worker(start, tmp_path, HOOKS)
 
