@@ -1,4 +1,4 @@
-"""Closing pools a while after SIGTERM, as long as there is a process that can do it.
+"""Closing pools a while after a worker was told to end, as long as there is a process that can do it.
 
 A server that has asked a worker to end kills it when it has waited for long enough. No code runs then, so whatever a
 request that is stuck keeps in use would end without a goodbye.
@@ -20,6 +20,9 @@ import gevent
 class Closable(Protocol):
     def close(self, why: str) -> None: ...
 
+
+#: Seconds between two looks at a worker. Gunicorn's own loop looks as often.
+LOOK_INTERVAL = 1.0
 
 #: What is to be closed, and how many seconds after the signal. An app that is gone is not in here any more.
 _timeouts: weakref.WeakKeyDictionary[Closable, float] = weakref.WeakKeyDictionary()
@@ -50,6 +53,22 @@ def listen() -> None:
         return
 
 
+def watch(worker: Any) -> None:
+    """Count the time also from when one of gunicorn's workers ends by itself, as after ``--max-requests``.
+
+    Gunicorn sends no signal at that moment and calls no hook; it clears ``worker.alive``. Call this when the apps of
+    the worker are made.
+    """
+    if _timeouts:
+        gevent.spawn(_watch, worker, os.getpid())
+
+
+def _watch(worker: Any, pid: int) -> None:
+    while worker.alive:
+        gevent.sleep(LOOK_INTERVAL)
+    _count(pid, time.monotonic(), "the worker began to end")
+
+
 class _Handler:
     """Notes when SIGTERM comes. There is one for all apps, in front of the handler that was there."""
 
@@ -59,18 +78,19 @@ class _Handler:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         # Python calls this between any two instructions of whatever runs, in the middle of a pool's bookkeeping. So
         # nothing is done here: it is left to the event loop, by a call that takes no lock.
-        gevent.get_hub().loop.run_callback_threadsafe(_term_has_come, os.getpid(), time.monotonic())
+        gevent.get_hub().loop.run_callback_threadsafe(_count, os.getpid(), time.monotonic(), "SIGTERM")
         self._there(number, frame)
 
 
-def _term_has_come(pid: int, when: float) -> None:
-    # Sent again, it is noted again: to close what is closed does no harm.
+def _count(pid: int, when: float, since: str) -> None:
+    # Told again, it counts again: to close what is closed does no harm.
     for pools, seconds in list(_timeouts.items()):
-        gevent.spawn_later(max(0.0, when + seconds - time.monotonic()), _close, weakref.ref(pools), pid, seconds)
+        why = f"{seconds} s after {since}"
+        gevent.spawn_later(max(0.0, when + seconds - time.monotonic()), _close, weakref.ref(pools), pid, why)
 
 
-def _close(reference: weakref.ref[Closable], pid: int, seconds: float) -> None:
+def _close(reference: weakref.ref[Closable], pid: int, why: str) -> None:
     pools = reference()
-    # A child that was forked meanwhile has got a copy of this greenlet, but no signal.
+    # A child that was forked meanwhile has got a copy of this greenlet, but was not told to end.
     if pools is not None and os.getpid() == pid:
-        pools.close(f"{seconds} s after SIGTERM")
+        pools.close(why)

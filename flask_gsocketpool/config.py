@@ -63,8 +63,9 @@ URL_OPTIONS = {
 APP_WIDE = {
     "pools": "more pools, by name: each has a mapping with the keys above in lower case and without their prefix. It"
     " takes nothing over from the plain keys.",
-    "drain_timeout": "seconds from SIGTERM to the closing of all pools, under the requests that still use them. Not"
-    " set, nothing is closed before the requests are done.",
+    "drain_timeout": "seconds from SIGTERM to the closing of all pools, under the requests that still use them. With"
+    " the hook ``post_worker_init`` it counts after ``--max-requests``, too. Not set, nothing is closed before the"
+    " requests are done.",
     "request_timeout": "seconds that a request has for all of its acquires together, a callable that gets the request"
     ' and returns them, or None, or where to import one from: ``"package.module:name"``.',
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 from flask import Flask
 
-from flask_gsocketpool import _server_check
+from flask_gsocketpool import _server_check, _sigterm
 from flask_gsocketpool._redaction import error_as_dict
 from flask_gsocketpool._registry import EXTENSION, pools_of
 from gsocketpool.settings import check_seconds
@@ -36,7 +36,8 @@ def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = N
     does the pool for its ``min_connections``. Under gunicorn's gthread worker this does nothing, for the threads that
     handle requests have pools of their own.
 
-    It warns in the log if the app was made before gevent patched Python.
+    With this hook, ``SOCKETPOOL_DRAIN_TIMEOUT`` counts as well from when the worker ends after ``--max-requests``. The
+    hook warns in the log if the app was made before gevent patched Python.
 
     :param timeout: the most seconds that all of this may take, and no more than half of gunicorn's ``timeout``, after
         which the worker would be killed.
@@ -62,6 +63,7 @@ def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = N
             worker.wsgi,
         )
         return
+    _sigterm.watch(worker)
     # Importing the app may have taken most of the time after which gunicorn kills a worker.
     worker.notify()
     # What a worker is told is half of gunicorn's setting, or 0 for no limit.

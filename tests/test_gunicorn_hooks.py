@@ -18,10 +18,10 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_gsocketpool import GSocketPool, current_pool, current_pools
 from flask_gsocketpool.gunicorn import _apps_of, post_worker_init, worker_exit
-from gsocketpool import InvalidArgumentError
+from gsocketpool import InvalidArgumentError, PoolClosedError
 from tests import gunicorn_support
 from tests.gunicorn_support import Start, gunicorns, results
-from tests.scripted import Backend, numbers
+from tests.scripted import Backend, eventually, numbers
 from tests.test_documents import ROOT, blocks
 
 pytestmark = pytest.mark.servers
@@ -47,7 +47,7 @@ class Worker(SimpleNamespace):
     """What the hooks see of a worker of gunicorn's."""
 
     def __init__(self, wsgi: Any, **more: Any) -> None:
-        super().__init__(**{"wsgi": wsgi, "pid": os.getpid(), "timeout": 15, "notified": 0, **more})
+        super().__init__(**{"wsgi": wsgi, "pid": os.getpid(), "timeout": 15, "alive": True, "notified": 0, **more})
 
     def notify(self) -> None:
         self.notified += 1
@@ -273,6 +273,22 @@ def test_closing_again_does_no_harm(site: Flask, backend: Backend) -> None:
     for _ in range(2):
         worker_exit(None, worker)
     assert [connection.closings for connection in backend.connections] == [1, 1]
+
+
+def test_the_drain_timeout_counts_from_when_a_worker_ends_by_itself(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = make_app(backend, SOCKETPOOL_DRAIN_TIMEOUT=0.01)
+    worker = Worker(site)
+    post_worker_init(worker)
+    with site.app_context():
+        current_pool.acquire()
+        # As gunicorn does after max_requests. It sends no signal then.
+        worker.alive = False
+        eventually(lambda: not backend.open)
+        with pytest.raises(PoolClosedError):
+            current_pool.acquire()
+    assert "closing what is in use, 0.01 s after the worker began to end: " in caplog.text
 
 
 # In real workers

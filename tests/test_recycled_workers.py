@@ -53,11 +53,6 @@ def test_a_request_longer_than_the_graceful_timeout_is_lost_and_every_connection
     eventually(lambda: worker in gunicorn.exited_workers(), "the worker exits by itself")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ConnectionError,
-    reason="A worker that replaces itself gets no SIGTERM, and the drain timeout counts from nothing else.",
-)
 def test_the_drain_timeout_closes_the_connections_of_a_worker_that_replaces_itself(
     backend: Backend, start: Start, tmp_path: Path
 ) -> None:
@@ -101,20 +96,10 @@ def test_the_table_has_a_row_about_replaced_workers() -> None:
     assert rows_about_replaced_workers()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="The table says that a worker replaced after --max-requests loses no request, however long one takes.",
-)
 def test_the_table_says_that_a_replaced_worker_waits_no_longer_than_the_graceful_timeout() -> None:
     assert "--graceful-timeout" in " ".join(rows_about_replaced_workers())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="The documents tell of SOCKETPOOL_DRAIN_TIMEOUT as if every worker that ends had got a SIGTERM.",
-)
 def test_the_documents_say_what_the_drain_timeout_does_when_a_worker_replaces_itself() -> None:
     paragraphs = [paragraph for path in DOCUMENTS for paragraph in path.read_text().split("\n\n")]
     assert [text for text in [*rows(), *paragraphs] if "DRAIN_TIMEOUT" in text and re.search("max.requests", text)]
