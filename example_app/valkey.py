@@ -26,22 +26,21 @@ class ValkeyError(Exception):
 class ValkeyConnection(TcpConnection):
     """A connection to a Valkey server, which speaks RESP2. The parameters are those of `TcpConnection`."""
 
-    _awaits_reply = False
     _is_altered = False
 
     def open(self) -> None:
         """Connects. The object may have been open before, so what it knows of that is forgotten."""
-        self._awaits_reply = self._is_altered = False
+        self._is_altered = False
         super().open()
 
     def is_reusable(self, error: BaseException | None) -> bool:
         """Returns whether every reply has been read, and the server keeps no state for this connection.
 
         The default is to throw a connection away when any exception has left the block, because it may have interrupted
-        an exchange. This class keeps track of that itself, so the exception is of no interest: a `ValkeyError` comes
-        after its reply has been read, and so may the caller's own errors.
+        an exchange. This class guards its exchanges, so the exception is of no interest: a `ValkeyError` comes after
+        its reply has been read, and so may the caller's own errors.
         """
-        return not self._awaits_reply and not self._is_altered and super().is_reusable(None)
+        return not self._is_altered and super().is_reusable(None)
 
     def command(self, name: str, *arguments: bytes | str | int | float) -> Reply:
         """Sends a command and returns its reply.
@@ -52,13 +51,13 @@ class ValkeyConnection(TcpConnection):
         request = _encode(name, *arguments)
         if name.upper() in LASTING_COMMANDS:
             self._is_altered = True
-        self._awaits_reply = True
-        self.send(request)
-        try:
-            reply = self._read_reply()
-        except (ValueError, LimitExceededError) as error:
-            raise ConnectionError(f"{self!r} sent what is no reply") from error
-        self._awaits_reply = False
+        # What is interrupted in here is half done, and the pool keeps no connection like that.
+        with self.exchange():
+            self.send(request)
+            try:
+                reply = self._read_reply()
+            except (ValueError, LimitExceededError) as error:
+                raise ConnectionError(f"{self!r} sent what is no reply") from error
         if isinstance(reply, ValkeyError):
             raise reply
         return reply

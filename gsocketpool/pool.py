@@ -188,8 +188,9 @@ class Pool(Core, Generic[C]):
         """Return a lease that acquires a connection when its ``with`` block is entered, and gives it back at the end.
 
         If an exception leaves the block, the exchange may be half done and its reply still to come, so the connection
-        is discarded, unless its class :meth:`knows better <Connection.is_reusable>`. Leaving the block never waits: a
-        connection that is not kept is closed in the background.
+        is discarded, unless its class :meth:`knows better <Connection.is_reusable>`. Catch it inside the block if the
+        class guards its exchanges by :meth:`Connection.exchange` or the exchange is complete, and only then. Leaving
+        the block never waits: a connection that is not kept is closed in the background.
 
         :param timeout: as for :meth:`acquire`, whose errors it raises on entering.
         """
