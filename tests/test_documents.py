@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import http.client
+import os
 import re
 import runpy
+import socket
+import subprocess
+import sys
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
 
+from flask_gsocketpool import current_pool
 from flask_gsocketpool.config import APP_WIDE, DEFAULT_SETTINGS, SETTINGS, TARGETS
 from gsocketpool import Pool
 from gsocketpool.settings import Settings
+from tests.lines import LineServer
+from tests.lines import server as server
+from tests.scripted import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
@@ -95,6 +105,9 @@ def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.Capture
         elif document.name == "flask.rst":
             assert client.get("/").text == "one\ntwo\n"
             assert client.get("/both").text == "first\nsecond\n"
+            assert client.get("/parallel").text == "first\nsecond\n"
+            names["PAUSE"] = 0
+            check_the_guides_events(names["app"])
             assert client.get("/health/ready").status_code == 200
             check_the_guides_deadlines(names["app_with_deadlines"])
         else:
@@ -105,6 +118,15 @@ def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.Capture
         names["pool"].close()
     if document.name == "README.rst":
         assert "100 answers over 10 connections" in capsys.readouterr().out
+
+
+def check_the_guides_events(app: Flask) -> None:
+    with app.test_client().get("/events", buffered=False) as response, app.app_context():
+        body = response.iter_encoded()
+        for event in (b"data: news\n\n", b": nothing new\n\n", b": nothing new\n\n"):
+            assert next(body) == event
+            assert current_pool.stats().in_use == 0
+        assert response.mimetype == "text/event-stream"
 
 
 def check_the_guides_deadlines(app: Flask) -> None:
@@ -125,6 +147,40 @@ def test_the_examples_of_tests_pass(pytester: pytest.Pytester, document: str, pa
     pytester.makepyfile(module=blocks(path)[0])
     pytester.makepyfile(examples_of_tests(path))
     pytester.runpytest_subprocess("-W", "error").assert_outcomes(passed=passed)
+
+
+@pytest.mark.servers
+def test_the_guides_script_for_pywsgi_serves_and_ends(server: LineServer, tmp_path: Path) -> None:
+    guide = ROOT / "docs" / "flask.rst"
+    (script,) = [block for block in blocks(guide) if "pywsgi" in block]
+    (tmp_path / "module.py").write_text(blocks(guide)[0].replace("2000", str(server.port)))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = '("127.0.0.1", 8000)'
+        assert address in script
+        inherited = f'__import__("socket").socket(fileno={listener.fileno()})'
+        (tmp_path / "serve.py").write_text(script.replace(address, inherited))
+        log = tmp_path / "log"
+        client = http.client.HTTPConnection(*listener.getsockname(), timeout=PATIENCE)
+        with (
+            log.open("wb") as output,
+            closing(client),
+            subprocess.Popen(
+                [sys.executable, "-W", "error", "serve.py"],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                pass_fds=[listener.fileno()],
+                stderr=output,
+            ) as process,
+        ):
+            try:
+                # It listens already, so the request waits until the app is there.
+                client.request("GET", "/", headers={"Connection": "close"})
+                assert client.getresponse().read() == b"one\ntwo\n"
+                process.terminate()
+                assert process.wait(PATIENCE) == 0, log.read_text()
+            finally:
+                process.kill()
+    assert "Traceback" not in log.read_text()
 
 
 def test_there_are_examples() -> None:
