@@ -117,7 +117,7 @@ class AppPool(Pool[Any]):
 
     def bounded(self, timeout: float | None, scope: Scope) -> float | None:
         """Return a timeout as far as the current request, whose scope it is, may wait for so long."""
-        if scope.has_leases and self._would_wait_for_itself(scope):
+        if scope.noted and self._would_wait_for_itself(scope):
             return 0
         if not self._scopes.has_timeout:
             return timeout
@@ -150,8 +150,9 @@ class Block(Lease[Any]):
         scope = self._scopes.of_request()
         if scope is None:
             return super().__enter__()
-        pool: Any = self.pool
-        self.timeout = pool.bounded(self.timeout, scope)
+        if scope.noted or self._scopes.has_timeout:
+            pool: Any = self.pool
+            self.timeout = pool.bounded(self.timeout, scope)
         connection = super().__enter__()
         self._scopes.note(scope, self)
         return connection

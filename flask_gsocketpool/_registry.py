@@ -74,9 +74,10 @@ class Pools(Mapping[str, Pool[Any]]):
         if self._config.drain_timeout is not None:
             # Again, for this may be a process that was forked after the app was made.
             _sigterm.listen()
-        made = self.of_this_thread()
-        if name not in made:
+        made: PoolsOfThread | None = getattr(self._of_thread, "pools", None)
+        if made is None or name not in made:
             self._require(name)
+            made = self.of_this_thread()
             # Making one may take time. Callers that ask for it meanwhile wait for the same one, or for the same error.
             making = made.making.get(name)
             if making is None or making.ready():

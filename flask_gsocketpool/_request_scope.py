@@ -37,7 +37,7 @@ _cv_request: ContextVar[Any] | None = vars(flask.globals).get("_cv_request")
 SCOPE = "_flask_gsocketpool_scope"
 
 #: The modules whose lines are not the app's, though its code runs them.
-NOT_THE_APPS = ("flask_gsocketpool", "werkzeug.local")
+NOT_THE_APPS = {"flask_gsocketpool.globals", "flask_gsocketpool._app_pool", __name__, "werkzeug.local"}
 
 TIMEOUT_KEY = f"{PREFIX}REQUEST_TIMEOUT"
 
@@ -55,8 +55,8 @@ class Place:
     __slots__ = ("_file", "_function", "_line")
 
     def __init__(self) -> None:
-        frame = sys._getframe()
-        while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(NOT_THE_APPS):
+        frame = sys._getframe(2)
+        while frame.f_back is not None and frame.f_globals.get("__name__") in NOT_THE_APPS:
             frame = frame.f_back
         self._file = frame.f_code.co_filename
         self._line = frame.f_lineno
@@ -69,7 +69,7 @@ class Place:
 class Scope:
     """The connections of one request, or of one app context."""
 
-    __slots__ = ("_manual", "_noted", "_own", "_prune_at", "began", "deadline", "is_over", "is_streaming")
+    __slots__ = ("_manual", "_own", "_prune_at", "began", "deadline", "is_over", "is_streaming", "noted")
 
     def __init__(self, began: float) -> None:
         #: Whether it ends with the body of the response.
@@ -81,7 +81,7 @@ class Scope:
         #: The request's own connection of each pool, and the block that gives it back.
         self._own: dict[str, tuple[Any, Any]] = {}
         #: Every lease that may be active, those of the own connections included, in the order of acquiring.
-        self._noted: list[Lease[Any]] = []
+        self.noted: list[Lease[Any]] = []
         #: Those of them that code other than a block acquired, and where.
         self._manual: list[tuple[Lease[Any], Place]] = []
         self._prune_at = 16
@@ -97,7 +97,7 @@ class Scope:
     def adopt(self, name: str, block: Any, connection: Any) -> None:
         """Make a connection the request's own, until the end."""
         self._own[name] = block, connection
-        if isinstance(block, Lease) and not any(lease is block for lease in self._noted):
+        if isinstance(block, Lease) and not any(lease is block for lease in self.noted):
             # Only what is acquired in a request is noted by the app's pools themselves.
             self.note(block)
 
@@ -106,23 +106,18 @@ class Scope:
 
         :param place: where code other than a block acquired it.
         """
-        if len(self._noted) >= self._prune_at:
-            # A request may be a long one, and use many connections one after the other.
-            self._noted = self.leases()
-            self._manual = [manual for manual in self._manual if manual[0].is_active]
-            self._prune_at = max(16, 2 * len(self._noted))
-        self._noted.append(lease)
+        self.noted.append(lease)
         if place is not None:
             self._manual.append((lease, place))
-
-    @property
-    def has_leases(self) -> bool:
-        """Whether it has any lease that may be active."""
-        return bool(self._noted)
+        if len(self.noted) > self._prune_at:
+            # A request may be a long one, and use many connections one after the other.
+            self.noted = self.leases()
+            self._manual = [manual for manual in self._manual if manual[0].is_active]
+            self._prune_at = max(16, 2 * len(self.noted))
 
     def leases(self) -> list[Lease[Any]]:
         """Return the leases that are active."""
-        return [lease for lease in self._noted if lease.is_active]
+        return [lease for lease in self.noted if lease.is_active]
 
     def leases_of_blocks(self, pool: object) -> list[Lease[Any]]:
         """Return the active leases of a pool that nothing but the end of a block, or of the request, gives back."""
@@ -145,8 +140,13 @@ class Scope:
         Return of each of these where it was acquired, and what is said of it.
         """
         self.is_over = True
-        if not self._noted and not self._own:
-            return []
+        if not self._own:
+            for lease in self.noted:
+                if lease.is_active:
+                    break
+            else:
+                self.noted.clear()
+                return []
         own, self._own = self._own, {}
         raised: list[BaseException] = []
         for block, _ in own.values():
@@ -156,7 +156,7 @@ class Scope:
                 raised.append(failure)
         left = self.leases()
         said = [(str(self.place_of(lease)), self.describe(lease)) for lease in left]
-        self._noted.clear()
+        self.noted.clear()
         for lease in left:
             _discard(lease)
         if raised:
@@ -166,7 +166,7 @@ class Scope:
     def __del__(self) -> None:
         # Flask did not end it before its context went: another teardown function has failed, or the response was never
         # sent. This may run anywhere, and so may giving back.
-        if self._noted:
+        if self.noted:
             for lease in self.leases():
                 _discard(lease)
 
@@ -196,12 +196,26 @@ class Scopes:
 
     def current(self) -> Scope:
         """Return the scope of the current context."""
-        return self._scope_of(_context())
+        context = _request_context()
+        if context is None:
+            self._watch_app_contexts()
+            context = _cv_app.get()
+        return self._scope_of(context)
+
+    def _watch_app_contexts(self) -> None:
+        """Have Flask end the scopes of app contexts, from the first that has one: it would ask at each request, too."""
+        app = self._app()
+        if app is not None and self.end_app_context not in app.teardown_appcontext_funcs:
+            # First, to be called last: the app's own functions may use a connection. Flask may be calling the old ones.
+            app.teardown_appcontext_funcs = [self.end_app_context, *app.teardown_appcontext_funcs]
 
     def of_request(self) -> Scope | None:
         """Return the scope of the current request; None where the app has no request to answer."""
         context = _request_context()
-        return None if context is None or context.app is not self._app() else self._scope_of(context)
+        if context is None or context.app is not self._app():
+            return None
+        scope: Scope | None = getattr(context, SCOPE, None)
+        return self._begin_scope(context) if scope is None else scope
 
     def note(self, scope: Scope, lease: Lease[Any], place: Place | None = None) -> None:
         """Note a lease that begins now, in a request that had this scope when it began to acquire."""
@@ -214,9 +228,11 @@ class Scopes:
 
     def _scope_of(self, context: Any) -> Scope:
         scope: Scope | None = getattr(context, SCOPE, None)
-        if scope is None:
-            scope = Scope(time.monotonic() if self.has_timeout else 0.0)
-            setattr(context, SCOPE, scope)
+        return self._begin_scope(context) if scope is None else scope
+
+    def _begin_scope(self, context: Any) -> Scope:
+        scope = Scope(time.monotonic() if self.has_timeout else 0.0)
+        setattr(context, SCOPE, scope)
         return scope
 
     def connection(self, name: str, pool: Any) -> Any:
@@ -270,15 +286,17 @@ class Scopes:
 
     def end_request(self, error: BaseException | None) -> None:
         """End the scope of the current request, unless the body of its response is still to come."""
-        self._end_unless_streaming(_context(), error)
+        # Flask has made it the current one.
+        context = _cv_app.get() if _cv_request is None else _cv_request.get()
+        scope: Scope | None = getattr(context, SCOPE, None)
+        # Some versions of Flask call this before the body, others after it, and others twice.
+        if scope is not None and (error is not None or not scope.is_streaming):
+            self._end(context, scope, error)
 
     def end_app_context(self, error: BaseException | None) -> None:
         """End the scope of the current app context, which has one if it was used without a request."""
-        self._end_unless_streaming(_cv_app.get(), error)
-
-    def _end_unless_streaming(self, context: Any, error: BaseException | None) -> None:
-        scope = getattr(context, SCOPE, None)
-        # Some versions of Flask call this before the body, others after it, and others twice.
+        context = _cv_app.get()
+        scope: Scope | None = getattr(context, SCOPE, None)
         if scope is not None and (error is not None or not scope.is_streaming):
             self._end(context, scope, error)
 

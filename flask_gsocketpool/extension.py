@@ -55,7 +55,6 @@ class GSocketPool:
         _server_check.watch()
         app.after_request(scopes.hold_for_body)
         app.teardown_request(scopes.end_request)
-        app.teardown_appcontext(scopes.end_app_context)
         app.shell_context_processor(_names_for_the_shell)
         app.cli.add_command(cli.group)
         app.extensions[EXTENSION] = Pools(app, config, scopes)

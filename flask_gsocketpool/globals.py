@@ -8,9 +8,9 @@ from typing import Any
 from flask.globals import _cv_app
 from werkzeug.local import LocalProxy
 
-from flask_gsocketpool._registry import Pools, pools_of
+from flask_gsocketpool._registry import EXTENSION, Pools, pools_of
 from flask_gsocketpool.config import DEFAULT
-from gsocketpool import Pool
+from gsocketpool import Lease, Pool
 
 
 def _pools() -> Pools:
@@ -26,7 +26,19 @@ def _pools() -> Pools:
 
 
 def _default_pool() -> Pool[Any]:
-    return _pools()[DEFAULT]
+    context = _cv_app.get(None)
+    pools: Pools | None = None if context is None else context.app.extensions.get(EXTENSION)
+    # Without any, this raises.
+    return (_pools() if pools is None else pools)[DEFAULT]
+
+
+class _CurrentPool(LocalProxy[Pool[Any]]):
+    """The proxy for the default pool. What every view calls does without the detour through the proxy."""
+
+    __slots__ = ()
+
+    def connection(self, timeout: float | None = None) -> Lease[Any]:
+        return _default_pool().connection(timeout)
 
 
 def _connection(name: str) -> Any:
@@ -71,7 +83,7 @@ class CurrentConnections(_ByName):
 current_pools = CurrentPools()
 
 #: The current app's default pool, that of the plain ``SOCKETPOOL_*`` keys.
-current_pool: Pool[Any] = LocalProxy(_default_pool)  # type: ignore[assignment]
+current_pool: Pool[Any] = _CurrentPool(_default_pool)  # type: ignore[assignment]
 
 #: The request's own connection of each pool: ``current_connections["cache"]``.
 current_connections = CurrentConnections()

@@ -87,13 +87,15 @@ class Closer:
 
         :param then: what the event loop calls first.
         """
-        _fork.orphans.append(self)
-        thread.orphans.append(self)
         self._thread = thread
+        _fork.orphans.append(self)
         if loop is None or thread.has_ended:
             self.abort_rest()
-        else:
-            loop.run_callback_threadsafe(self._finish, os.getpid(), then)
+            return
+        if not loop.default:
+            # The main thread's event loop is there until the end. That of another thread may not come to it.
+            thread.orphans.append(self)
+        loop.run_callback_threadsafe(self._finish, os.getpid(), then)
 
     def abort_rest(self) -> None:
         """Abort what no event loop will close any more: its thread has ended."""

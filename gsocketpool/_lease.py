@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from gsocketpool._records import Entry
+from gsocketpool._records import IN_USE, Entry
 from gsocketpool._threads import Thread, current
 from gsocketpool.exceptions import ConnectionNotFoundError
 
@@ -101,7 +101,8 @@ class Lease(Generic[C]):
     @property
     def is_active(self) -> bool:
         """Whether the connection was acquired and has not been given back, by whatever means."""
-        return self._entry is not None and self._entry.is_leased(self._generation)
+        entry = self._entry
+        return entry is not None and entry.generation == self._generation and entry.status is IN_USE
 
     @property
     def connection(self) -> C:

@@ -53,7 +53,7 @@ class FakePool(Generic[C]):
         """
         if timeout is not None:
             check_seconds("timeout", timeout, zero=True, endless=True)
-        return FakeLease(self)
+        return FakeLease(self, timeout)
 
     def lease(self, timeout: float | None = None) -> FakeLease[C]:
         """Acquire the connection, and return the lease of it."""
@@ -133,9 +133,11 @@ class FakePool(Generic[C]):
 class FakeLease(Generic[C]):
     """One use of the connection of a :class:`FakePool`, as a :class:`~gsocketpool.Lease` is one of a pool's."""
 
-    def __init__(self, pool: FakePool[C]) -> None:
+    def __init__(self, pool: FakePool[C], timeout: float | None = None) -> None:
         #: The pool that the connection belongs to.
         self.pool = pool
+        #: Seconds that acquiring may take. It takes none.
+        self.timeout = timeout
         self._is_entered = False
 
     @property
