@@ -26,6 +26,7 @@ from flask_gsocketpool import _server_check
 from flask_gsocketpool._streaming import Body, is_to_be_made
 from flask_gsocketpool.config import DEFAULT, PREFIX
 from gsocketpool import ConnectionNotFoundError, Lease, PoolExhaustedError
+from gsocketpool.exceptions import shown
 from gsocketpool.settings import check_seconds
 
 logger = logging.getLogger("gsocketpool")
@@ -124,11 +125,13 @@ class Scope:
         return [lease for lease in self.leases() if lease.pool is pool and self._manual_place(lease) is None]
 
     def describe(self, lease: Lease[Any]) -> str:
-        """Return what is said of a lease in errors and in the log."""
-        return f"{lease.connection!r} of pool {lease.pool.name!r}, acquired at {self.place_of(lease)}"
+        """Return what an error says of an active lease."""
+        return self._describe(lease, lease.connection)
 
-    def place_of(self, lease: Lease[Any]) -> Place | None:
-        """Return where a lease was acquired."""
+    def _describe(self, lease: Lease[Any], connection: object) -> str:
+        return f"{shown(connection)} of pool {lease.pool.name!r}, acquired at {self._place_of(lease)}"
+
+    def _place_of(self, lease: Lease[Any]) -> Place | None:
         return getattr(lease, "place", None) or self._manual_place(lease)
 
     def _manual_place(self, lease: Lease[Any]) -> Place | None:
@@ -137,7 +140,7 @@ class Scope:
     def end(self, error: BaseException | None) -> list[tuple[str, str]]:
         """Give back the request's own connections, and discard what else it has not given back.
 
-        Return of each of these where it was acquired, and what is said of it.
+        Return of each of these where it was acquired, and a description.
         """
         self.is_over = True
         if not self._own:
@@ -154,14 +157,13 @@ class Scope:
                 block.__exit__(None if error is None else type(error), error, None)
             except BaseException as failure:
                 raised.append(failure)
-        left = self.leases()
-        said = [(str(self.place_of(lease)), self.describe(lease)) for lease in left]
+        left = [(lease, lease.connection) for lease in self.leases()]
         self.noted.clear()
-        for lease in left:
+        for lease, _ in left:
             _discard(lease)
         if raised:
             raise raised[0]
-        return said
+        return [(str(self._place_of(lease)), self._describe(lease, connection)) for lease, connection in left]
 
     def __del__(self) -> None:
         # Flask did not end it before its context went: another teardown function has failed, or the response was never

@@ -686,7 +686,7 @@ def test_a_long_request_does_not_remember_every_use(site: App) -> None:
     def view() -> str:
         for _ in range(100):
             current_pool.discard(current_pool.acquire())
-        return str(len(site.extensions["gsocketpool"].scopes.current()._noted) < 20)
+        return str(len(site.extensions["gsocketpool"].scopes.current().noted) < 20)
 
     assert site.ask(view).text == "True"
 
