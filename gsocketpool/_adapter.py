@@ -23,9 +23,8 @@ from gsocketpool._records import (
     CONNECTED_ONLY,
     FOREIGN,
     IN_CONTEXT,
-    IN_GREENLET,
     IN_USE,
-    NON_BLOCKING,
+    REUSABLE,
     STREAM,
     Entry,
 )
@@ -58,16 +57,24 @@ class Adapter:
         context = None if self._context is None else self._context()
         return nullcontext() if context is None else context
 
-    def how_to_ask(self, connection: Any) -> tuple[str, Callable[[], object] | None]:
-        """Return how to ask an open connection whether it is good: the mode and, in a context, the question."""
-        mode = _mode(connection)
-        if self._context is None or mode is STREAM:
+    def how_to_ask(self, connection: Any) -> tuple[Callable[[], object] | None, str]:
+        """Return how to ask an open connection: whether it may be handed out, and, as a mode, whether it may be kept.
+
+        The former is None where it may block, and so takes a greenlet.
+        """
+        if not is_ours(connection):
+            ask, mode = connection.is_connected, FOREIGN
+        elif _overrides_no_check(connection):
+            # There is nothing else to look at.
+            ask, mode = connection.is_connected, CONNECTED_ONLY
+        else:
+            ask = connection.is_usable if _function(connection, "is_usable") in _NON_BLOCKING else None
+            is_stream = _function(connection, "is_reusable") is StreamConnection.is_reusable
+            mode = STREAM if is_stream else REUSABLE
+        if self._context is None or (mode is STREAM and ask is not None):
             # The checks of our own streams need no context.
-            return mode, None
-        if mode is IN_GREENLET:
-            return IN_CONTEXT, None
-        question = connection.is_connected if mode in (CONNECTED_ONLY, FOREIGN) else connection.is_usable
-        return IN_CONTEXT, partial(_ask_in_context, self._context, question)
+            return ask, mode
+        return None if ask is None else partial(_ask_in_context, self._context, ask), IN_CONTEXT
 
     # Opening and closing
 
@@ -183,15 +190,9 @@ def is_ours(connection: Any) -> bool:
     return issubclass(type(connection), Connection)
 
 
-def _mode(connection: Any) -> str:
-    if not is_ours(connection):
-        return FOREIGN
-    if all(_function(connection, step) is getattr(Connection, step) for step in ("is_usable", "is_reusable", "get")):
-        # There is nothing else to look at.
-        return CONNECTED_ONLY
-    if _function(connection, "is_usable") not in _NON_BLOCKING:
-        return IN_GREENLET
-    return STREAM if _function(connection, "is_reusable") is StreamConnection.is_reusable else NON_BLOCKING
+def _overrides_no_check(connection: Connection) -> bool:
+    steps = ("is_usable", "is_reusable", "get")
+    return all(_function(connection, step) is getattr(Connection, step) for step in steps)
 
 
 def _function(connection: Connection, step: str) -> object:

@@ -27,9 +27,7 @@ from gsocketpool._records import (
     CONNECTED_ONLY,
     FOREIGN,
     IN_CONTEXT,
-    IN_GREENLET,
     IN_USE,
-    NON_BLOCKING,
     REMOVED,
     STREAM,
     Entry,
@@ -53,6 +51,8 @@ class Core:
     _hub: Any = None
     #: That thread; None before. Comparing it takes half the time of asking for the hub.
     _thread: Thread | None = None
+    #: Its event loop's method: looking it up takes time.
+    _run_callback: Any = None
 
     def __init__(
         self,
@@ -100,43 +100,56 @@ class Core:
             timeout = self._acquire_timeout
         else:
             timeout = check_seconds("timeout", timeout, zero=True, endless=True)
-        now = self._clock()
+        began = now = self._clock()
         caller = getcurrent()
         # Before anything is taken: making one may fail.
         holder = weakref.ref(caller)
         state = self._state
         entry = state.pop_idle(now, holder) if state.idle else None
+        has_waited = again = False
         try:
-            is_good = False
-            if entry is not None:
-                generation = entry.generation
-                mode = entry.check_mode
-                if now >= entry.retire_at or mode is IN_GREENLET or mode is IN_CONTEXT:
-                    is_good = self._validate(entry, now, now + timeout)
+            while True:
+                if entry is None:
+                    has_waited = True
+                    entry = self._wait_for_entry(caller, holder, began, timeout, again)
+                    now = entry.in_use_since
+                    if entry.retire_at < math.inf or entry.ask is None:
+                        # The event loop may have been held up since it was handed over.
+                        now = self._clock()
+                ask = entry.ask
+                is_good = False
+                if entry.is_new:
+                    # It may even have something to read, a greeting for instance.
+                    is_good = True
+                elif ask is None or now >= entry.retire_at:
+                    is_good = self._validate(entry, now, began + timeout)
                 else:
+                    generation = entry.generation
                     try:
-                        if mode is CONNECTED_ONLY or mode is FOREIGN:
-                            answer = entry.connection.is_connected()
-                        else:
-                            answer = entry.connection.is_usable()
                         # Its truth is asked for in here, for that may raise, too.
-                        if answer:
+                        if ask():
                             is_good = entry.generation == generation and entry.status is IN_USE
                         else:
                             self._remove_leased(entry, generation, "unusable")
                     except BaseException as error:
                         if self._was_thrown(entry, generation, error):
                             raise
-            if entry is not None and is_good:
+                if is_good:
+                    break
+                entry = None
+                again = True
+            if has_waited:
+                state.served(entry, entry.in_use_since - began)
+            else:
                 # The one place outside that writes the state: a call would cost a twentieth of all this.
                 state.acquired_at_once += 1
-            else:
-                entry = self._wait_for_entry(caller, holder, now, timeout, entry is not None)
             if self._notes_callsites:
                 state.note_callsite(entry, _callsite.callers())
             return entry
-        except RecursionError:
-            if entry is not None:
+        except BaseException as error:
+            if has_waited:
+                state.gave_up(self._clock() - began)
+            if entry is not None and isinstance(error, RecursionError):
                 self._put_off(self._discard, entry, entry.generation, "interrupted")
             raise
 
@@ -146,17 +159,11 @@ class Core:
             self._lifecycle.remove(entry, RETIRED, "lifetime" if now >= entry.expires_at else "idle")
             return False
         generation = entry.generation
-        mode = entry.check_mode
-        takes_time = False
+        ask = entry.ask
         try:
-            if mode is CONNECTED_ONLY or mode is FOREIGN:
-                answer = entry.connection.is_connected()
-            elif mode is STREAM or mode is NON_BLOCKING:
-                answer = entry.connection.is_usable()
-            elif entry.ask is not None:
-                answer = entry.ask()
+            if ask is not None:
+                answer = ask()
             else:
-                takes_time = True
                 answer = self._adapter.is_usable(entry, 0.0 if getcurrent() is self._hub else deadline - now)
             if not answer:
                 self._remove_leased(entry, generation, "unusable")
@@ -165,7 +172,7 @@ class Core:
             if self._was_thrown(entry, generation, error):
                 raise
             return False
-        if takes_time and entry.is_leased(generation):
+        if ask is None and entry.is_leased(generation):
             # It may have been drained meanwhile, or closed with the pool.
             reason = self._state.reason_to_retire(entry, self._clock())
             if reason is not None:
@@ -174,7 +181,7 @@ class Core:
 
     def _was_thrown(self, entry: Entry, generation: int, error: BaseException) -> bool:
         """Discard a connection whose check has raised. Return whether the error was thrown at the caller instead."""
-        if entry.may_block or not isinstance(error, Exception):
+        if entry.ask is None or not isinstance(error, Exception):
             # It says nothing of the connection, which may be in the middle of its check.
             self._remove_leased(entry, generation, "interrupted")
             return True
@@ -183,7 +190,7 @@ class Core:
         return False
 
     def _wait_for_entry(self, caller: Any, holder: Any, began: float, timeout: float, again: bool) -> Entry:
-        """Return the entry of a connection for which the caller has waited.
+        """Return the entry of a connection for which the caller has waited. It is not checked yet.
 
         :param again: whether the caller was given a bad one already. It keeps its place among the waiters.
         """
@@ -191,38 +198,23 @@ class Core:
         can_wait = caller is not self._hub
         deadline = began + (timeout if can_wait else 0.0)
         now = began
-        entry: Entry | None = None
-        try:
-            while True:
-                if state.closed:
-                    raise self._closed_error()
-                entry = None
-                if again:
-                    now = self._clock()
-                    entry = state.pop_idle(now, holder) if now < deadline or not timeout or not can_wait else None
-                if entry is None and now < deadline:
-                    waiter = self._wait(holder, began, deadline, timeout, again)
-                    entry = waiter.entry
-                    if entry is not None and (entry.generation != waiter.generation or entry.status is not IN_USE):
-                        # Lost again before this greenlet woke: the pool was closed, or a fork has copied it.
-                        again = True
-                        continue
-                if entry is None:
-                    raise self._timed_out(holder, began, timeout, can_wait)
-                now = entry.in_use_since
-                if entry.retire_at < math.inf or entry.check_mode is IN_GREENLET or entry.check_mode is IN_CONTEXT:
-                    # The event loop may have been held up since it was handed over.
-                    now = self._clock()
-                # A new one needs no check: it may even have something to read, a greeting for instance.
-                if entry.is_new or self._validate(entry, now, deadline):
-                    state.served(entry, entry.in_use_since - began)
+        while not state.closed:
+            if again:
+                now = self._clock()
+                entry = state.pop_idle(now, holder) if now < deadline or not timeout or not can_wait else None
+                if entry is not None:
                     return entry
-                again = True
-        except BaseException as error:
-            if isinstance(error, RecursionError) and entry is not None:
-                self._put_off(self._discard, entry, entry.generation, "interrupted")
-            state.gave_up(self._clock() - began)
-            raise
+            if now >= deadline:
+                raise self._timed_out(holder, began, timeout, can_wait)
+            waiter = self._wait(holder, began, deadline, timeout, again)
+            entry = waiter.entry
+            if entry is None:
+                raise self._timed_out(holder, began, timeout, can_wait)
+            if entry.generation == waiter.generation and entry.status is IN_USE:
+                return entry
+            # Lost again before this greenlet woke: the pool was closed, or a fork has copied it.
+            again = True
+        raise self._closed_error()
 
     def _wait(self, holder: Any, began: float, deadline: float, timeout: float, again: bool) -> Waiter:
         """Queue the caller. Return its waiter, which has no entry if there was none in time."""
@@ -232,7 +224,8 @@ class Core:
         if self._hub is None or deadline < self._waiters.fires_at or deadline == math.inf:
             # This greenlet may have been copied by a fork; and the reaper is looked at every now and then.
             self._ensure_owner()
-        waiter = Waiter(holder, began, deadline, Parking(self._hub))
+        parking = Parking(self._hub)
+        waiter = Waiter(holder, began, deadline, parking)
         if not state.enqueue(waiter, began, again):
             raise self._exhausted_error(holder, self._clock() - began, timeout, is_refused=True)
         if waiter.entry is not None:
@@ -244,7 +237,7 @@ class Core:
                 self._lifecycle.start_openings()
             if deadline < self._waiters.fires_at:
                 self._waiters.start_timer(deadline)
-            waiter.parking.get()
+            parking.get()
         except BaseException:
             # What was handed over while the exception was on its way belongs to the next one.
             entry = state.withdraw(waiter)
@@ -284,7 +277,7 @@ class Core:
         if state.changing:
             self._put_off(self._check_in, entry, generation, error)
             return
-        mode = entry.check_mode
+        mode = entry.return_mode
         try:
             if mode is CONNECTED_ONLY:
                 connection = entry.connection
@@ -308,9 +301,9 @@ class Core:
                 if entry.status is IN_USE and entry.generation == generation:
                     outcome = state.give_back(entry, self._clock())
                     if outcome.__class__ is Waiter:
-                        self._hub.loop.run_callback(outcome.parking.switch, None)
-                    elif isinstance(outcome, str):
-                        self._lifecycle.remove(entry, RETIRED, outcome)
+                        self._run_callback(outcome.parking.switch, None)
+                    elif outcome is not None:
+                        self._lifecycle.remove(entry, RETIRED, outcome)  # type: ignore[arg-type]
                         return
                     if self._tells_released:
                         self._lifecycle.tell_released(entry.connection)
@@ -319,7 +312,7 @@ class Core:
             if isinstance(failure, RecursionError) and not is_put_off:
                 self._put_off(self._check_in, entry, generation, error, True)
                 return
-            self._hub.loop.run_callback(_log_failed_question, entry.connection, failure)
+            self._run_callback(_log_failed_question, entry.connection, failure)
         except BaseException:
             self._remove_leased(entry, generation, "interrupted")
             raise
@@ -343,7 +336,7 @@ class Core:
 
     def _put_off(self, method: Callable[..., None], *arguments: Any) -> None:
         """Have the event loop call a method of this: near the recursion limit, there is more room for calls there."""
-        self._hub.loop.run_callback(method, *arguments)
+        self._run_callback(method, *arguments)
 
     def _transfer(self, entry: Entry) -> None:
         self._state.transfer(entry, weakref.ref(getcurrent()))
@@ -380,6 +373,7 @@ class Core:
             )
         self._hub = hub
         self._thread = current.thread
+        self._run_callback = hub.loop.run_callback
         self._waiters.attach(hub)
         self._lifecycle.attach(hub)
         if not self._state.closed:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 
+#: Takes the place of a lease's timeout once its block was entered.
+_ENTERED: Any = object()
+
+
 class Leases(Protocol):
     """What a lease needs of its pool."""
 
@@ -41,24 +45,22 @@ class Lease(Generic[C]):
 
     # Written by hand: a generator would cost as much as the pool.
 
-    __slots__ = ("__weakref__", "_entry", "_generation", "_is_entered", "_pool", "timeout")
+    __slots__ = ("__weakref__", "_entry", "_generation", "_pool", "_timeout")
 
     def __init__(self, pool: Leases, timeout: float | None = None) -> None:
         self._pool = pool
-        #: Seconds that acquiring may take, as for :meth:`Pool.acquire`.
-        self.timeout = timeout
-        self._is_entered = False
+        self._timeout = timeout
         self._entry: Entry | None = None
         self._generation = 0
 
     def __enter__(self) -> C:
-        if self._is_entered:
+        pool, timeout = self._pool, self._timeout
+        if timeout is _ENTERED:
             raise RuntimeError("a lease is for one use: call connection() again for another")
-        self._is_entered = True
-        pool = self._pool
+        self._timeout = _ENTERED
         if self._entry is not None:
             return self.connection
-        self._entry = entry = pool._check_out(self.timeout)
+        self._entry = entry = pool._check_out(timeout)
         self._generation = entry.generation
         if pool._tells_acquired:
             try:
@@ -97,6 +99,16 @@ class Lease(Generic[C]):
         """The pool that the connection belongs to."""
         pool: Any = self._pool
         return pool  # type: ignore[no-any-return]
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that acquiring may take, as for :meth:`Pool.acquire`. It can be set until the block is entered."""
+        return None if self._timeout is _ENTERED else self._timeout
+
+    @timeout.setter
+    def timeout(self, timeout: float | None) -> None:
+        if self._timeout is not _ENTERED:
+            self._timeout = timeout
 
     @property
     def is_active(self) -> bool:

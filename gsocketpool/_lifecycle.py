@@ -33,10 +33,9 @@ logger = logging.getLogger("gsocketpool")
 #: Seconds between attempts to fill up to ``min_connections`` after a failure: the first, and the most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 
-
-#: How a connection is asked: the mode of its entry and, in a context, the question.
-Question = tuple[str, Callable[[], object] | None]
-NOT_ASKED: Question = ("", None)
+#: How a connection is asked: what the adapter has chosen.
+Questions = tuple[Callable[[], object] | None, str]
+NOT_ASKED: Questions = (None, "")
 
 
 class Opens(Protocol):
@@ -144,7 +143,7 @@ class Lifecycle:
         self._succeeded(pool, opener, entry, began, asked)
         return None
 
-    def _try_to_open(self, pool: Opens, entry: Entry) -> tuple[BaseException | None, Question]:
+    def _try_to_open(self, pool: Opens, entry: Entry) -> tuple[BaseException | None, Questions]:
         """Make and open a connection. Return the error, if it fails, and how to ask the connection from now on."""
         timeout = self._settings.open_timeout
         limit = gevent.Timeout(timeout)
@@ -178,7 +177,7 @@ class Lifecycle:
         # Passed on as it is, a GreenletExit would end the greenlet of a caller without a word.
         return PoolError(f"pool {pool.name!r} was opening a connection, and the greenlet that did so was killed")
 
-    def _succeeded(self, pool: Opens, opener: Any, entry: Entry, began: float, asked: Question) -> None:
+    def _succeeded(self, pool: Opens, opener: Any, entry: Entry, began: float, asked: Questions) -> None:
         connection = entry.connection
         if entry.status is REMOVED:
             # This greenlet was copied by a fork.

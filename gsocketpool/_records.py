@@ -12,18 +12,16 @@ IDLE: Final = "idle"
 IN_USE: Final = "in use"
 REMOVED: Final = "removed"
 
-# How a connection is asked whether it is good, when it is handed out and when it comes back.
+# How a connection is asked whether it may be kept, when it comes back.
 #: By ``is_connected()`` alone: the class derives from Connection and overrides no check.
 CONNECTED_ONLY: Final = "connected only"
-#: By ``is_usable()``, and by what ``StreamConnection.is_reusable()`` looks at, without a call.
+#: By what ``StreamConnection.is_reusable()`` looks at, without a call.
 STREAM: Final = "stream"
-#: By ``is_usable()`` and ``is_reusable()``, neither of which blocks.
-NON_BLOCKING: Final = "non-blocking"
+#: By ``is_reusable()``.
+REUSABLE: Final = "reusable"
 #: By ``is_connected()`` alone: the class does not derive from Connection.
 FOREIGN: Final = "foreign"
-#: By ``is_usable()``, which may block and so gets a greenlet of its own, and ``is_reusable()``, which does not.
-IN_GREENLET: Final = "in a greenlet"
-#: In the pool's context: by :attr:`Entry.ask` and by the adapter.
+#: By the adapter, in the pool's context.
 IN_CONTEXT: Final = "in a context"
 
 #: An expiry before any time there is.
@@ -37,7 +35,6 @@ class Entry:
         "ask",
         "callsite",
         "callsite_generation",
-        "check_mode",
         "connection",
         "duplicate",
         "expires_at",
@@ -47,6 +44,7 @@ class Entry:
         "is_new",
         "reported_generation",
         "retire_at",
+        "return_mode",
         "status",
     )
 
@@ -65,9 +63,10 @@ class Entry:
         self.retire_at = math.inf
         #: Whether it has been neither idle nor in use yet, so that it needs no check.
         self.is_new = True
-        self.check_mode: str = CONNECTED_ONLY
-        #: In a context, asks whether it may be handed out; None where that may block, and so takes a greenlet.
+        #: Asks whether it may be handed out; None where that may block, and so takes a greenlet.
         self.ask: Callable[[], object] | None = None
+        #: How it is asked whether it may be kept.
+        self.return_mode: str = CONNECTED_ONLY
         #: Where it was acquired, if leaks are looked for, and in which generation.
         self.callsite: list[tuple[str, int, str]] | None = None
         self.callsite_generation = 0
@@ -75,11 +74,6 @@ class Entry:
         self.reported_generation = 0
         #: Another entry of the very same connection object: a factory may return one twice.
         self.duplicate: Entry | None = None
-
-    @property
-    def may_block(self) -> bool:
-        """Whether asking may block."""
-        return self.check_mode is IN_GREENLET or (self.check_mode is IN_CONTEXT and self.ask is None)
 
     def is_leased(self, generation: int) -> bool:
         """Return whether the lease of this generation goes on."""

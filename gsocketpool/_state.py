@@ -326,11 +326,10 @@ class State:
 
     def served(self, entry: Entry, waited: float) -> None:
         """Count an acquire that had to wait."""
-        self.changing = True
+        # A give-back in the middle of this does no harm, so it is not marked as a change.
         entry.is_new = False
         self.acquired_after_wait += 1
         self.wait_time += waited
-        self.changing = False
 
     @_changes
     def gave_up(self, waited: float, *, timed_out: bool = False) -> None:
@@ -370,8 +369,8 @@ class State:
         now: float,
         took: float,
         expires_at: float = math.inf,
-        check_mode: str = CONNECTED_ONLY,
         ask: Callable[[], object] | None = None,
+        return_mode: str = CONNECTED_ONLY,
     ) -> None:
         """Count a new connection. Its entry is in use without a holder; give it back to hand it out."""
         self.open_time += took
@@ -379,8 +378,8 @@ class State:
         del self.opening[opener]
         entry.status = IN_USE
         entry.in_use_since = now
-        entry.check_mode = check_mode
         entry.ask = ask
+        entry.return_mode = return_mode
         # It may have been drained meanwhile.
         entry.expires_at = min(expires_at, entry.expires_at)
         entry.duplicate = self.entries.get(key)
