@@ -19,8 +19,9 @@ import gevent.pool
 from gevent.monkey import get_original
 
 from gsocketpool import InvalidArgumentError, Pool, PoolExhaustedError
+from gsocketpool.testing._faults import FAULTS
 from gsocketpool.testing._report import TortureReport
-from gsocketpool.testing._server import FAULTS, FlakyServer
+from gsocketpool.testing._server import FlakyServer
 from gsocketpool.testing._sockets import open_sockets
 from gsocketpool.testing._worker import ROUND, TorturersError, Worker
 
@@ -238,7 +239,7 @@ class Run(Generic[C]):
         """Lets all come to rest, and looks at whether everything is there again."""
         if self.server is not None:
             self.server.heal()
-            self.failures += [f"the server has failed: {error!r}" for error in self.server._errors]
+            self.failures += [f"the server has failed: {error!r}" for error in self.server._service.errors]
         self._look_for_shared_connections()
         if self.failures:
             return

@@ -1,0 +1,116 @@
+"""Where clients connect: listens, refuses, or leaves connecting unanswered."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import gevent.pool
+import gevent.socket
+from gevent.monkey import get_original
+
+# gevent's own would switch.
+_select = get_original("select", "select")
+
+
+class Entrance:
+    """One address, on which a server listens or not.
+
+    :param path: where a Unix domain socket is made. Without one, a free TCP port of 127.0.0.1 is taken.
+    :param begin: called with each socket that was accepted. It must not switch.
+    """
+
+    def __init__(self, path: str | None, begin: Callable[[Any], None], greenlets: gevent.pool.Group) -> None:
+        self._begin = begin
+        self._greenlets = greenlets
+        self._accepting: gevent.Greenlet | None = None
+        self._listener: Any = None
+        #: Takes the port, without listening, while nothing listens there.
+        self._placeholder: Any = None
+        self._fillers: list[Any] = []
+        self.address: Any = path
+        if path is None:
+            self._placeholder = self._bound(("127.0.0.1", 0))
+            self.address = self._placeholder.getsockname()
+
+    def close(self) -> None:
+        """Give the address back. Nothing listens on it."""
+        if self._placeholder is not None:
+            self._placeholder.close()
+        else:
+            _remove_socket(self.address)
+
+    def sockets(self) -> list[Any]:
+        """Return the sockets that are held here. Some may be None or closed."""
+        return [self._listener, self._placeholder, *self._fillers]
+
+    def is_listening(self) -> bool:
+        """Return whether connections are accepted."""
+        return self._accepting is not None
+
+    def listen(self) -> None:
+        """Accept connections."""
+        self._listener = self._bound(self.address)
+        self._listener.listen(1024)
+        self._accepting = self._greenlets.spawn(self._accept, self._listener)
+
+    def stop_listening(self) -> None:
+        """Refuse connections."""
+        if self._accepting is not None:
+            self._accepting.kill()
+            self._accepting = None
+            # The clients take those for connected that have not been accepted yet. Nothing switches from here on, or
+            # there could be more of them.
+            while _select([self._listener], [], [], 0)[0]:
+                self._begin(self._listener.accept()[0])
+        for sock in (self._listener, *self._fillers):
+            sock.close()
+        self._fillers.clear()
+
+    def fill_backlog(self) -> None:
+        """Leave connecting unanswered, where nothing listens."""
+        self._listener = self._bound(self.address)
+        self._listener.listen(0)
+        while True:
+            filler = gevent.socket.socket(self._listener.family)
+            self._fillers.append(filler)
+            # Asked of the socket below, which does not wait.
+            filler._sock.connect_ex(self.address)
+            try:
+                gevent.socket.wait_write(filler.fileno(), timeout=0.02)
+                filler.getpeername()
+            except OSError:
+                return
+
+    def _bound(self, address: Any) -> Any:
+        if isinstance(address, str):
+            _remove_socket(address)
+            bound = gevent.socket.socket(gevent.socket.AF_UNIX)
+        else:
+            bound = gevent.socket.socket()
+            bound.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_REUSEADDR, 1)
+            bound.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_REUSEPORT, 1)
+        try:
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+        return bound
+
+    def _accept(self, listener: Any) -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                # It was closed.
+                return
+            self._begin(sock)
+
+
+def _remove_socket(path: str) -> None:
+    # Nothing else that is there is ours to remove: binding will say so.
+    if not path.startswith("\0") and os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
+        os.unlink(path)

@@ -1,0 +1,132 @@
+"""Serves one connection: answers its requests, or passes everything on to a server upstream."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import gevent.pool
+import gevent.socket
+import gevent.ssl
+
+from gsocketpool.testing._faults import Faults
+from gsocketpool.testing._served import ServedConnection, end
+
+if TYPE_CHECKING:
+    import ssl
+
+
+class Service:
+    """What is done with each connection, and with each answer."""
+
+    def __init__(
+        self,
+        answer: Callable[[bytes], bytes | None],
+        delimiter: bytes,
+        upstream: tuple[str, int] | str | None,
+        tls: ssl.SSLContext | None,
+        faults: Faults,
+        greenlets: gevent.pool.Group,
+    ) -> None:
+        self._answer = answer
+        self._delimiter = delimiter
+        self._upstream = upstream
+        self._tls = tls
+        self._faults = faults
+        self._greenlets = greenlets
+        #: What has gone wrong here that was not meant to.
+        self.errors: list[Exception] = []
+
+    def serve(self, served: ServedConnection) -> None:
+        """Serve a connection until it ends."""
+        try:
+            if self._tls is not None:
+                if self._faults.present == "silent":
+                    self._faults.healed.wait()
+                served._sock = self._tls.wrap_socket(
+                    served._sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
+                )
+                served._sock.do_handshake()
+            if self._upstream is None:
+                self._answer_all(served)
+            else:
+                self._pass_on(served)
+            how = "closed"
+        except gevent.ssl.SSLEOFError:
+            how = "cut off"
+        except OSError:
+            how = "reset"
+        except Exception as error:
+            # A TLS socket that is closed under its handshake may raise whatever it happens to.
+            if served.is_open:
+                self.errors.append(error)
+            how = "by the server"
+        end(served, how)
+
+    def _answer_all(self, served: ServedConnection) -> None:
+        unread = b""
+        while data := served._sock.recv(65536):
+            served.received += data
+            *requests, unread = (unread + data).split(self._delimiter)
+            for request in requests:
+                served.requests.append(request + self._delimiter)
+                answer = self._answer(served.requests[-1])
+                if answer is not None:
+                    if not isinstance(answer, bytes | bytearray):
+                        raise TypeError(f"answer() must return bytes or None, not {type(answer).__name__}")
+                    served.is_asking = True
+                    self._send(served, answer)
+
+    # With a server upstream
+
+    def _pass_on(self, served: ServedConnection) -> None:
+        with self._connect_upstream() as upstream:
+            served._upstream = upstream
+            back = self._greenlets.spawn(self._pass_back, served, upstream)
+            try:
+                while data := served._sock.recv(65536):
+                    served.received += data
+                    served.is_asking = True
+                    upstream.sendall(data)
+            finally:
+                back.kill()
+
+    def _connect_upstream(self) -> Any:
+        if not isinstance(self._upstream, str):
+            return gevent.socket.create_connection(self._upstream)
+        upstream = gevent.socket.socket(gevent.socket.AF_UNIX)
+        upstream.connect(self._upstream)
+        return upstream
+
+    def _pass_back(self, served: ServedConnection, upstream: Any) -> None:
+        with contextlib.suppress(OSError):
+            while data := upstream.recv(65536):
+                self._send(served, data)
+        end(served)
+
+    # Each answer
+
+    def _send(self, served: ServedConnection, answer: bytes) -> None:
+        fault = self._faults.take(answer)
+        if fault == "late":
+            self._greenlets.spawn(self._send_late, served, answer, self._faults.delay)
+        elif fault == "half":
+            served._sock.sendall(answer[: len(answer) // 2])
+        elif fault == "pieces":
+            for place in range(len(answer)):
+                served._sock.sendall(answer[place : place + 1])
+                gevent.sleep(0)
+            served.is_asking = False
+        elif fault in ("close", "reset"):
+            end(served, reset=fault == "reset")
+        elif fault != "silent":
+            served.is_asking = False
+            served._sock.sendall(answer * 2 if fault == "twice" else answer)
+
+    def _send_late(self, served: ServedConnection, answer: bytes, delay: float | None) -> None:
+        self._faults.healed.wait(delay)
+        with contextlib.suppress(OSError):
+            served.is_asking = False
+            served._sock.sendall(answer)
