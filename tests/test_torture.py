@@ -55,11 +55,12 @@ class Echo(Connection):
         self.is_open = False
 
     def echo(self, message: bytes) -> bytes:
-        self._require_open()
-        self.unread.append(message)
-        gevent.sleep(0)
-        self._require_open()
-        return self.unread.pop(0)
+        with self.exchange():
+            self._require_open()
+            self.unread.append(message)
+            gevent.sleep(0)
+            self._require_open()
+            return self.unread.pop(0)
 
     def _require_open(self) -> None:
         if not self.is_open:
@@ -232,7 +233,7 @@ def test_a_socket_left_open_is_found(flaky_server: FlakyServer, monkeypatch: pyt
             left.append(self._sock)
             self._connected = False
 
-    monkeypatch.setattr("gsocketpool.testing._run.HANG", 1.0)
+    monkeypatch.setattr("gsocketpool.testing._checks.HANG", 1.0)
     try:
         connect = partial(Hoarding, flaky_server.host, flaky_server.port)
         assert "a socket is still open" in failures(connect, server=flaky_server, exchange=exchange_line)
@@ -267,7 +268,7 @@ def test_a_pool_that_does_not_work_in_a_child_is_found(monkeypatch: pytest.Monke
             super().open()
 
     parent = os.getpid()
-    monkeypatch.setattr("gsocketpool.testing._run.HANG", 2.0)
+    monkeypatch.setattr("gsocketpool.testing._checks.HANG", 2.0)
     found = failures(Homesick, forks=1)
     assert "in a forked process: only " in found
     assert "far from home" in found
@@ -321,7 +322,7 @@ def test_a_greenlet_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None
         return connection.echo(message)
 
     is_over: list[bool] = []
-    monkeypatch.setattr("gsocketpool.testing._run.HANG", 0.5)
+    monkeypatch.setattr("gsocketpool.testing._checks.HANG", 0.5)
     pool = Pool(Echo)
     try:
         assert "has hung" in failures(pool, exchange=exchange, greenlets=1)

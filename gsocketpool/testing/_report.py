@@ -31,6 +31,10 @@ class TortureReport:
     thrown: int = 0
     #: How many rounds were ended by a timeout of their own.
     timeouts: int = 0
+    #: How many errors and timeouts were caught inside a block, which then ended well.
+    caught: int = 0
+    #: How many answers the faults of the server have spoiled.
+    spoiled: int = 0
     #: The faults of the server, by name, and the restarts.
     faults: Counter[str] = field(default_factory=Counter)
     #: How often the pool was drained, resized and swept.
@@ -45,7 +49,8 @@ class TortureReport:
             return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none"
 
         return (
-            f"seed {self.seed}: {self.rounds} rounds, {self.exchanges} exchanges,"
-            f" {self.thrown} exceptions thrown, {self.timeouts} timeouts, {self.forks} forks;"
-            f" faults: {listed(self.faults)}; upkeep: {listed(self.upkeep)}; errors: {listed(self.errors)}"
+            f"seed {self.seed}: {self.rounds} rounds, {self.exchanges} exchanges, {self.thrown} exceptions thrown,"
+            f" {self.timeouts} timeouts, {self.caught} caught inside a block, {self.forks} forks;"
+            f" {self.spoiled} answers spoiled by faults: {listed(self.faults)}; upkeep: {listed(self.upkeep)};"
+            f" errors: {listed(self.errors)}"
         )

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from gsocketpool import Pool
 from gsocketpool.settings import check_count
+from gsocketpool.testing._checks import Checks
 from gsocketpool.testing._report import TortureError, TortureReport
 from gsocketpool.testing._run import Run
 from gsocketpool.testing._server import FlakyServer
@@ -37,11 +38,12 @@ def torture(
     max_connections: int = 4,
     forks: int = 2,
 ) -> TortureReport:
-    """Has many greenlets exchange messages while everything goes wrong that can, and returns what was done.
+    """Have many greenlets exchange messages while everything goes wrong that can. Return what was done.
 
     Exceptions are thrown into the greenlets, and into those of the pool's own, in random turns of the event loop. The
-    pool is drained, resized and swept, the process is forked, and the server misbehaves. In the end, the server is well
-    again, and all must be as if nothing had happened.
+    pool is drained, resized and swept, the process is forked while replies are outstanding, and the server misbehaves:
+    each fault spoils some answers or openings. In some rounds an `OSError` or a `gevent.Timeout` is caught inside the
+    block, which then ends well. In the end, the server is well again, and all must be as if nothing had happened.
 
     :param pool: a pool that nobody else uses, or a factory of connections to make one of and to close it at the end.
     :param seed: decides everything that is decided here; a new one by default. The same seed does the same again, as
@@ -52,10 +54,11 @@ def torture(
     :param server: where the connections lead, to have it misbehave. Without one the backend is left in peace.
     :param greenlets: how many use connections at the same time.
     :param max_connections: the limit of a pool that is made here.
-    :param forks: how many processes are forked; each uses the pool as its parent does.
+    :param forks: how many processes are forked; each uses the pool as its parent does. Fewer if the rounds end before.
     :raises TortureError: an AssertionError that has the seed, if a reply reached the wrong caller, a connection was
-        used by two greenlets or processes, the limit was exceeded, capacity was lost, an exception was swallowed, a
-        greenlet hung or, where the pool is closed here, a socket was left open.
+        used by two greenlets or processes, the limit was exceeded, capacity was lost, an exception was swallowed or
+        hidden by ``from None``, a greenlet hung, an exchange failed at a fork, a forked process kept a socket of its
+        parent open or, where the pool is closed here, a socket was left open.
     :raises InvalidArgumentError: if an argument can't be used.
     """
     check_count("rounds", rounds, least=1)
@@ -64,20 +67,21 @@ def torture(
     if seed is None:
         seed = SystemRandom().randrange(2**32)
     check_count("seed", seed)
+    report = TortureReport(seed)
+    sockets = open_sockets()
     with _silence():
         if isinstance(pool, Pool):
-            run = Run(pool, seed, rounds, exchange, server, forks)
-            run.execute(greenlets)
+            checks = Checks(pool, exchange, server, report, sockets)
+            Run(checks, seed, rounds, server, forks, greenlets).execute()
         else:
-            sockets = open_sockets()
             times: Any = {"open_timeout": ROUND, "close_timeout": ROUND, "reap_interval": 0.1}
             with Pool(pool, max_connections=max_connections, **times) as made:
-                run = Run(made, seed, rounds, exchange, server, forks)
-                run.execute(greenlets)
-            run.look_for_open_sockets(sockets)
-    if run.failures:
-        raise TortureError(run.failures, run.report)
-    return run.report
+                checks = Checks(made, exchange, server, report, sockets)
+                Run(checks, seed, rounds, server, forks, greenlets).execute()
+            checks.look_for_open_sockets()
+    if checks.failures:
+        raise TortureError(checks.failures, report)
+    return report
 
 
 @contextmanager

@@ -3,95 +3,137 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gevent
+import gevent.pool
 
-if TYPE_CHECKING:
-    from gsocketpool.testing._run import Run
+from gsocketpool.testing._checks import Checks, TorturersError
 
 #: Seconds after which a Timeout ends a round: most rounds, and some.
 ROUND, SHORT_ROUND = 0.5, 0.002
 
 
-class TorturersError(Exception):
-    """An ordinary error that is raised here on purpose."""
-
-
 class Worker:
-    """A greenlet that uses connections in every way there is, while exceptions are thrown at it."""
+    """A greenlet that uses connections in every way there is, while exceptions are thrown at it.
 
-    def __init__(self, run: Run[Any], number: int) -> None:
-        self._run = run
-        self._pool = run.pool
+    :param next_round: returns whether there is another round. It may wait.
+    :param background: where the greenlets belong that it starts.
+    """
+
+    def __init__(
+        self, checks: Checks[Any], number: int, next_round: Callable[[], bool], background: gevent.pool.Group
+    ) -> None:
+        self._checks = checks
+        self._pool = checks.pool
         self._number = number
-        self._random = Random(f"{run.report.seed}-{number}")
+        self._next_round = next_round
+        self._background = background
+        self._random = Random(f"{checks.report.seed}-{number}")
         #: What was thrown in the present round.
         self._thrown: list[BaseException] = []
+        #: What was caught inside of the block, in the present round.
+        self._caught: BaseException | None = None
         self._limit: gevent.Timeout | None = None
-        self._is_in_round = False
+        self._has_expired = False
+        #: Whether an exchange is under way.
+        self.is_exchanging = False
+        self._calm: object | None = None
+        self._is_stopped = False
+        #: Whether it uses a connection, or waits for one.
+        self.is_in_round = False
         self._began = 0.0
         self.greenlet = gevent.spawn(self._live)
 
     def strike(self, error: BaseException) -> None:
-        """Throws `error` into the greenlet in the next turn of the event loop."""
+        """Throw `error` into the greenlet in the next turn of the event loop."""
         gevent.get_hub().loop.run_callback(self._throw, error)
 
     def _throw(self, error: BaseException) -> None:
         # The second one hits whatever the first one is in the middle of.
-        if self._is_in_round and len(self._thrown) < 2:
-            self._run.report.thrown += 1
+        if self.is_in_round and len(self._thrown) < 2:
+            self._checks.report.thrown += 1
             self._thrown.append(error)
             self.greenlet.throw(error)
 
+    def stop(self) -> None:
+        """End it, whatever it does. Nothing of that is judged."""
+        self._is_stopped = True
+        self.greenlet.kill(block=False)
+
     def busy_for(self) -> float:
-        """The seconds that its present round has taken so far."""
-        return time.monotonic() - self._began if self._is_in_round else 0.0
+        """Return the seconds that its present round has taken so far."""
+        return time.monotonic() - self._began if self.is_in_round else 0.0
+
+    def began_after(self, moment: float) -> bool:
+        """Return whether its present round, if any, has begun after that moment of the monotonic clock."""
+        return not self.is_in_round or self._began > moment
 
     def _live(self) -> None:
-        run = self._run
-        while run.rounds_left > 0 and not run.failures:
-            run.rounds_left -= 1
-            run.report.rounds += 1
-            self._thrown.clear()
+        while self._next_round():
+            self._calm = self._checks.calm
             self._began = time.monotonic()
-            self._is_in_round = True
+            self._has_expired = False
+            self.is_in_round = True
+            came_out = None
             try:
                 self._round()
-                came_out = None
             except BaseException as error:
                 came_out = error
-            self._is_in_round = False
-            if run.is_over:
-                return
-            self._judge(came_out)
+            self.is_in_round = False
+            if not self._is_stopped:
+                self._judge(came_out)
+            self._forget(came_out)
             # A frame must not keep the traceback that keeps the frame.
             del came_out
+            if self._is_stopped:
+                return
 
     def _judge(self, came_out: BaseException | None) -> None:
-        """What was thrown must have come out, or what somebody has made of it."""
-        report = self._run.report
-        if came_out is not None and came_out is self._limit:
+        """What was thrown must have come out, or what user code has made of it for all to see."""
+        checks = self._checks
+        outcome = self._caught if came_out is None else came_out
+        # What was thrown before the last one may have given way to it.
+        thrown = self._thrown[-1:]
+        if self._limit is not None and self._has_expired:
+            thrown.append(self._limit)
+        if came_out is None and self._caught is not None:
+            checks.report.caught += 1
+        if outcome is not None and outcome is self._limit:
             # Perhaps while something else was on its way out.
-            report.timeouts += 1
-        elif self._thrown:
-            if not _has(came_out, self._thrown[-1]):
-                self._run.failures.append(f"{self._thrown[-1]!r} was thrown, and {came_out!r} came out")
-        elif isinstance(came_out, Exception) or id(came_out) in self._run.thrown_at_pool:
-            report.errors[type(came_out).__name__] += 1
-            self._run.last_error = came_out
-        elif came_out is not None:
-            self._run.failures.append(f"{came_out!r} came out, which nobody has thrown")
+            checks.report.timeouts += 1
+        elif thrown:
+            for one in thrown:
+                if not (_has(outcome, one) or _has(self._caught, one)):
+                    checks.failures.append(f"{one!r} was thrown, and {outcome!r} came out")
+        elif isinstance(outcome, Exception) or outcome in checks.thrown_at_pool:
+            checks.report.errors[type(outcome).__name__] += 1
+            checks.last_error = repr(outcome)
+        elif outcome is not None:
+            checks.failures.append(f"{outcome!r} came out, which was never thrown")
+
+    def _forget(self, came_out: BaseException | None) -> None:
+        """Keep no traceback: what a frame has in its locals, a half-open client for one, ends with its last one."""
+        for error in (came_out, self._caught, self._limit, *self._thrown):
+            for one in _chain(error, hidden=True):
+                one.__traceback__ = None
+        self._thrown.clear()
+        self._caught = self._limit = None
 
     def _round(self) -> None:
         self._loiter()
-        use = self._random.choices((Worker._in_a_block, *_RARE), (40, *(3 for _ in _RARE)))[0]
+        use = self._random.choices(_USES, _WEIGHTS)[0]
+        if use is Worker._for_itself and self._calm is not None:
+            # No fork can be made meanwhile.
+            use = Worker._in_a_block
         self._limit = gevent.Timeout.start_new(SHORT_ROUND if self._random.random() < 0.1 else ROUND)
         try:
             use(self)
         finally:
+            self._has_expired = not self._limit.pending
             self._limit.close()
 
     def _loiter(self) -> None:
@@ -99,9 +141,13 @@ class Worker:
             gevent.sleep(0)
 
     def _exchange(self, connection: Any) -> None:
-        with self._run.using(connection, self._number):
+        with self._checks.using(connection, self._number):
             self._loiter()
-            self._run.check_exchange(connection, self._number)
+            self.is_exchanging = True
+            try:
+                self._checks.check_exchange(connection, self._number, self._calm)
+            finally:
+                self.is_exchanging = False
             self._loiter()
 
     # The ways to use a connection
@@ -109,6 +155,13 @@ class Worker:
     def _in_a_block(self) -> None:
         with self._pool.connection() as connection:
             self._exchange(connection)
+
+    def _in_a_block_that_catches(self) -> None:
+        with self._pool.connection() as connection:
+            try:
+                self._exchange(connection)
+            except (OSError, gevent.Timeout) as error:
+                self._caught = error
 
     def _in_a_block_in_a_block(self) -> None:
         with self._pool.connection() as connection:
@@ -136,22 +189,27 @@ class Worker:
 
     def _for_itself(self) -> None:
         connection = self._pool.detach(self._pool.acquire())
-        self._run.detached += 1
+        self._checks.detached += 1
         try:
             self._exchange(connection)
         finally:
-            self._run.detached -= 1
-            self._run.in_background(self._pool._closer.close_within_timeout, connection)
+            self._background.spawn(self._close_detached, connection)
+
+    def _close_detached(self, connection: Any) -> None:
+        try:
+            self._pool._closer.close_within_timeout(connection)
+        finally:
+            self._checks.detached -= 1
 
     def _without_giving_back(self) -> None:
-        taker = self._run.in_background(self._take_one_away)
-        self._run.in_background(self._take_it_back, taker)
+        taker = self._background.spawn(self._take_one_away)
+        self._background.spawn(self._take_it_back, taker)
         taker.join()
 
     def _take_one_away(self) -> None:
         with suppress(Exception, gevent.Timeout):
             self._pool.acquire()
-            self._run.taken_away += 1
+            self._checks.taken_away += 1
 
     def _take_it_back(self, taker: gevent.Greenlet) -> None:
         taker.join()
@@ -166,10 +224,20 @@ _RARE = (
     Worker._for_itself,
     Worker._without_giving_back,
 )
+_USES = (Worker._in_a_block, Worker._in_a_block_that_catches, *_RARE)
+_WEIGHTS = (20, 20, *(3 for _ in _RARE))
 
 
 def _has(came_out: BaseException | None, thrown: BaseException) -> bool:
-    """Whether `came_out` is what was thrown, or was raised because of it."""
-    while came_out is not None and came_out is not thrown:
-        came_out = came_out.__cause__ or came_out.__context__
-    return came_out is thrown
+    """Whether `came_out` is what was thrown, or says that it was raised because of it."""
+    return any(one is thrown for one in _chain(came_out, hidden=False))
+
+
+def _chain(error: BaseException | None, *, hidden: bool) -> list[BaseException]:
+    """Return an error and what it was raised because of; also what ``from None`` hides, if `hidden`."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        is_shown = hidden or not error.__suppress_context__
+        error = error.__cause__ or (error.__context__ if is_shown else None)
+    return found

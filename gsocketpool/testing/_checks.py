@@ -1,0 +1,232 @@
+"""What must hold in a torture."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Generic, TypeVar
+
+import gevent
+
+from gsocketpool import InvalidArgumentError, Pool, PoolExhaustedError
+from gsocketpool.testing._report import TortureReport
+from gsocketpool.testing._server import FlakyServer
+from gsocketpool.testing._sockets import open_sockets
+
+C = TypeVar("C")
+
+#: Seconds without any progress after which something counts as hanging.
+HANG = 20.0
+#: Seconds that what is on its way to be closed in a child gets for that.
+GRACE = 2.0
+
+
+class TorturersError(Exception):
+    """An ordinary error that is raised here on purpose."""
+
+
+class Checks(Generic[C]):
+    """Looks at what a pool and its connections do, and notes what they must not do.
+
+    :param sockets: those that were open before the torture.
+    """
+
+    def __init__(
+        self,
+        pool: Pool[C],
+        exchange: Callable[[C, bytes], bytes],
+        server: FlakyServer | None,
+        report: TortureReport,
+        sockets: dict[tuple[int, int], str],
+    ) -> None:
+        self.pool = pool
+        self.report = report
+        #: What must not happen and has happened, in words.
+        self.failures: list[str] = []
+        #: How many exchanges are under way.
+        self.under_way = 0
+        #: Something new each time that the server becomes well for a fork; None while it need not be. An exchange that
+        #: begins and ends within one calm must succeed.
+        self.calm: object | None = None
+        #: The timeouts that were thrown at the pool's greenlets, and may come out of an acquire. Known weakly, for
+        #: their tracebacks lead to what a half-open connection has in its locals.
+        self.thrown_at_pool: weakref.WeakSet[BaseException] = weakref.WeakSet()
+        #: What the last round that failed raised, in words.
+        self.last_error = "none"
+        #: How many connections were acquired by greenlets that ended without giving them back.
+        self.taken_away = 0
+        #: How many connections are used that the pool does not know any more, and can't let go of in a fork.
+        self.detached = 0
+        self._exchange = exchange
+        self._server = server
+        self._sockets = sockets
+        self._messages = 0
+        #: Who uses which connection, by its identity.
+        self._holders: dict[int, object] = {}
+        self._taken_back_before = self._taken_back()
+        self._allowed = self.limit = pool.stats().max_connections
+
+    # Before anything goes wrong
+
+    def check_that_it_works(self) -> None:
+        """Let out what a mistake in the test raises."""
+        with gevent.Timeout(HANG), self.pool.connection() as connection:
+            reply = self._exchange(connection, b"torture")
+        if reply != b"torture":
+            raise InvalidArgumentError(
+                "exchange", reply, "a callable that returns the message it was given, b'torture'"
+            )
+
+    # While a connection is used
+
+    @contextmanager
+    def using(self, connection: C, by: object) -> Iterator[None]:
+        """Context manager for one use of a connection, which must be the only one."""
+        if id(connection) in self._holders:
+            self.failures.append(f"{connection!r} is used by {by} and {self._holders[id(connection)]}")
+        self._holders[id(connection)] = by
+        try:
+            yield
+        finally:
+            self._holders.pop(id(connection), None)
+
+    def check_exchange(self, connection: C, by: object, calm: object | None = None) -> None:
+        """Exchange a message that no other exchange has.
+
+        :param calm: what :attr:`calm` was when the connection was acquired.
+        """
+        process = os.getpid()
+        self._messages += 1
+        message = f"torture-{process}-{by}-{self._messages}".encode()
+        self.under_way += 1
+        try:
+            reply = self._exchange(connection, message)
+        except Exception as error:
+            if calm is not None and calm is self.calm and not _may_happen_in_a_calm(error):
+                self.failures.append(
+                    f"an exchange failed at a fork although the server was well: {error!r}. In a child, abort() may"
+                    " have touched what its parent has"
+                )
+            raise
+        finally:
+            self.under_way -= 1
+        if process != os.getpid():
+            self.failures.append(
+                f"a forked process read what its parent had asked for: {reply!r}. Its connection needs a get() that"
+                " returns the socket, or an abort()"
+            )
+        if reply != message:
+            self.failures.append(
+                f"a reply reached the wrong caller: {message!r} was answered {reply!r}. Its connection was kept after"
+                " an exchange that was not completed, or with a reply unread"
+            )
+        self.report.exchanges += 1
+
+    # Again and again
+
+    def check_limit(self) -> None:
+        stats = self.pool.stats()
+        # Where the limit was lowered, those above it go as they come back.
+        self._allowed = max(stats.max_connections, min(self._allowed, self.pool.size))
+        if self.pool.size > self._allowed:
+            self.failures.append(f"more than {self._allowed} connections: {self.pool!r}")
+
+    # In a forked child
+
+    def begin_in_the_child(self) -> None:
+        """Forget what belongs to the parent. Exchanges over connections of the child must succeed from now on."""
+        self.failures.clear()
+        self._holders.clear()
+        self.last_error = "none"
+        self.report.exchanges = 0
+        self.calm = object()
+
+    def sockets_to_close_in_a_child(self) -> dict[tuple[int, int], str]:
+        """Return the sockets of connections that are open now."""
+        passed_over = self._passed_over()
+        return {which: what for which, what in open_sockets().items() if which not in passed_over}
+
+    def look_for_sockets_of_the_parent(self, sockets: dict[tuple[int, int], str]) -> None:
+        """Wait until none of these is open in the child."""
+        self._wait_for(lambda: not sockets.keys() & open_sockets().keys(), GRACE)
+        self.failures += [
+            f"a forked process keeps a socket of its parent open: {sockets[which]}. Its connection needs a get() that"
+            " returns the socket, or an abort()"
+            for which in sockets.keys() & open_sockets().keys()
+        ]
+
+    # In the end
+
+    def look_for_shared_connections(self) -> None:
+        for served in () if self._server is None else self._server.connections:
+            processes = set(re.findall(rb"torture-(\d+)-", served.received))
+            if len(processes) > 1:
+                self.failures.append(f"{len(processes)} processes used {served!r}")
+
+    def look_for_lost_capacity(self) -> None:
+        stats = self.pool.stats()
+        # A sweep takes back what greenlets have lost that have ended. Only those that were made for it may do so.
+        lost = stats.in_use + self._taken_back() - self._taken_back_before - self.taken_away
+        if lost:
+            self.failures.append(f"{lost} connections were lost: {self.pool!r}")
+        self.pool._reaper.sweep(self.pool)
+        taken: list[C] = []
+        deadline = time.monotonic() + HANG
+        while len(taken) < self.limit:
+            try:
+                taken.append(self._take_a_working_one())
+            except Exception as error:
+                # What began to be opened while the server misbehaved may fail yet.
+                if time.monotonic() > deadline:
+                    self.failures.append(f"only {len(taken)} of {self.limit} could be used afterwards: {error!r}")
+                    break
+                gevent.sleep(0.01)
+        else:
+            with suppress(PoolExhaustedError):
+                taken.append(self.pool.acquire(timeout=0))
+                self.failures.append(f"a connection above the limit: {self.pool!r}")
+        for connection in taken:
+            self.pool.release(connection)
+
+    def look_for_open_sockets(self) -> None:
+        """Wait until every socket is closed that was not open before. To be called when the pool is closed."""
+
+        def left() -> list[str]:
+            passed_over = self._passed_over()
+            return [what for which, what in open_sockets().items() if which not in passed_over]
+
+        self._wait_for(lambda: not left(), HANG)
+        self.failures += [f"a socket is still open: {what}" for what in left()]
+
+    def _passed_over(self) -> set[tuple[int, int]]:
+        return set(self._sockets) if self._server is None else set(self._sockets) | self._server._own_sockets()
+
+    def _wait_for(self, condition: Callable[[], bool], seconds: float) -> None:
+        with gevent.Timeout(seconds, False):
+            while not condition():
+                gevent.sleep(0.001)
+
+    def _take_a_working_one(self) -> C:
+        connection = self.pool.acquire(timeout=HANG)
+        try:
+            self.check_exchange(connection, "afterwards")
+        except BaseException:
+            self.pool.discard(connection)
+            raise
+        return connection
+
+    def _taken_back(self) -> int:
+        return self.pool.stats().discarded.get("holder_dead", 0)
+
+
+def _may_happen_in_a_calm(error: BaseException) -> bool:
+    """Whether an error comes from what was thrown, or from a timeout: a machine may be slow."""
+    expected: Any = (gevent.GreenletExit, gevent.Timeout, TorturersError, TimeoutError)
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, expected):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
