@@ -18,6 +18,7 @@ from gsocketpool import Connection, ConnectionClosedError, TcpConnection
 from gsocketpool.testing import FlakyServer, TortureError, torture
 
 SEEDS = range(8)
+FEW = SEEDS[:2]
 #: Seconds for an exchange: more than a loaded machine needs, and less than a torture has for a round.
 TIMEOUT = 0.1
 
@@ -36,7 +37,15 @@ def run(kind: type[Any], seed: int, rounds: int = 1000, greenlets: int = 8, fork
         torture(connect, seed=seed, rounds=rounds, greenlets=greenlets, forks=forks, server=server)
 
 
-def check_caught(kind: type[Any], told: str, seeds: Iterable[int] = SEEDS, **arguments: int) -> None:
+@pytest.fixture(
+    params=[pytest.param(FEW, id="few seeds"), pytest.param(SEEDS, id="all seeds", marks=pytest.mark.torture)]
+)
+def seeds(request: pytest.FixtureRequest) -> Iterable[int]:
+    found: Iterable[int] = request.param
+    return found
+
+
+def check_caught(kind: type[Any], told: str, seeds: Iterable[int], **arguments: int) -> None:
     for seed in seeds:
         with pytest.raises(TortureError) as caught:
             run(kind, seed, **arguments)
@@ -349,8 +358,8 @@ class HasAHalfOpenClientInALocal(Guarded):
         (MakesAnErrorOfATimeoutThatIsNotItsOwn, HIDDEN),
     ],
 )
-def test_a_broken_class_is_caught(kind: type[Any], told: str) -> None:
-    check_caught(kind, told)
+def test_a_broken_class_is_caught(kind: type[Any], told: str, seeds: Iterable[int]) -> None:
+    check_caught(kind, told, seeds)
 
 
 @pytest.mark.parametrize(
@@ -364,11 +373,11 @@ def test_a_broken_class_is_caught(kind: type[Any], told: str) -> None:
     ],
 )
 def test_a_class_that_does_harm_in_a_child_is_caught(
-    kind: type[Any], told: str, monkeypatch: pytest.MonkeyPatch
+    kind: type[Any], told: str, seeds: Iterable[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is open in a child is waited for.
     monkeypatch.setattr("gsocketpool.testing._checks.GRACE", 0.2)
-    check_caught(kind, told, rounds=60, greenlets=3)
+    check_caught(kind, told, seeds, rounds=60, greenlets=3)
 
 
 @pytest.fixture
@@ -380,29 +389,20 @@ def short_of_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         left_open.pop().close()
 
 
-LEAKING = pytest.mark.parametrize(
+@pytest.mark.parametrize(
     ("kind", "rounds"),
     [
         (ClosesInNameOnly, 300),
         # Closings are rare, and so is what is thrown into them.
-        (LeavesItsSocketOpenWhenItsGoodbyeIsInterrupted, 2000),
+        pytest.param(LeavesItsSocketOpenWhenItsGoodbyeIsInterrupted, 2000, marks=pytest.mark.torture),
         (LeavesItsSocketOpenWhenOpeningIsInterrupted, 300),
         (LeavesItsSocketOpenWhenConnectingTimesOut, 300),
     ],
 )
-
-
-@LEAKING
-def test_a_class_that_leaves_a_socket_open_is_caught(kind: type[Any], rounds: int, short_of_patience: None) -> None:
-    check_caught(kind, LEFT_OPEN, SEEDS[:1], rounds=rounds, forks=0)
-
-
-@pytest.mark.torture
-@LEAKING
-def test_a_class_that_leaves_a_socket_open_is_caught_with_every_seed(
-    kind: type[Any], rounds: int, short_of_patience: None
+def test_a_class_that_leaves_a_socket_open_is_caught(
+    kind: type[Any], rounds: int, seeds: Iterable[int], short_of_patience: None
 ) -> None:
-    check_caught(kind, LEFT_OPEN, rounds=rounds, forks=0)
+    check_caught(kind, LEFT_OPEN, seeds, rounds=rounds, forks=0)
 
 
 GOOD = pytest.mark.parametrize("kind", [TcpConnection, Guarded, TakesItsTimeToSayGoodbye, HasAHalfOpenClientInALocal])
@@ -410,8 +410,8 @@ GOOD = pytest.mark.parametrize("kind", [TcpConnection, Guarded, TakesItsTimeToSa
 
 @GOOD
 def test_a_class_that_is_not_broken_is_not_blamed(kind: type[Any]) -> None:
-    for seed in SEEDS:
-        run(kind, seed, rounds=40)
+    for seed in FEW:
+        run(kind, seed, rounds=100)
 
 
 @pytest.mark.torture
@@ -422,6 +422,6 @@ def test_a_class_that_is_not_broken_is_not_blamed_for_long(kind: type[Any]) -> N
 
 
 def test_a_class_with_a_half_open_client_in_a_local_is_not_blamed() -> None:
-    for seed in SEEDS:
+    for seed in FEW:
         with gevent.Timeout(3, AssertionError("the torture waits for a socket to be closed that it keeps itself")):
             run(HasAHalfOpenClientInALocal, seed, rounds=60, forks=0)
