@@ -75,14 +75,25 @@ def abort(candidate: Any) -> None:
     """
     if not is_socket(candidate):
         return
-    descriptor = candidate.fileno()
-    if descriptor < 0:
+    if candidate.fileno() < 0:
         return
     # Where there is no descriptor to spare for that, closing must do.
     with contextlib.suppress(OSError):
-        null = os.open(os.devnull, os.O_RDWR)
-        try:
-            os.dup2(null, descriptor, inheritable=False)
-        finally:
-            os.close(null)
+        replace(candidate)
     candidate.close()
+
+
+def replace(candidate: Any) -> None:
+    """Put another file in the place of a socket's descriptor, or of a descriptor itself. This never switches.
+
+    The socket is closed, without a shutdown, while its number stays taken: whatever closes that number later closes
+    nothing else.
+    """
+    descriptor = candidate.fileno() if is_socket(candidate) else candidate
+    if not isinstance(descriptor, int) or descriptor < 0:
+        return
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(null, descriptor, inheritable=False)
+    finally:
+        os.close(null)
