@@ -1,4 +1,4 @@
-"""The one seam to user code: asks a connection, and lets no answer and no error of its past unguarded.
+"""The one seam to user code: asks a connection, and guards against every answer and error.
 
 A connection need not derive from :class:`~gsocketpool.Connection`. One that doesn't is asked what gsocketpool 0.1.6
 asked (``open``, ``close``, ``is_connected``, ``is_expired``) and nothing else: a stand-in from a test answers anything

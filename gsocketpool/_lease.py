@@ -27,7 +27,7 @@ class Leases(Protocol):
     _thread: Thread | None
 
     def _check_out(self, timeout: float | None) -> Entry: ...
-    def _check_in(self, entry: Entry, generation: int, error: BaseException | None) -> None: ...
+    def _check_in(self, entry: Entry, generation: int, error: BaseException | None, is_put_off: bool = ...) -> None: ...
     def _discard(self, entry: Entry, generation: int, reason: str = ...) -> None: ...
     def _transfer(self, entry: Entry) -> None: ...
     def _tell_acquired(self, lease: Any) -> None: ...
@@ -102,12 +102,15 @@ class Lease(Generic[C]):
 
     @property
     def timeout(self) -> float | None:
-        """Seconds that acquiring may take, as for :meth:`Pool.acquire`. It can be set until the block is entered."""
+        """Seconds that acquiring may take, as for :meth:`Pool.acquire`. It can be set until acquiring begins.
+
+        From then on it is None, and so it is for a lease from :meth:`Pool.lease`, which is acquired already.
+        """
         return None if self._timeout is _ENTERED else self._timeout
 
     @timeout.setter
     def timeout(self, timeout: float | None) -> None:
-        if self._timeout is not _ENTERED:
+        if self._timeout is not _ENTERED and self._entry is None:
             self._timeout = timeout
 
     @property

@@ -24,15 +24,15 @@ logger = logging.getLogger("gsocketpool")
 LOOK_INTERVAL = 0.05
 
 
-class Sweeps(Protocol):
-    """What a sweep needs of a pool."""
+class Named(Protocol):
+    """A pool, as far as a sweep knows it."""
 
     @property
     def name(self) -> str: ...
 
 
 class Reaper:
-    """Sweeps one pool. It never holds the pool, or the pool would not be collected."""
+    """Named one pool. It never holds the pool, or the pool would not be collected."""
 
     def __init__(
         self,
@@ -54,10 +54,10 @@ class Reaper:
         self.quiet_until = -math.inf
         #: Looks for dead holders a moment later, for the callers that wait.
         self._look: gevent.Greenlet | None = None
-        #: Sweeps every ``sweep_interval``.
+        #: Named every ``sweep_interval``.
         self.greenlet: gevent.Greenlet | None = None
 
-    def start(self, pool: Sweeps) -> None:
+    def start(self, pool: Named) -> None:
         """Start sweeping in the background, unless the pool was told not to, or this goes on already."""
         is_running = self.greenlet is not None and not self.greenlet.dead
         if self._settings.reap_expired_connections and not is_running and not self._state.closed:
@@ -75,7 +75,7 @@ class Reaper:
         self.greenlet = self._look = None
         self._looked_at = self.quiet_until = -math.inf
 
-    def sweep(self, pool: Sweeps) -> None:
+    def sweep(self, pool: Named) -> None:
         """Retire what is too old, close what has died, and look for leaks."""
         now = self._clock()
         self._state.forget_all_closed()
@@ -83,16 +83,16 @@ class Reaper:
             self._lifecycle.close_removed([entry], "lifetime" if now >= entry.expires_at else "idle")
         self.take_back_from_the_dead(pool)
         self._report_leaks(pool, now)
-        self._close_dead(pool)
-        self.drop_expired(pool)
-        self._lifecycle.start_openings()
+        self._close_dead()
+        self.drop_expired()
+        self._lifecycle.capacity_changed()
 
-    def drop_expired(self, pool: Sweeps) -> None:
+    def drop_expired(self) -> None:
         """Close every idle connection that says that it is expired."""
         expired = self._ask_idle(self._adapter.is_expired)
         self._lifecycle.close_removed(self._state.pop_unchanged(expired, RETIRED, "expired"), "expired")
 
-    def _close_dead(self, pool: Sweeps) -> None:
+    def _close_dead(self) -> None:
         dead = self._ask_idle(lambda connection: not self._adapter.is_alive(connection))
         self._lifecycle.close_removed(self._state.pop_unchanged(dead, DISCARDED, "unusable"), "unusable")
 
@@ -105,7 +105,7 @@ class Reaper:
                 found.append((entry, generation))
         return found
 
-    def look_for_dead_holders(self, pool: Sweeps, now: float) -> None:
+    def look_for_dead_holders(self, pool: Named, now: float) -> None:
         """Take connections back from dead greenlets: now, or in a moment if a caller has had this done just before."""
         if now - self._looked_at >= LOOK_INTERVAL:
             self._looked_at = now
@@ -113,14 +113,15 @@ class Reaper:
         elif self._look is None or self._look.dead:
             # The caller waits: what has died since the last look is found by the next one.
             self.quiet_until = now + LOOK_INTERVAL
-            self._look = gevent.spawn_later(LOOK_INTERVAL, _look_if_alive, self, weakref.ref(pool))
+            self._look = gevent.spawn_later(LOOK_INTERVAL, self._look_if_awaited, weakref.ref(pool))
 
-    @property
-    def is_awaited(self) -> bool:
-        """Whether a caller waits for a connection."""
-        return bool(self._state.waiters)
+    def _look_if_awaited(self, reference: weakref.ref[Named]) -> None:
+        self.quiet_until = -math.inf
+        pool = reference()
+        if pool is not None and self._state.waiters:
+            self.take_back_from_the_dead(pool)
 
-    def take_back_from_the_dead(self, pool: Sweeps) -> None:
+    def take_back_from_the_dead(self, pool: Named) -> None:
         """Close the connections whose greenlets have died without giving them back."""
         in_use = [(entry, entry.generation) for entry in self._state.entries_in_use()]
         dead = [(entry, generation) for entry, generation in in_use if _is_dead(entry)]
@@ -139,7 +140,7 @@ class Reaper:
             )
             self._tell_of_leak(pool, entry)
 
-    def _report_leaks(self, pool: Sweeps, now: float) -> None:
+    def _report_leaks(self, pool: Named, now: float) -> None:
         threshold = self._settings.leak_threshold
         if threshold is None:
             return
@@ -160,7 +161,7 @@ class Reaper:
             )
             self._tell_of_leak(pool, entry)
 
-    def _tell_of_leak(self, pool: Sweeps, entry: Entry) -> None:
+    def _tell_of_leak(self, pool: Named, entry: Entry) -> None:
         if self._listener.leaked is not None:
             tell(self._listener.leaked, pool, entry.connection)
 
@@ -174,18 +175,11 @@ def _is_dead(entry: Entry) -> bool:
     return greenlet is None or getattr(greenlet, "dead", False) is True
 
 
-def _look_if_alive(reaper: Reaper, reference: weakref.ref[Sweeps]) -> None:
-    reaper.quiet_until = -math.inf
-    pool = reference()
-    if pool is not None and reaper.is_awaited:
-        reaper.take_back_from_the_dead(pool)
-
-
 def _where(entry: Entry) -> str:
     return _callsite.describe(entry.callsite if entry.generation == entry.callsite_generation else None)
 
 
-def _sweep_for_ever(reaper: Reaper, pool: weakref.ref[Sweeps], interval: float) -> None:
+def _sweep_for_ever(reaper: Reaper, pool: weakref.ref[Named], interval: float) -> None:
     is_alive = True
     while is_alive:
         # A program may throw something at every greenlet there is, wherever it waits.
@@ -196,7 +190,7 @@ def _sweep_for_ever(reaper: Reaper, pool: weakref.ref[Sweeps], interval: float) 
             logger.exception("a sweep failed")
 
 
-def _sweep_if_alive(reaper: Reaper, reference: weakref.ref[Sweeps]) -> bool:
+def _sweep_if_alive(reaper: Reaper, reference: weakref.ref[Named]) -> bool:
     # A function of its own, so that the next sleep does not keep the pool alive.
     pool = reference()
     if pool is None:

@@ -288,7 +288,7 @@ class Pool(Core, Generic[C]):
     def drop_expired(self) -> None:
         """Close every idle connection whose ``is_expired()`` answers True."""
         self._ensure_owner()
-        self._reaper.drop_expired(self)
+        self._reaper.drop_expired()
         self._wait_for_closings()
 
     def drain(self) -> None:
@@ -462,7 +462,7 @@ class Pool(Core, Generic[C]):
 
     @property
     def settings(self) -> Settings:
-        """What the pool was told by numbers, defaults included. :meth:`resize` does not change it."""
+        """Return the arguments the pool was made with, defaults included. :meth:`resize` does not change them."""
         return self._settings
 
     @property

@@ -465,6 +465,18 @@ def test_a_lease_whose_thread_has_ended_is_given_back_in_another(end: str) -> No
 # The time to acquire
 
 
+def test_a_lease_has_a_timeout_until_it_is_acquired(pool: Pool[Any]) -> None:
+    lease = pool.connection(timeout=2)
+    lease.timeout = 1
+    assert lease.timeout == 1
+    with lease:
+        assert lease.timeout is None
+    acquired = pool.lease(timeout=2)
+    acquired.timeout = 1
+    assert acquired.timeout is None
+    acquired.release()
+
+
 @pytest.mark.parametrize("timeout", [0, 0.01])
 @pytest.mark.parametrize(
     "acquire",
