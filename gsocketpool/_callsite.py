@@ -9,6 +9,8 @@ from types import FrameType
 
 #: The packages and modules whose frames are not of the user's code: these, and the proxies that look for an app's pool.
 PASSED_OVER = ("gsocketpool", "flask_gsocketpool", "werkzeug.local")
+_INSIDE = tuple(f"{one}." for one in PASSED_OVER)
+_get = dict.get
 
 #: A frame, as little as can be kept of it: its file, line and function.
 Place = tuple[str, int, str]
@@ -19,18 +21,24 @@ def callers(depth: int = 16) -> list[Place]:
 
     Nothing is read or formatted yet, which makes this cheap enough to be done at every acquire.
     """
-    places: list[Place] = []
     frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        # Code that is run by exec() may have globals with anything in them, or of a class of its own.
+        module = _get(frame.f_globals, "__name__")
+        if type(module) is not str or not _is_passed_over(module):
+            break
+        frame = frame.f_back
+    places: list[Place] = []
     while frame is not None and len(places) < depth:
-        if places or not _is_passed_over(frame.f_globals.get("__name__")):
-            places.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        places.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
         frame = frame.f_back
     return places
 
 
-@functools.cache
-def _is_passed_over(module: str | None) -> bool:
-    return module is not None and any(module == one or module.startswith(f"{one}.") for one in PASSED_OVER)
+# Bounded, for a program may make up names of modules.
+@functools.lru_cache(maxsize=1024)
+def _is_passed_over(module: str) -> bool:
+    return module in PASSED_OVER or module.startswith(_INSIDE)
 
 
 def describe(places: list[Place] | None) -> str:

@@ -218,3 +218,27 @@ def test_sweeps_come_as_often_as_the_tightest_limit_needs(backend: Backend) -> N
     assert interval(reap_interval=10, idle_timeout=60) == 10
     assert interval(idle_timeout=60) == 60
     assert interval(idle_timeout=60, max_lifetime=50, leak_threshold=40) == 40
+
+
+class OddGlobals(dict[str, Any]):
+    def get(self, *_: Any) -> Any:
+        raise LookupError
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"__name__": 5}, {"__name__": ["x"]}, {}, OddGlobals(__name__="x")],
+    ids=["int", "list", "none", "odd"],
+)
+def test_code_whose_globals_are_odd_is_a_place_as_any_other(
+    backend: Backend, clock: Clock, caplog: pytest.LogCaptureFixture, variables: dict[str, Any]
+) -> None:
+    pool = clock.pool(backend.connect, max_connections=1, leak_threshold=30, reap_interval=0.002)
+    variables["pool"] = pool
+    exec(compile("connection = pool.acquire()", "odd.txt", "exec"), variables)
+    assert numbers(pool) == (1, 0, 0, 0)
+    clock.advance(31)
+    eventually(lambda: caplog.records)
+    assert 'File "odd.txt", line 1' in caplog.text
+    pool.release(variables["connection"])
+    pool.close()
