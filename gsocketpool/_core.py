@@ -224,6 +224,9 @@ class Core:
         if self._hub is None or deadline < self._waiters.fires_at or deadline == math.inf:
             # This greenlet may have been copied by a fork; and the reaper is looked at every now and then.
             self._ensure_owner()
+        if state.closed:
+            # To look for dead holders may switch.
+            raise self._closed_error()
         parking = Parking(self._hub)
         waiter = Waiter(holder, began, deadline, parking)
         if not state.enqueue(waiter, began, again):

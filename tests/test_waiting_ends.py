@@ -11,8 +11,9 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
-from gsocketpool import Pool, PoolClosedError, PoolError, PoolExhaustedError
+from gsocketpool import Pool, PoolClosedError, PoolError, PoolEvents, PoolExhaustedError
 from tests.connections import outcome, spawn_waiting
 from tests.scripted import PATIENCE, Backend, ScriptedConnection, eventually, numbers, settle
 
@@ -84,6 +85,26 @@ def test_who_waits_for_a_check_hears_of_the_end(backend: Backend) -> None:
     finally:
         waiter.kill()
     assert not backend.open
+
+
+def test_who_looks_for_dead_holders_while_the_pool_is_closed_hears_of_the_end(backend: Backend) -> None:
+    class Dawdling(PoolEvents):
+        def leaked(self, pool: Pool[Any], connection: Any) -> None:
+            looked.set()
+            closed.wait()
+
+    looked, closed = Event(), Event()
+    pool = Pool(backend.connect, max_connections=1, reap_expired_connections=False, events=Dawdling())
+    gevent.spawn(pool.acquire).join()
+    waiter = spawn_waiting(WAYS["acquire without a limit"], pool)
+    try:
+        assert looked.is_set()
+        pool.close(timeout=0)
+        closed.set()
+        assert ends_soon(waiter)
+        assert isinstance(waiter.value, PoolClosedError)
+    finally:
+        waiter.kill()
 
 
 # In the event loop's own greenlet
