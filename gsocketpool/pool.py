@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import weakref
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from gsocketpool.events import PoolEvents
 from gsocketpool.exceptions import (
     ConnectionNotFoundError,
     InvalidArgumentError,
+    PoolClosedError,
     PoolExhaustedError,
     PoolNotReadyError,
 )
@@ -34,6 +36,8 @@ from gsocketpool.stats import PoolStats
 __all__ = ["ConnectionNotFoundError", "Pool", "PoolExhaustedError"]
 
 C = TypeVar("C")
+
+logger = logging.getLogger("gsocketpool")
 
 
 class Pool(Core, Generic[C]):
@@ -325,7 +329,8 @@ class Pool(Core, Generic[C]):
         """Open connections until there are so many, idle or in use.
 
         What opening one raises is raised. In the event loop's own greenlet, which can't wait, this goes on in the
-        background.
+        background, and a failure is logged. If :meth:`resize` lowers the limit below `connections` meanwhile, this
+        returns once that limit is reached.
 
         :param connections: at most `max_connections`.
         :raises InvalidArgumentError: if it is not a whole number, or more than that.
@@ -342,14 +347,21 @@ class Pool(Core, Generic[C]):
             if state.size >= connections:
                 return
             if getcurrent() is self._hub:
-                gevent.spawn(self.fill, connections)
+                gevent.spawn(self._fill_in_background, connections)
                 return
             # Some may be under way already. One that calls this would wait for itself.
             others = (opener for opener in state.opening if opener is not getcurrent())
-            opener: Any = next(others, None) or self._lifecycle.start_opening(more=1)
+            # Not by its truth: a greenlet that is dead has none.
+            opener: Any = next(others, None)
+            if opener is None:
+                opener = self._lifecycle.start_opening(more=1)
             if opener is None:
                 return
             opener.join()
+            if opener in state.opening:
+                # It was killed before it began, and that is noticed in the event loop's next turn.
+                gevent.sleep(0)
+                continue
             error = opener.value
             # Killed while a listener was told, it has opened its connection all the same.
             if error is not None and not isinstance(error, gevent.GreenletExit) and not state.closed:
@@ -358,6 +370,14 @@ class Pool(Core, Generic[C]):
                 finally:
                     # The error's traceback has this frame, and so this frame must not have the error.
                     del error, opener
+
+    def _fill_in_background(self, connections: int) -> None:
+        try:
+            self.fill(connections)
+        except PoolClosedError:
+            pass
+        except (Exception, gevent.Timeout):
+            logger.warning("pool %r could not open %s connections", self.name, connections, exc_info=True)
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until ``min_connections`` are open.
