@@ -219,6 +219,8 @@ class Core:
     def _wait(self, holder: Any, began: float, deadline: float, timeout: float, again: bool) -> Waiter:
         """Queue the caller. Return its waiter, which has no entry if there was none in time."""
         state = self._state
+        if self._waiters.late:
+            self._waiters.catch_up()
         if began >= self._reaper.quiet_until and state.size + len(state.opening) >= state.max_connections:
             self._reaper.look_for_dead_holders(self, self._clock())
         if self._hub is None or deadline < self._waiters.fires_at or deadline == math.inf:
@@ -304,7 +306,11 @@ class Core:
                 if entry.status is IN_USE and entry.generation == generation:
                     outcome = state.give_back(entry, self._clock())
                     if outcome.__class__ is Waiter:
-                        self._run_callback(outcome.parking.switch, None)
+                        try:
+                            self._run_callback(outcome.parking.switch, None)
+                        except RecursionError:
+                            # As in _put_off(). The lease is over, and the waiter has the entry already.
+                            self._waiters.late.append((outcome.parking.switch, (None,)))
                     elif outcome is not None:
                         self._lifecycle.remove(entry, RETIRED, outcome)  # type: ignore[arg-type]
                         return
@@ -339,7 +345,12 @@ class Core:
 
     def _put_off(self, method: Callable[..., None], *arguments: Any) -> None:
         """Have the event loop call a method of this: near the recursion limit, there is more room for calls there."""
-        self._run_callback(method, *arguments)
+        try:
+            self._run_callback(method, *arguments)
+        except RecursionError:
+            # That of libuv is written in Python, and takes more of the stack than what is put off. So this is done a
+            # while later: when a caller waits or its time is over, a place becomes free, or the pool is swept.
+            self._waiters.late.append((method, arguments))
 
     def _transfer(self, entry: Entry) -> None:
         self._state.transfer(entry, weakref.ref(getcurrent()))

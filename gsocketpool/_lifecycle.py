@@ -122,6 +122,7 @@ class Lifecycle:
 
     def capacity_changed(self) -> None:
         """Close and open what is due, after a place has become free or an opening has ended."""
+        self._waiters.catch_up()
         self._closer.start()
         self.start_openings()
         self.changed.set()

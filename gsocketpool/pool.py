@@ -257,8 +257,10 @@ class Pool(Core, Generic[C]):
         :raises ConnectionNotFoundError: if it is not in use, or not this pool's; nothing happens then.
         """
         self._ensure_owner()
-        self._state.remove(self._find(connection, IN_USE), self._clock(), DETACHED)
-        self._lifecycle.capacity_changed()
+        entry = self._find(connection, IN_USE)
+        # Before the place is free, for near the recursion limit it may fail.
+        self._run_callback(self._lifecycle.capacity_changed)
+        self._state.remove(entry, self._clock(), DETACHED)
         return connection
 
     def _find(self, connection: object, status: str) -> Entry:

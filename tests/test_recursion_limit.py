@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -126,17 +127,63 @@ CASES: dict[str, tuple[dict[str, float], int]] = {
 }
 
 
-@functools.cache
-def near_the_limit(way: str, name: str = "plain") -> tuple[list[str], list[int], list[int]]:
-    """Uses a pool with less and less of the stack left.
+WAITING = """
+import inspect, json, logging, sys
+import gevent
+from gsocketpool import Pool
+from tests.scripted import Plain
 
-    Returns how the uses ended; and how much was left to those that lost a connection, and that left one open.
-    """
+way, = json.loads(sys.argv[1])
+logging.disable()
+made = []
+
+class Noted(Plain):
+    def open(self):
+        made.append(self)
+        self.is_open = True
+
+def deep(levels, function):
+    return deep(levels - 1, function) if levels else function()
+
+class Steps:
+    detach = lambda lease: pool.detach(lease.connection)
+    release = lambda lease: lease.release()
+    discard = lambda lease: lease.discard()
+    block = lambda lease: lease.__exit__(None, None, None)
+
+def wait():
+    with pool.connection(timeout=0.2) as connection:
+        return connection
+
+outcomes, stranded = set(), []
+for left in range(1, 40):
+    pool = Pool(Noted, max_connections=1, reap_expired_connections=False)
+    lease = pool.lease()
+    held = lease.connection
+    waiter = gevent.spawn(wait)
+    gevent.sleep(0)
+    step = getattr(Steps, way)
+    outcome = "well"
+    try:
+        deep(sys.getrecursionlimit() - len(inspect.stack(0)) - left, lambda: step(lease))
+    except RecursionError:
+        outcome = "RecursionError"
+        # Then nothing has happened, and it can be done again.
+        step(lease)
+    outcomes.add(outcome)
+    waiter.join(5)
+    if waiter.value is None:
+        stranded.append(left)
+print(json.dumps({"outcomes": sorted(outcomes), "lost": stranded, "unknown": []}))
+"""
+
+
+def run_script(script: str, *arguments: Any, loop: str = "") -> tuple[list[str], list[int], list[int]]:
     root = pathlib.Path(__file__).parent.parent
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps([way, *CASES[name]])],
+        [sys.executable, "-c", script, json.dumps(arguments)],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONPATH": str(root), **({"GEVENT_LOOP": loop} if loop else {})},
         capture_output=True,
         text=True,
         timeout=2 * PATIENCE,
@@ -144,6 +191,15 @@ def near_the_limit(way: str, name: str = "plain") -> tuple[list[str], list[int],
     )
     found = json.loads(run.stdout)
     return found["outcomes"], found["lost"], found["unknown"]
+
+
+@functools.cache
+def near_the_limit(way: str, name: str = "plain") -> tuple[list[str], list[int], list[int]]:
+    """Uses a pool with less and less of the stack left.
+
+    Returns how the uses ended; and how much was left to those that lost a connection, and that left one open.
+    """
+    return run_script(SCRIPT, way, *CASES[name])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -188,3 +244,16 @@ def test_acquiring_and_keeping_in_order_lose_no_connection(way: str, name: str) 
         pytest.fail(f"unexpected outcomes: {outcomes}")
     assert lost == []
     assert unknown == []
+
+
+@pytest.mark.parametrize(
+    ("way", "loop"),
+    [
+        *((way, "libev-cext") for way in ("detach", "release", "discard", "block")),
+        # On libuv, where asking the event loop for a call takes more of the stack than giving back.
+        *((way, "libuv") for way in ("detach", "release", "block")),
+    ],
+)
+def test_giving_back_leaves_no_waiter_behind(way: str, loop: str) -> None:
+    _, stranded, _ = run_script(WAITING, way, loop=loop)
+    assert stranded == []
