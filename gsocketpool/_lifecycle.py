@@ -72,6 +72,9 @@ class Lifecycle:
         self._waiters = waiters
         self._listener = listener
         self._loop: Any = None
+        #: How many forks lie between this process and the one that made the pool. A fork copies the callbacks of the
+        #: event loop, too, and those of the parent have nothing to do in the child.
+        self._forks = 0
         self._refill: Any = None
         self._pause = FIRST_PAUSE
         self._complaints = Throttle(clock=clock)
@@ -107,6 +110,7 @@ class Lifecycle:
     def after_fork(self) -> None:
         """Forget the parent's failures and event loop, in a forked child."""
         self._stop_refill()
+        self._forks += 1
         self._loop = None
         self._pause = FIRST_PAUSE
         self._complaints = Throttle(clock=self._clock)
@@ -248,13 +252,15 @@ class Lifecycle:
         for entry in entries:
             self._closer.add(entry.connection)
         if entries:
-            # The pool is kept until it has told of them.
-            self._loop.run_callback(self._removed, self._pool(), [entry.connection for entry in entries], reason)
+            # The pool is kept until it has told of them. Without a listener it is not, for if the event loop of its
+            # thread never runs again, it would be kept for good.
+            pool = None if self._listener.closed is None else self._pool()
+            connections = [entry.connection for entry in entries]
+            self._loop.run_callback(self._removed, self._forks, pool, connections, reason)
 
-    def _removed(self, pool: Opens | None, connections: list[Any], reason: str) -> None:
+    def _removed(self, forks: int, pool: Opens | None, connections: list[Any], reason: str) -> None:
         """Tell of connections that were taken out, and fill their places. The event loop calls this."""
-        if self._loop is None:
-            # The callback was copied by a fork, into a process that has not used the pool.
+        if forks != self._forks:
             return
         # Told first, or else a connection that is opened in its place would be told of before.
         if pool is not None and self._listener.closed is not None:
@@ -264,10 +270,10 @@ class Lifecycle:
 
     def tell_released(self, connection: Any) -> None:
         """Have the listener told of a connection that came back."""
-        self._loop.run_callback(self._released, self._pool(), connection)
+        self._loop.run_callback(self._released, self._forks, self._pool(), connection)
 
-    def _released(self, pool: Opens | None, connection: Any) -> None:
-        if pool is not None and self._listener.released is not None and self._loop is not None:
+    def _released(self, forks: int, pool: Opens | None, connection: Any) -> None:
+        if pool is not None and self._listener.released is not None and forks == self._forks:
             tell_in_loop(self._listener.released, pool, connection)
 
     # Filling

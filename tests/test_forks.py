@@ -18,7 +18,7 @@ import gevent.event
 import gevent.os
 import pytest
 
-from gsocketpool import Pool, PoolClosedError, PoolExhaustedError
+from gsocketpool import Pool, PoolClosedError, PoolEvents, PoolExhaustedError
 from tests.lines import Line, LineServer, line_pool
 from tests.lines import server as server
 from tests.scripted import (
@@ -481,6 +481,35 @@ def test_what_another_thread_has_waited_for_can_be_waited_for_in_the_child() -> 
 
     with another_thread(use):
         in_child(child)
+
+
+@pytest.mark.parametrize("is_used", [True, False], ids=["used", "unused"])
+def test_the_child_is_not_told_of_the_parents_connections(backend: Backend, is_used: bool) -> None:
+    class Telling(PoolEvents):
+        def closed(self, pool: Pool[Any], connection: Any, reason: str) -> None:
+            told.append(connection.number)
+
+        def released(self, pool: Pool[Any], connection: Any) -> None:
+            told.append(connection.number)
+
+    told: list[int] = []
+    pool = Pool(backend.connect, events=Telling())
+    discarded, released = pool.acquire(), pool.acquire()
+    pool.discard(discarded)
+    pool.release(released)
+
+    def child() -> None:
+        mine = []
+        if is_used:
+            connection = pool.acquire(timeout=PATIENCE)
+            pool.release(connection)
+            mine.append(connection.number)
+        settle()
+        assert told == mine
+
+    in_child(child)
+    settle()
+    assert told == [discarded.number, released.number]
 
 
 def test_a_destructor_says_no_goodbye_in_the_child() -> None:
