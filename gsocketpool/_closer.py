@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -79,23 +79,26 @@ class Closer:
         for connection in connections:
             self._adapter.abort(connection)
             _fork.keep_alive(connection)
+        self._leave_orphans()
 
-    def outlive_pool(self, loop: Any, thread: Thread, then: Callable[[], None]) -> None:
+    def outlive_pool(self, loop: Any, thread: Thread, stop_reaper: Callable[[], None]) -> None:
         """Have the event loop of `thread` close what was left here, for a pool that is being collected.
 
-        It takes no lock, and may be called anywhere.
+        That takes no lock and runs no user code, so this may be called anywhere. Once the thread has ended, there is no
+        event loop to leave it to, and what was left is aborted here and now.
 
-        :param then: what the event loop calls first.
+        :param stop_reaper: what the event loop calls first.
         """
         self._thread = thread
         _fork.orphans.append(self)
+        if loop is not None and not loop.default:
+            # The main thread's event loop is there until the end. That of another thread may not come to it. Before its
+            # end is asked for, or it could end in between.
+            thread.orphans.append(self)
         if loop is None or thread.has_ended:
             self.abort_rest()
-            return
-        if not loop.default:
-            # The main thread's event loop is there until the end. That of another thread may not come to it.
-            thread.orphans.append(self)
-        loop.run_callback_threadsafe(self._finish, os.getpid(), then)
+        else:
+            loop.run_callback_threadsafe(self._finish, stop_reaper)
 
     def abort_rest(self) -> None:
         """Abort what no event loop will close any more: its thread has ended."""
@@ -106,18 +109,16 @@ class Closer:
             self._adapter.abort(connection)
         self._leave_orphans()
 
-    def _finish(self, pid: int, then: Callable[[], None]) -> None:
-        then()
-        if os.getpid() == pid:
-            self.start()
-            self._leave_orphans()
-        else:
-            self.abort_all()
+    def _finish(self, stop_reaper: Callable[[], None]) -> None:
+        stop_reaper()
+        self.start()
+        self._leave_orphans()
 
     def _leave_orphans(self) -> None:
         if not len(self) and self._thread is not None:
             for orphans in (_fork.orphans, self._thread.orphans):
-                if self in orphans:
+                # Its thread may end while another one does this.
+                with contextlib.suppress(ValueError):
                     orphans.remove(self)
 
     def _begin(self, connection: Any) -> None:

@@ -21,7 +21,7 @@ from gevent.hub import get_hub
 from gsocketpool import _callsite, _fork, _report
 from gsocketpool._adapter import Adapter, Context
 from gsocketpool._closer import Closer
-from gsocketpool._lifecycle import Lifecycle, forget_connections
+from gsocketpool._lifecycle import Lifecycle, abort_connections, forget_connections
 from gsocketpool._reaper import Reaper
 from gsocketpool._records import (
     CONNECTED_ONLY,
@@ -388,6 +388,9 @@ class Core:
         self._hub = hub
         self._thread = current.thread
         self._run_callback = hub.loop.run_callback
+        if not hub.loop.default:
+            # The event loop of the main thread is there until the end.
+            self._thread.own(self)
         self._waiters.attach(hub)
         self._lifecycle.attach(hub)
         if not self._state.closed:
@@ -416,12 +419,22 @@ class Core:
         self._hub = None
         self._thread = None
 
+    def _thread_ended(self) -> None:
+        """Abort every connection, those in use included: there is no event loop any more that could close them.
+
+        The entries stay as they are: other threads may still have leases of them.
+        """
+        abort_connections(self._state, self._adapter)
+        self._closer.abort_rest()
+
     def __del__(self) -> None:
-        # This may run anywhere, in the middle of another pool's bookkeeping or in another thread. So nothing is closed
-        # here.
+        # This may run anywhere, in the middle of another pool's bookkeeping or in another thread. So closing is left to
+        # the event loop, as long as there is one.
         if self._hub is not None and self._thread is not None:
             for entry in self._state.pop_all_idle("collected"):
                 self._closer.add(entry.connection)
+            # The reaper may keep the state for good, if the event loop never runs again.
+            self._state.forget_entries()
             self._closer.outlive_pool(self._hub.loop, self._thread, self._reaper.stop)
 
     # What to raise

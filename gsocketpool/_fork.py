@@ -13,15 +13,13 @@ from typing import Protocol
 
 import gevent
 
+from gsocketpool._threads import Orphan
+
 logger = logging.getLogger("gsocketpool")
 
 
 class Forkable(Protocol):
     def _after_fork(self) -> None: ...
-
-
-class Orphan(Protocol):
-    def abort_all(self) -> None: ...
 
 
 _listeners: weakref.WeakSet[Forkable] = weakref.WeakSet()
@@ -48,7 +46,8 @@ def _tell_all() -> None:
         _try(gevent.reinit)
     for listener in listeners:
         _try(listener._after_fork)
-    for orphan in orphans:
+    # Each takes itself off the list.
+    for orphan in orphans[:]:
         _try(orphan.abort_all)
     orphans.clear()
 

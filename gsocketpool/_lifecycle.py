@@ -308,6 +308,13 @@ def close_half_open(state: State, closer: Closer) -> None:
             closer.add(entry.connection)
 
 
+def abort_connections(state: State, adapter: Adapter) -> None:
+    """Abort every connection, half-open ones included. The state is left as it is."""
+    for entry in [*state.all_entries(), *state.opening.values()]:
+        if entry.connection is not None:
+            adapter.abort(entry.connection)
+
+
 def forget_connections(state: State, adapter: Adapter) -> None:
     """Abort the connections of the parent process, in a forked child, and empty the state."""
     for connection in state.reset_after_fork():

@@ -470,6 +470,11 @@ class State:
         return entries
 
     @_changes
+    def forget_entries(self) -> None:
+        """Forget what is in use. The pool is collected, and the connections are the callers' alone from now on."""
+        self.entries.clear()
+
+    @_changes
     def reset_after_fork(self) -> list[Any]:
         """Drop every entry, as a forked child must, and return the connections, half-open ones included.
 

@@ -1,7 +1,10 @@
-"""Which thread runs this, and whether it has ended."""
+"""Which thread runs this, and what becomes of its pools when it ends."""
 
 from __future__ import annotations
 
+import sys
+import weakref
+from collections.abc import Callable
 from typing import Protocol
 
 from gevent.monkey import get_original
@@ -12,7 +15,16 @@ _local = get_original("_thread", "_local")
 
 
 class Orphan(Protocol):
+    """What a collected pool has left to be closed."""
+
+    def abort_all(self) -> None: ...
     def abort_rest(self) -> None: ...
+
+
+class Owned(Protocol):
+    """A pool, as far as its thread knows it."""
+
+    def _thread_ended(self) -> None: ...
 
 
 class Thread:
@@ -21,8 +33,32 @@ class Thread:
     has_ended = False
 
     def __init__(self) -> None:
+        self.ident = get_ident()
         #: What its event loop has left to close of collected pools.
         self.orphans: list[Orphan] = []
+        #: The pools that belong to it. A list, for a WeakSet must not lose a member while another thread reads it.
+        self._pools: list[weakref.ref[Owned]] = []
+
+    def own(self, pool: Owned) -> None:
+        """Have ``pool._thread_ended()`` called at the end of the thread, if the pool is alive then."""
+        self._pools.append(weakref.ref(pool, self._pools.remove))
+
+    # The defaults, for when the interpreter ends, the names of this module are gone before the main thread is.
+    def end(
+        self, get_ident: Callable[[], int] = get_ident, is_finalizing: Callable[[], bool] = sys.is_finalizing
+    ) -> None:
+        """Have aborted what no event loop will close any more."""
+        self.has_ended = True
+        if is_finalizing() or get_ident() != self.ident:
+            # The system closes what a process leaves. And a forked child, where the other threads of the parent end at
+            # once, is told of the fork next.
+            return
+        for reference in self._pools[:]:
+            pool = reference()
+            if pool is not None:
+                pool._thread_ended()
+        for orphan in self.orphans[:]:
+            orphan.abort_rest()
 
 
 class _Life:
@@ -32,9 +68,7 @@ class _Life:
         self._thread = thread
 
     def __del__(self) -> None:
-        self._thread.has_ended = True
-        for orphan in list(self._thread.orphans):
-            orphan.abort_rest()
+        self._thread.end()
 
 
 class _Current(_local):  # type: ignore[misc, valid-type]

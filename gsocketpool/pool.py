@@ -43,7 +43,8 @@ logger = logging.getLogger("gsocketpool")
 class Pool(Core, Generic[C]):
     """Hands out connections to one backend, at most `max_connections` at a time.
 
-    A pool serves the greenlets of one thread: the one that first uses it. After a fork, the child's copy of a pool
+    A pool serves the greenlets of one thread: the one that first uses it. When that thread ends, every connection is
+    closed without a goodbye, in use or not, unless it is the main thread. After a fork, the child's copy of a pool
     starts empty. A pool that is collected closes its idle connections in the event loop's next turn.
 
     :param factory: a :class:`Connection` class, or any callable that returns a connection, open or not.

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import gevent
 import pytest
 
-from gsocketpool import Pool
+from gsocketpool import Pool, PoolEvents, TcpConnection, _fork
+from gsocketpool._adapter import Adapter
+from gsocketpool._closer import Closer
 from gsocketpool._reaper import _sweep_for_ever
+from gsocketpool._threads import Thread
+from tests.connections import check_echo
 from tests.scripted import PATIENCE, Backend, Plain, ScriptedConnection, end_event_loop, eventually, settle
 from tests.switches import Switches, greenlets_there_are
 
@@ -166,7 +171,7 @@ def test_a_pool_in_a_cycle_is_collected_in_whatever_its_reaper_does(backend: Bac
 
 
 @pytest.mark.parametrize("ends_loop", [True, False])
-def test_when_its_thread_has_ended_what_is_idle_in_a_collected_pool_is_closed(ends_loop: bool) -> None:
+def test_when_its_thread_has_ended_what_is_idle_is_closed_and_the_pool_can_be_collected(ends_loop: bool) -> None:
     pools = [Pool(Plain, reap_expired_connections=False)]
     connections: list[Plain] = []
 
@@ -178,14 +183,163 @@ def test_when_its_thread_has_ended_what_is_idle_in_a_collected_pool_is_closed(en
         if ends_loop:
             end_event_loop()
 
-    thread = threading.Thread(target=use)
-    thread.start()
-    thread.join()
-    assert connections[0].is_open
+    in_thread(use)
+    assert not connections[0].is_open
     reference = weakref.ref(pools.pop())
     gc.collect()
     assert reference() is None
-    assert not connections[0].is_open
+
+
+# The end of a thread
+
+
+def in_thread(act: Callable[[], object]) -> None:
+    thread = threading.Thread(target=act)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+class Telling(PoolEvents):
+    def closed(self, pool: Pool[Any], connection: Any, reason: str) -> None:
+        pass
+
+
+def leave_a_block(pool: Pool[Any]) -> None:
+    with pool.connection():
+        pass
+
+
+def leave_a_block_by_an_error(pool: Pool[Any]) -> None:
+    with contextlib.suppress(LookupError), pool.connection():
+        raise LookupError
+
+
+def release_in_another_thread(pool: Pool[Any]) -> None:
+    in_thread(pool.lease().release)
+
+
+def retire(pool: Pool[Any]) -> None:
+    connection = pool.acquire()
+    # The event loop's own greenlet does not wait for closings.
+    gevent.get_hub().loop.run_callback(pool.drain)
+    gevent.sleep(0)
+    pool.release(connection)
+
+
+LAST_ACTS: dict[str, Callable[[Pool[Any]], object]] = {
+    "a block": leave_a_block,
+    "a block left by an error": leave_a_block_by_an_error,
+    "discard": lambda pool: pool.discard(pool.acquire()),
+    "acquire": lambda pool: pool.acquire(),
+    "retirement": retire,
+    "a release in another thread": release_in_another_thread,
+}
+
+
+@pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "given up"])
+@pytest.mark.parametrize("events", [None, Telling()], ids=["quiet", "telling"])
+@pytest.mark.parametrize("act", LAST_ACTS)
+def test_a_thread_that_ends_leaves_no_connection_open(act: str, events: PoolEvents | None, is_kept: bool) -> None:
+    connections: list[weakref.ref[Plain]] = []
+    kept: list[Pool[Plain]] = []
+
+    def make() -> Plain:
+        connection = Plain()
+        connections.append(weakref.ref(connection))
+        return connection
+
+    def use() -> None:
+        pool = Pool(make, events=events)
+        if is_kept:
+            kept.append(pool)
+        # Until the greenlet that has opened it is gone.
+        leave_a_block(pool)
+        settle()
+        LAST_ACTS[act](pool)
+
+    in_thread(use)
+    gc.collect()
+    # A connection that no pool knows any more is as good as closed when it is gone.
+    assert [found for one in connections if (found := one()) is not None and found.is_open] == []
+
+
+# What the event loop is asked for by another thread keeps the pool. That of a thread that has ended never runs again.
+@pytest.mark.parametrize("act", [act for act in LAST_ACTS if act != "a release in another thread"])
+def test_a_pool_is_collected_whatever_the_last_act_of_its_thread_was(act: str) -> None:
+    pools: list[weakref.ref[Pool[Plain]]] = []
+
+    def use() -> None:
+        pool = Pool(Plain)
+        pools.append(weakref.ref(pool))
+        leave_a_block(pool)
+        settle()
+        LAST_ACTS[act](pool)
+
+    in_thread(use)
+    gc.collect()
+    assert pools[0]() is None
+
+
+def test_a_thread_that_ends_as_its_pool_is_collected_leaves_no_connection_open() -> None:
+    class Loop:
+        """The event loop of a thread that ends at the worst moment."""
+
+        @property
+        def default(self) -> bool:
+            thread.end()
+            return False
+
+        def run_callback_threadsafe(self, *_: Any) -> None:
+            pass
+
+    thread = Thread()
+    closer = Closer(1, Adapter(None))
+    connection = Plain()
+    connection.open()
+    closer.add(connection)
+    closer.outlive_pool(Loop(), thread, lambda: None)
+    assert not connection.is_open
+    assert closer not in _fork.orphans
+    assert thread.orphans == []
+
+
+def test_a_living_thread_does_not_keep_its_pools() -> None:
+    def use() -> None:
+        pool: Any = Pool(Plain)
+        pool.itself = pool
+        leave_a_block(pool)
+        settle()
+        reference = weakref.ref(pool)
+        del pool
+        gc.collect()
+        collected.append(reference() is None)
+
+    collected: list[bool] = []
+    in_thread(use)
+    assert collected == [True]
+
+
+def test_sockets_are_closed_though_their_event_loop_was_destroyed(
+    echo_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    connections: list[TcpConnection] = []
+
+    def use() -> None:
+        pool = Pool(TcpConnection, {"host": "127.0.0.1", "port": echo_port})
+        with pool.connection() as connection:
+            connections.append(connection)
+        # So that gevent has watchers for it.
+        check_echo(connection)
+        end_event_loop()
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    # The server runs in this thread.
+    eventually(lambda: not thread.is_alive())
+    thread.join()
+    assert connections[0].socket.fileno() == -1
+    assert caplog.records == []
 
 
 # The end of the interpreter
@@ -265,6 +419,19 @@ def use():
 thread = threading.Thread(target=use)
 thread.start()
 thread.join()
+""",
+    "a thread that goes on": """
+import threading
+Slow.abort = lambda self: print("aborted")
+ready = threading.Event()
+def use():
+    global other
+    other = Pool(Slow)
+    other.release(other.acquire())
+    ready.set()
+    gevent.sleep(100)
+threading.Thread(target=use, daemon=True).start()
+ready.wait()
 """,
 }
 

@@ -19,6 +19,7 @@ import gevent.os
 import pytest
 
 from gsocketpool import Pool, PoolClosedError, PoolEvents, PoolExhaustedError
+from gsocketpool._threads import current
 from tests.lines import Line, LineServer, line_pool
 from tests.lines import server as server
 from tests.scripted import (
@@ -510,6 +511,25 @@ def test_the_child_is_not_told_of_the_parents_connections(backend: Backend, is_u
     in_child(child)
     settle()
     assert told == [discarded.number, released.number]
+
+
+def test_a_child_of_a_thread_keeps_nothing_of_a_collected_pool() -> None:
+    def use() -> None:
+        pool: Pool[Any] | None = Pool(Plain)
+        assert pool is not None
+        pool.release(pool.acquire())
+        settle()
+        pool = None
+        gc.collect()
+        orphans.append(len(current.thread.orphans))
+        child = os.fork()
+        if child == 0:
+            os._exit(len(current.thread.orphans))
+        orphans.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    orphans: list[int] = []
+    with another_thread(use):
+        assert orphans == [1, 0]
 
 
 def test_a_destructor_says_no_goodbye_in_the_child() -> None:

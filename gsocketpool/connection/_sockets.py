@@ -80,7 +80,11 @@ def abort(candidate: Any) -> None:
     # Where there is no descriptor to spare for that, closing must do.
     with contextlib.suppress(OSError):
         replace(candidate)
-    candidate.close()
+    try:
+        candidate.close()
+    except (AttributeError, ValueError):
+        # Its event loop was destroyed, and then gevent fails, after it has let go of the socket's watchers.
+        candidate._sock.close()
 
 
 def replace(candidate: Any) -> None:
