@@ -89,6 +89,16 @@ def test_it_may_be_given_back_within_its_block(pool: FakePool[Any], connection: 
     assert pool.size == 0
 
 
+def test_one_acquired_by_hand_is_given_back_before_that_of_a_block(pool: FakePool[Any], connection: Any) -> None:
+    acquired = pool.acquire()
+    with pool.connection():
+        pool.release(acquired)
+        assert numbers(pool) == (1, 2, {})
+        acquired = pool.acquire()
+    assert numbers(pool) == (1, 3, {})
+    pool.release(acquired)
+
+
 def test_a_closed_one_hands_out_nothing(pool: FakePool[Any]) -> None:
     with pool, pool.connection():
         pool.close(timeout=0)

@@ -127,7 +127,9 @@ class FakePool(Generic[C]):
     def _last_lease(self, connection: C) -> FakeLease[C]:
         if connection is not self._connection or not self._leases:
             raise ConnectionNotFoundError(f"{shown(connection)} is not in use in pool {self.name!r}")
-        return self._leases[-1]
+        # A block gives back its own.
+        by_hand = [lease for lease in self._leases if not lease._is_entered]
+        return (by_hand or self._leases)[-1]
 
 
 class FakeLease(Generic[C]):
