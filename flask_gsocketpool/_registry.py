@@ -55,7 +55,8 @@ class Pools(Mapping[str, Pool[Any]]):
         self._app = app
         self._config = config
         self.scopes = scopes
-        self._overrides: dict[str, Any] = {}
+        #: What has taken the place of each pool, the last one in force.
+        self._overrides: dict[str, dict[object, Any]] = {}
         self._options = {
             name: Remembering(pool.options) if callable(pool.options) else pool.options
             for name, pool in config.pools.items()
@@ -68,42 +69,58 @@ class Pools(Mapping[str, Pool[Any]]):
             _sigterm.listen()
 
     def __getitem__(self, name: str) -> Pool[Any]:
-        if name in self._overrides:
-            override: Pool[Any] = self._overrides[name]
+        overrides = self._overrides.get(name)
+        if overrides:
+            override: Pool[Any] = next(reversed(overrides.values()))
             return override
         if self._config.drain_timeout is not None:
             # Again, for this may be a process that was forked after the app was made.
             _sigterm.listen()
-        made: PoolsOfThread | None = getattr(self._of_thread, "pools", None)
-        if made is None or name not in made:
-            self._require(name)
-            made = self.of_this_thread()
-            # Making one may take time. Callers that ask for it meanwhile wait for the same one, or for the same error.
-            making = made.making.get(name)
-            if making is None or making.ready():
-                making = made.making[name] = gevent.spawn(self._make, made, name)
-            error = making.get()
-            if error is not None:
-                raise error
-        return made[name]
+        try:
+            pool: Pool[Any] = self._of_thread.pools[name]
+            return pool
+        except (AttributeError, KeyError):
+            pass
+        return self._start(name)
 
-    def _make(self, made: PoolsOfThread, name: str) -> BaseException | None:
+    def _start(self, name: str) -> Pool[Any]:
+        """Make the pool called `name` for this thread, and return it."""
+        self._require(name)
+        pools = self.of_this_thread()
+        # Making one may take time. Callers that ask for it meanwhile wait for the same one, or for the same error.
+        making = pools.making.get(name)
+        if making is None or making.ready():
+            making = pools.making[name] = gevent.spawn(self._make, pools, name)
+        error = making.get()
+        if isinstance(error, gevent.GreenletExit):
+            # Raised as it is, it would end the caller without a word.
+            raise PoolError(f"pool {name!r} was not made, for the greenlet that was making it was killed")
+        if error is not None:
+            raise error
+        return pools[name]
+
+    def _make(self, pools: PoolsOfThread, name: str) -> BaseException | None:
         config = self._config.pools[name]
         settings = dict(config.settings)
         initial_connections = settings.pop("initial_connections", 0)
         try:
-            if not made.closed:
+            if not pools.closed:
                 # It is noted before it opens them, so that it can be closed meanwhile.
-                made.unfinished[name] = AppPool(self._app, self.scopes, config.factory, self._options[name], **settings)
-                made.unfinished[name].fill(initial_connections)
-                made[name] = made.unfinished[name]
+                pool = pools.unfinished[name] = AppPool(
+                    self._app, self.scopes, config.factory, self._options[name], **settings
+                )
+                pool.fill(initial_connections)
+                pools[name] = pool
         except (Exception, gevent.Timeout) as error:
             # For the callers. Raised here, it would be printed as well.
-            if not made.closed:
+            if not pools.closed:
                 return error
         finally:
-            made.unfinished.pop(name, None)
-        return PoolClosedError(f"pool {name!r} is closed, as all of the app's are") if made.closed else None
+            unfinished = pools.unfinished.pop(name, None)
+            if unfinished is not None and name not in pools:
+                # In the background, for the callers need not wait for what it has opened to be closed.
+                gevent.spawn(unfinished.close, timeout=0)
+        return PoolClosedError(f"pool {name!r} is closed, as all of the app's are") if pools.closed else None
 
     def fill(self, timeout: float) -> dict[str, BaseException]:
         """Makes all pools, and waits until their ``min_connections`` and ``initial_connections`` are open.
@@ -155,12 +172,12 @@ class Pools(Mapping[str, Pool[Any]]):
     def override(self, name: str, pool: Any) -> Callable[[], None]:
         """Has `pool` take the place of the one called `name`. Returns what undoes that."""
         self._require(name)
-        before = {key: value for key, value in self._overrides.items() if key == name}
-        self._overrides[name] = pool
+        overrides = self._overrides.setdefault(name, {})
+        token = object()
+        overrides[token] = pool
 
         def undo() -> None:
-            self._overrides.pop(name, None)
-            self._overrides.update(before)
+            overrides.pop(token, None)
 
         return undo
 
@@ -176,8 +193,9 @@ class Pools(Mapping[str, Pool[Any]]):
 
     def started(self) -> dict[str, Pool[Any]]:
         """Those that this thread has used so far, by name, or what has taken their place."""
-        made = {**self.of_this_thread(), **self._overrides}
-        return {name: made[name] for name in self if isinstance(made.get(name), Pool)}
+        overriding = {name: self[name] for name, overrides in self._overrides.items() if overrides}
+        started = {**self.of_this_thread(), **overriding}
+        return {name: started[name] for name in self if isinstance(started.get(name), Pool)}
 
     def private_copy(self, name: str, **settings: Any) -> Pool[Any]:
         """Makes a pool like the one called `name` that is the caller's own, to close and to have to itself.

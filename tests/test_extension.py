@@ -25,7 +25,7 @@ from flask_gsocketpool import (
 )
 from flask_gsocketpool._registry import Pools, UnknownPoolError
 from gsocketpool import Pool, PoolError, PoolExhaustedError
-from tests.scripted import PATIENCE, Backend, Plain, end_event_loop, numbers, settle
+from tests.scripted import PATIENCE, Backend, Plain, end_event_loop, eventually, numbers, settle
 
 
 def make_app(backend: Backend, **config: Any) -> Flask:
@@ -147,6 +147,44 @@ def test_requests_that_come_at_once_get_the_same_error_and_the_next_tries_again(
     assert {str(one.value) for one in requests} == {"down"}
     assert len(backend.connections) == 1
     assert isinstance(request(), Pool)
+
+
+def test_a_pool_that_fails_to_open_its_initial_connections_leaves_none_open(backend: Backend) -> None:
+    def connect() -> Any:
+        if len(backend.connections) == 1:
+            backend.failures.append(OSError("down"))
+        return backend.connect()
+
+    app = make_app(backend, SOCKETPOOL_FACTORY=connect, SOCKETPOOL_INITIAL_CONNECTIONS=2)
+    with app.app_context():
+        with pytest.raises(OSError, match="down"):
+            current_pool.stats()
+        eventually(lambda: not backend.open)
+        assert numbers(current_pool) == (0, 2, 0, 0)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_killing_the_greenlet_that_makes_a_pool_ends_no_view_without_a_word(backend: Backend, begun: bool) -> None:
+    app = make_app(backend, SOCKETPOOL_INITIAL_CONNECTIONS=2)
+    backend.opens.clear()
+
+    def request() -> str:
+        with pytest.raises(PoolError, match="pool 'default' was not made"):
+            app.extensions["gsocketpool"]["default"]
+        return "told"
+
+    def kill() -> None:
+        app.extensions["gsocketpool"].of_this_thread().making["default"].kill(block=False)
+
+    requests = [gevent.spawn(request) for _ in range(2)]
+    if begun:
+        settle()
+    # Without that, it comes in between: that greenlet is spawned by the first request, and so later than this one.
+    gevent.spawn(kill).join()
+    backend.opens.set()
+    assert [one.get(timeout=PATIENCE) for one in requests] == ["told", "told"]
+    eventually(lambda: not backend.open)
+    assert app.test_client().get("/").status_code == 200
 
 
 def test_comparing_makes_no_pool(backend: Backend) -> None:

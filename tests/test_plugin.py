@@ -239,6 +239,21 @@ def test_a_pool_is_overridden_at_once_and_until_the_end_of_a_block(app: Flask) -
     real.close()
 
 
+def test_overrides_may_be_undone_in_any_order(app: Flask) -> None:
+    with app.app_context():
+        real = current_pools["cache"]
+        first, second, third = (override_pool(app, "cache", name) for name in ("first", "second", "third"))
+        for undo, left in ((second, "third"), (third, "first"), (first, real)):
+            with undo:
+                pass
+            assert current_pools["cache"] == left
+        with override_pool(app, "cache", "fourth"):
+            with first:
+                pass
+            assert current_pools["cache"] == "fourth"
+    real.close()
+
+
 def test_only_a_pool_that_the_app_has_can_be_overridden(app: Flask) -> None:
     with pytest.raises(UnknownPoolError, match="cashe"):
         override_pool(app, "cashe", None)
