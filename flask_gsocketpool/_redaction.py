@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
+from gsocketpool.exceptions import shown
+
 MASK = "***"
 
 #: A secret that is shorter is none, and masking it would leave nothing legible.
@@ -103,7 +105,14 @@ def _spellings(secret: str) -> set[str]:
 def error_as_dict(error: BaseException, options: Mapping[str, Any]) -> dict[str, str]:
     """Returns the type and the message of an error that a pool with these `options` has raised, for JSON."""
     # In this order, for a secret may have spaces and line breaks, too.
-    return {"type": type(error).__name__, "message": " ".join(masked_text(str(error), options).split())}
+    return {"type": type(error).__name__, "message": " ".join(masked_text(_text_of(error), options).split())}
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return shown(error)
 
 
 def _is_pair(value: Sequence[Any]) -> bool:

@@ -89,7 +89,7 @@ def _probe(app: Flask, pools: Pools, name: str) -> BaseException | None:
 
 
 def _answer_of(probe: gevent.Greenlet, pools: Pools, name: str) -> dict[str, Any]:
-    error = probe.value or probe.exception
+    error = probe.exception if probe.value is None else probe.value
     if not probe.ready():
         error = TimeoutError(f"no connection within {READY_TIMEOUT:g} s")
     if error is None:

@@ -150,6 +150,25 @@ def test_an_error_is_told_without_its_secrets(backend: Backend, by_callable: boo
     assert error == {"type": "OSError", "message": "'***' is wrong"}
 
 
+class FalsyError(OSError):
+    def __bool__(self) -> bool:
+        return False
+
+
+class UnprintableError(OSError):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize("kind", [FalsyError, UnprintableError])
+def test_an_error_of_any_kind_is_told(backend: Backend, kind: type[OSError]) -> None:
+    app = make_app(SOCKETPOOL_FACTORY=backend.connect)
+    backend.failures.append(kind("down"))
+    error = get(app, "ready", 503)["pools"]["default"]["error"]
+    assert error["type"] == kind.__name__
+    assert "down" in error["message"]
+
+
 def test_the_time_of_the_request_is_not_that_of_the_probe(backend: Backend) -> None:
     app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_REQUEST_TIMEOUT=lambda request: 0)
     assert get(app, "ready")["ok"] is True

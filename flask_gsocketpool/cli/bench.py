@@ -161,7 +161,7 @@ def _repeat(
             while (now := clock()) < end and not any(worker.ready() for worker in workers):
                 gevent.joinall(workers, timeout=timer_seconds(min(TICK, end - now)), count=1)
                 show(min(clock(), end) - began)
-            if not any(worker.value for worker in workers):
+            if all(worker.value is None for worker in workers):
                 gevent.joinall(workers, timeout=GRACE)
         elapsed = clock() - began
         for worker in workers:
