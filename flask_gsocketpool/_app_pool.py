@@ -13,9 +13,10 @@ import gevent
 from blinker import NamedSignal
 from flask import Flask
 from flask.globals import _cv_app
+from gevent import getcurrent
 
 from flask_gsocketpool import signals
-from flask_gsocketpool._request_scope import Place, Scope, Scopes
+from flask_gsocketpool._request_scope import Place, Scope, Scopes, unwrapped
 from gsocketpool import InvalidArgumentError, Lease, Pool, PoolEvents, PoolExhaustedError
 from gsocketpool.settings import check_count, check_seconds
 
@@ -36,8 +37,10 @@ class AppEvents(PoolEvents):
     def exhausted(self, pool: Pool[Any], error: PoolExhaustedError) -> None:
         scope = self._scopes.of_request()
         if scope is not None:
-            held = "".join(f"; this request holds {scope.describe(lease)}" for lease in scope.leases())
-            error.args = (f"{error}{self._scopes.used_up(scope)}{held}",)
+            # All of them first, for describing one runs user code, which may give back another.
+            held = [(lease, lease.connection) for lease in scope.leases()]
+            holds = "".join(f"; this request holds {scope.describe(*pair)}" for pair in held)
+            error.args = (f"{error}{self._scopes.used_up(scope)}{holds}",)
         self._send(signals.pool_exhausted, pool, error=error)
 
     def _send(self, signal: NamedSignal, pool: Pool[Any], **what: Any) -> None:
@@ -47,7 +50,7 @@ class AppEvents(PoolEvents):
 
     def _send_in_context(self, signal: NamedSignal, app: Flask, what: Mapping[str, Any]) -> None:
         with context_of(self._app) or nullcontext():
-            signal.send(app, **what)
+            signal.send(app, _async_wrapper=app.ensure_sync, **what)
 
 
 class QuietEvents(AppEvents):
@@ -104,16 +107,16 @@ class AppPool(Pool[Any]):
         return Block(self, timeout, self._scopes)
 
     def release(self, connection: Any) -> None:
-        super().release(self._scopes.unwrapped(connection))
+        super().release(unwrapped(connection, self))
 
     def discard(self, connection: Any) -> None:
-        super().discard(self._scopes.unwrapped(connection))
+        super().discard(unwrapped(connection, self))
 
     def detach(self, connection: Any) -> Any:
-        return super().detach(self._scopes.unwrapped(connection))
+        return super().detach(unwrapped(connection, self))
 
     def drop(self, connection: Any) -> None:
-        super().drop(self._scopes.unwrapped(connection))
+        super().drop(unwrapped(connection, self))
 
     def bounded(self, timeout: float | None, scope: Scope) -> float | None:
         """Return a timeout as far as the current request, whose scope it is, may wait for so long."""
@@ -126,25 +129,33 @@ class AppPool(Pool[Any]):
         return min(check_seconds("timeout", timeout, zero=True, endless=True), self._scopes.remaining(scope))
 
     def _would_wait_for_itself(self, scope: Scope) -> bool:
-        """Return whether all that there is to wait for is given back at the end of blocks of this very request."""
-        held = scope.leases_of_blocks(self)
-        if not held:
+        """Return whether all that there is to wait for is given back at the end of blocks of the calling greenlet."""
+        # The cheap conditions first, for this runs at every further acquire of a request.
+        if self.size > len(scope.noted):
             return False
         stats = self.stats()
-        is_full = not stats.idle and not stats.opening and stats.in_use >= stats.max_connections
-        return is_full and len(held) == stats.in_use
+        if stats.idle or stats.opening or stats.in_use < stats.max_connections:
+            return False
+        holder = weakref.ref(getcurrent())
+        held = sum(
+            isinstance(lease, Block) and lease.holder is holder and lease.pool is self and lease.is_active
+            for lease in scope.noted
+        )
+        return held == stats.in_use
 
 
 class Block(Lease[Any]):
     """A lease that its request bounds and notes when its block is entered."""
 
-    __slots__ = ("_scopes", "place")
+    __slots__ = ("_scopes", "holder", "place")
 
     def __init__(self, pool: AppPool, timeout: float | None, scopes: Scopes) -> None:
         super().__init__(pool, timeout)
         self._scopes = scopes
         #: The line of the app's code that has asked for it.
         self.place = Place()
+        #: The greenlet that is in the block, weakly: one that is let go of must be collected.
+        self.holder: weakref.ref[Any] | None = None
 
     def __enter__(self) -> Any:
         scope = self._scopes.of_request()
@@ -154,8 +165,13 @@ class Block(Lease[Any]):
             pool: Any = self.pool
             self.timeout = pool.bounded(self.timeout, scope)
         connection = super().__enter__()
+        self.holder = weakref.ref(getcurrent())
         self._scopes.note(scope, self)
         return connection
+
+    def transfer(self) -> None:
+        super().transfer()
+        self.holder = weakref.ref(getcurrent())
 
 
 def context_of(app: weakref.ref[Flask]) -> AbstractContextManager[object] | None:

@@ -15,15 +15,15 @@ import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import flask.globals
-from flask import Flask, Response, has_request_context, request
+from flask import Flask, Response, appcontext_tearing_down, got_request_exception, has_request_context, request
 from flask.globals import _cv_app
 from werkzeug.local import LocalProxy
 
 from flask_gsocketpool import _server_check
-from flask_gsocketpool._streaming import Body, is_to_be_made
+from flask_gsocketpool._streaming import Body, is_pending
 from flask_gsocketpool.config import DEFAULT, PREFIX
 from gsocketpool import ConnectionNotFoundError, Lease, PoolExhaustedError
 from gsocketpool.exceptions import shown
@@ -38,7 +38,7 @@ _cv_request: ContextVar[Any] | None = vars(flask.globals).get("_cv_request")
 SCOPE = "_flask_gsocketpool_scope"
 
 #: The modules whose lines are not the app's, though its code runs them.
-NOT_THE_APPS = {"flask_gsocketpool.globals", "flask_gsocketpool._app_pool", __name__, "werkzeug.local"}
+OWN_MODULES = {"flask_gsocketpool.globals", "flask_gsocketpool._app_pool", __name__, "werkzeug.local"}
 
 TIMEOUT_KEY = f"{PREFIX}REQUEST_TIMEOUT"
 
@@ -57,7 +57,7 @@ class Place:
 
     def __init__(self) -> None:
         frame = sys._getframe(2)
-        while frame.f_back is not None and frame.f_globals.get("__name__") in NOT_THE_APPS:
+        while frame.f_back is not None and frame.f_globals.get("__name__") in OWN_MODULES:
             frame = frame.f_back
         self._file = frame.f_code.co_filename
         self._line = frame.f_lineno
@@ -67,37 +67,53 @@ class Place:
         return f"{self._file}:{self._line} in {self._function}"
 
 
+class CurrentConnection(LocalProxy[Any]):
+    """The type of ``current_connection``, which tells it from every other proxy."""
+
+    __slots__ = ()
+
+
+class Own(NamedTuple):
+    """A connection of the request's own."""
+
+    block: Any
+    connection: Any
+    #: Kept, so that no other pool can have its identity.
+    pool: Any
+
+
 class Scope:
     """The connections of one request, or of one app context."""
 
-    __slots__ = ("_manual", "_own", "_prune_at", "began", "deadline", "is_over", "is_streaming", "noted")
+    __slots__ = ("_manual", "_own", "_prune_at", "began", "body", "deadline", "is_over", "noted")
 
     def __init__(self, began: float) -> None:
-        #: Whether it ends with the body of the response.
-        self.is_streaming = False
+        #: The body of the response, if the scope ends with that. Weakly, for the body refers to the scope.
+        self.body: weakref.ref[Body] | None = None
         self.is_over = False
         #: When the request began and until when it may wait, by time.monotonic().
         self.began = began
         self.deadline: float | None = None
-        #: The request's own connection of each pool, and the block that gives it back.
-        self._own: dict[str, tuple[Any, Any]] = {}
+        #: By the name and the identity of the pool: threads that share the scope have pools of their own.
+        self._own: dict[tuple[str, int], Own] = {}
         #: Every lease that may be active, those of the own connections included, in the order of acquiring.
         self.noted: list[Lease[Any]] = []
-        #: Those of them that code other than a block acquired, and where.
-        self._manual: list[tuple[Lease[Any], Place]] = []
+        #: Where code other than a block acquired those of them that it did, by the identity of the lease.
+        self._manual: dict[int, Place] = {}
         self._prune_at = 16
 
-    def own(self, name: str) -> tuple[Any, Any] | None:
-        """Return the own connection of the pool of that name, behind its block. None if there is none."""
-        own = self._own.get(name)
+    def own(self, name: str, pool: Any) -> Own | None:
+        """Return the own connection of `pool`, which has that name now. None if there is none."""
+        own = self._own.get((name, id(pool)))
         # It may have been given back by hand. What has been put in the place of a pool may have blocks of any kind.
-        if own is None or (isinstance(own[0], Lease) and not own[0].is_active):
+        if own is None or not getattr(own.block, "is_active", True):
             return None
         return own
 
-    def adopt(self, name: str, block: Any, connection: Any) -> None:
+    def adopt(self, name: str, own: Own) -> None:
         """Make a connection the request's own, until the end."""
-        self._own[name] = block, connection
+        self._own[name, id(own.pool)] = own
+        block = own.block
         if isinstance(block, Lease) and not any(lease is block for lease in self.noted):
             # Only what is acquired in a request is noted by the app's pools themselves.
             self.note(block)
@@ -109,33 +125,24 @@ class Scope:
         """
         self.noted.append(lease)
         if place is not None:
-            self._manual.append((lease, place))
+            self._manual[id(lease)] = place
         if len(self.noted) > self._prune_at:
             # A request may be a long one, and use many connections one after the other.
             self.noted = self.leases()
-            self._manual = [manual for manual in self._manual if manual[0].is_active]
+            # Together, for another lease may get the identity of one that is not kept any more.
+            self._manual = {id(lease): self._manual[id(lease)] for lease in self.noted if id(lease) in self._manual}
             self._prune_at = max(16, 2 * len(self.noted))
 
     def leases(self) -> list[Lease[Any]]:
         """Return the leases that are active."""
         return [lease for lease in self.noted if lease.is_active]
 
-    def leases_of_blocks(self, pool: object) -> list[Lease[Any]]:
-        """Return the active leases of a pool that nothing but the end of a block, or of the request, gives back."""
-        return [lease for lease in self.leases() if lease.pool is pool and self._manual_place(lease) is None]
-
-    def describe(self, lease: Lease[Any]) -> str:
-        """Return what an error says of an active lease."""
-        return self._describe(lease, lease.connection)
-
-    def _describe(self, lease: Lease[Any], connection: object) -> str:
+    def describe(self, lease: Lease[Any], connection: object) -> str:
+        """Return what errors say of a lease and its connection. The lease need not be active any more."""
         return f"{shown(connection)} of pool {lease.pool.name!r}, acquired at {self._place_of(lease)}"
 
     def _place_of(self, lease: Lease[Any]) -> Place | None:
-        return getattr(lease, "place", None) or self._manual_place(lease)
-
-    def _manual_place(self, lease: Lease[Any]) -> Place | None:
-        return next((place for manual, place in self._manual if manual is lease), None)
+        return getattr(lease, "place", None) or self._manual.get(id(lease))
 
     def end(self, error: BaseException | None) -> list[tuple[str, str]]:
         """Give back the request's own connections, and discard what else it has not given back.
@@ -152,18 +159,20 @@ class Scope:
                 return []
         own, self._own = self._own, {}
         raised: list[BaseException] = []
-        for block, _ in own.values():
+        for kept in own.values():
             try:
-                block.__exit__(None if error is None else type(error), error, None)
+                kept.block.__exit__(None if error is None else type(error), error, None)
             except BaseException as failure:
                 raised.append(failure)
-        left = [(lease, lease.connection) for lease in self.leases()]
+        # Those of other threads are given back there, a little later.
+        blocks = [kept.block for kept in own.values()]
+        left = [(lease, lease.connection) for lease in self.leases() if not any(lease is block for block in blocks)]
         self.noted.clear()
         for lease, _ in left:
             _discard(lease)
         if raised:
             raise raised[0]
-        return [(str(self._place_of(lease)), self._describe(lease, connection)) for lease, connection in left]
+        return [(str(self._place_of(lease)), self.describe(lease, connection)) for lease, connection in left]
 
     def __del__(self) -> None:
         # Flask did not end it before its context went: another teardown function has failed, or the response was never
@@ -195,6 +204,8 @@ class Scopes:
         self.has_timeout = request_timeout is not None
         #: The places where something was acquired and not given back. Each is reported once.
         self._reported: set[str] = set()
+        self._watches_app_contexts = False
+        got_request_exception.connect(self.drop_body, app)
 
     def current(self) -> Scope:
         """Return the scope of the current context."""
@@ -206,18 +217,17 @@ class Scopes:
 
     def _watch_app_contexts(self) -> None:
         """Have Flask end the scopes of app contexts, from the first that has one: it would ask at each request, too."""
-        app = self._app()
-        if app is not None and self.end_app_context not in app.teardown_appcontext_funcs:
-            # First, to be called last: the app's own functions may use a connection. Flask may be calling the old ones.
-            app.teardown_appcontext_funcs = [self.end_app_context, *app.teardown_appcontext_funcs]
+        if not self._watches_app_contexts:
+            self._watches_app_contexts = True
+            # Sent after the app's own functions, which may use a connection, and also if one of them is running now.
+            appcontext_tearing_down.connect(self.end_app_context, cast(Any, self._app()))
 
     def of_request(self) -> Scope | None:
         """Return the scope of the current request; None where the app has no request to answer."""
         context = _request_context()
         if context is None or context.app is not self._app():
             return None
-        scope: Scope | None = getattr(context, SCOPE, None)
-        return self._begin_scope(context) if scope is None else scope
+        return self._scope_of(context)
 
     def note(self, scope: Scope, lease: Lease[Any], place: Place | None = None) -> None:
         """Note a lease that begins now, in a request that had this scope when it began to acquire."""
@@ -239,30 +249,17 @@ class Scopes:
 
     def connection(self, name: str, pool: Any) -> Any:
         """Return the own connection of `pool` that the current scope has, acquired now if it has none."""
-        own = self.current().own(name)
+        own = self.current().own(name, pool)
         if own is None:
             block = pool.connection()
             connection = block.__enter__()
             # Meanwhile the scope may have ended, or have got one by another greenlet that shares its context.
-            own = self.current().own(name)
+            own = self.current().own(name, pool)
             if own is None:
-                self.current().adopt(name, block, connection)
+                self.current().adopt(name, Own(block, connection, pool))
                 return connection
             block.__exit__(None, None, None)
-        return own[1]
-
-    def unwrapped(self, connection: Any) -> Any:
-        """Return what ``current_connection`` stands for, and anything else as it is.
-
-        :raises ConnectionNotFoundError: if the request has none, or none any more: the proxy would acquire another one.
-        """
-        if type(connection) is not LocalProxy:
-            return connection
-        scope: Scope | None = getattr(_context(), SCOPE, None)
-        own = None if scope is None else scope.own(DEFAULT)
-        if own is None:
-            raise ConnectionNotFoundError("current_connection was not acquired yet, or was given back already")
-        return own[1]
+        return own.connection
 
     # What Flask calls
 
@@ -272,11 +269,11 @@ class Scopes:
 
     def hold_for_body(self, response: Response) -> Response:
         """Let the scope end with the body of the response, if that is still to be made."""
-        if is_to_be_made(response):
+        if is_pending(response):
             context = _context()
             scope = self._scope_of(context)
-            scope.is_streaming = True
             response.response = body = Body(response.response, partial(self._end, context, scope))
+            scope.body = weakref.ref(body)
             if _server_check.server_of(request.environ) is not None:
                 # A server has sent nothing before the first part. The client of a test reads it when it likes.
                 try:
@@ -286,26 +283,37 @@ class Scopes:
                     return self._answer(error)
         return response
 
+    def drop_body(self, app: Flask, exception: BaseException, **_: Any) -> None:
+        """Close the body of a response in whose place Flask answers with an error.
+
+        What runs after :meth:`hold_for_body` may fail: saving the session, for one. Once it has begun, a body has its
+        context pushed, so that Flask would not end the request.
+        """
+        scope: Scope | None = getattr(_context(), SCOPE, None)
+        body = None if scope is None or scope.body is None else scope.body()
+        if body is not None:
+            body.drop(exception)
+
     def end_request(self, error: BaseException | None) -> None:
         """End the scope of the current request, unless the body of its response is still to come."""
         # Flask has made it the current one.
         context = _cv_app.get() if _cv_request is None else _cv_request.get()
         scope: Scope | None = getattr(context, SCOPE, None)
         # Some versions of Flask call this before the body, others after it, and others twice.
-        if scope is not None and (error is not None or not scope.is_streaming):
+        if scope is not None and (error is not None or scope.body is None):
             self._end(context, scope, error)
 
-    def end_app_context(self, error: BaseException | None) -> None:
+    def end_app_context(self, app: Flask, exc: BaseException | None, **_: Any) -> None:
         """End the scope of the current app context, which has one if it was used without a request."""
         context = _cv_app.get()
         scope: Scope | None = getattr(context, SCOPE, None)
-        if scope is not None and (error is not None or not scope.is_streaming):
-            self._end(context, scope, error)
+        if scope is not None and (exc is not None or scope.body is None):
+            self._end(context, scope, exc)
 
     def _end(self, context: Any, scope: Scope, error: BaseException | None) -> None:
         if getattr(context, SCOPE, None) is scope:
             delattr(context, SCOPE)
-        scope.is_streaming = False
+        scope.body = None
         for place, description in scope.end(error):
             self._report(place, description)
 
@@ -356,5 +364,20 @@ def _request_context() -> Any:
 
 
 def _context() -> Any:
-    """Return the context of the current request, or the app context where there is no request of the current app's."""
-    return _request_context() or _cv_app.get()
+    """Return the context of the current request, or else the current app context, or None if there is none either."""
+    return _request_context() or _cv_app.get(None)
+
+
+def unwrapped(connection: Any, pool: Any) -> Any:
+    """Return the request's own connection of `pool` for ``current_connection``, and anything else as it is.
+
+    :raises ConnectionNotFoundError: if the request has none, or none any more: the proxy would acquire another one.
+    """
+    # Its class is what isinstance() would ask.
+    if type(connection) is not CurrentConnection:
+        return connection
+    scope: Scope | None = getattr(_context(), SCOPE, None)
+    own = None if scope is None else scope.own(DEFAULT, pool)
+    if own is None:
+        raise ConnectionNotFoundError("current_connection was not acquired yet, or was given back already")
+    return own.connection

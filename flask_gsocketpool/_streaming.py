@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from flask import Response
-from werkzeug.wsgi import ClosingIterator
+from flask import Response, request
+from werkzeug.wsgi import ClosingIterator, FileWrapper
 
 from gsocketpool import PoolExhaustedError
 
 
-def is_to_be_made(response: Response) -> bool:
-    """Return whether the body of a response is still to be made, by code that may use connections."""
-    if not response.is_streamed or response.direct_passthrough:
+def is_pending(response: Response) -> bool:
+    """Return whether code that may use connections has still to make the body of a response."""
+    if not response.is_streamed or (response.direct_passthrough and _is_file(response.response)):
         return False
     if isinstance(response.response, ClosingIterator) and response.content_length is not None:
         # A response within this one, such as the page of an HTTPException, whose body is there.
         response.make_sequence()
         return False
     return True
+
+
+class _Items:
+    def __getitem__(self, key: int) -> Any:
+        raise IndexError
+
+
+#: What iterates over an object that has items only, as gunicorn's wrapper for files.
+_ItemsIterator: type = type(iter(_Items()))
+
+
+def _is_file(body: Any) -> bool:
+    """Return whether a body is a file, as of ``send_file``. The server may know how to send that, so it must stay."""
+    kinds: list[type] = [FileWrapper, io.IOBase]
+    # A server has a wrapper of its own, or takes the file as it is.
+    server_wrapper = request.environ.get("wsgi.file_wrapper")
+    if isinstance(server_wrapper, type):
+        kinds.append(server_wrapper)
+    # The part of it that answers a request for a range is in one more wrapper, which keeps what iterates over the file.
+    return isinstance(getattr(body, "iterable", body), (*kinds, _ItemsIterator))
 
 
 class Body:
@@ -37,6 +58,7 @@ class Body:
 
         :raises PoolExhaustedError: if it gets no connection. All other errors are raised when the body is read.
         """
+        self._has_begun = True
         try:
             part = next(self._parts)
         except PoolExhaustedError as error:
@@ -70,11 +92,17 @@ class Body:
 
     def close(self) -> None:
         """End the scope. The server calls this in any case, also if the client has gone before the body has ended."""
-        if not self._has_begun:
-            # No exchange was begun here, either. Some versions of Flask end the request when they close their part.
-            self._end(None)
+        try:
+            if not self._has_begun:
+                # No exchange was begun here, either. Some versions of Flask end the request when they close their part.
+                self._end(None)
+        finally:
+            self.drop(GeneratorExit())
+
+    def drop(self, error: BaseException) -> None:
+        """End the scope with an error, after what the body is made from."""
         try:
             if hasattr(self._source, "close"):
                 self._source.close()
         finally:
-            self._end(GeneratorExit())
+            self._end(error)

@@ -53,8 +53,10 @@ class GSocketPool:
             app.before_request_funcs[None].insert(0, scopes.begin_request)
         _logging.use_default_handler()
         _server_check.watch()
-        app.after_request(scopes.hold_for_body)
-        app.teardown_request(scopes.end_request)
+        # Behind the functions of the app, whenever these are registered: they may replace the response, and use a
+        # connection. Flask calls the first one last.
+        app.after_request_funcs.setdefault(None, []).insert(0, scopes.hold_for_body)
+        app.teardown_request_funcs.setdefault(None, []).insert(0, scopes.end_request)
         app.shell_context_processor(_names_for_the_shell)
         app.cli.add_command(cli.group)
         app.extensions[EXTENSION] = Pools(app, config, scopes)
@@ -86,9 +88,9 @@ class _ExhaustionHandler:
             if handler is not None and handler is not self:
                 answer: ResponseReturnValue = current_app.ensure_sync(handler)(error)
                 return answer
-        more = self._complaints[error.pool_name].admit()
-        if more is not None:
-            logger.warning("app %r: answered 503: %s%s", current_app.name, error, more)
+        suffix = self._complaints[error.pool_name].admit()
+        if suffix is not None:
+            logger.warning("app %r: answered 503: %s%s", current_app.name, error, suffix)
         unavailable = ServiceUnavailable(retry_after=1)
         # handle_http_exception() would do, but takes the context as well from Flask 3.2 on.
         handler = current_app._find_error_handler(unavailable, request.blueprints)
@@ -97,4 +99,5 @@ class _ExhaustionHandler:
 
 
 def _handler_of(app: Flask, kind: type) -> Any:
-    return app.error_handler_spec[None][None].get(kind)
+    # Flask's defaultdicts would create what they are asked for by index.
+    return app.error_handler_spec.get(None, {}).get(None, {}).get(kind)

@@ -9,6 +9,7 @@ from flask.globals import _cv_app
 from werkzeug.local import LocalProxy
 
 from flask_gsocketpool._registry import EXTENSION, Pools, pools_of
+from flask_gsocketpool._request_scope import CurrentConnection, unwrapped
 from flask_gsocketpool.config import DEFAULT
 from gsocketpool import Lease, Pool
 
@@ -33,12 +34,33 @@ def _default_pool() -> Pool[Any]:
 
 
 class _CurrentPool(LocalProxy[Pool[Any]]):
-    """The proxy for the default pool. What every view calls does without the detour through the proxy."""
+    """The proxy for the default pool.
+
+    What every view calls does without the detour through the proxy. Whatever the pool is, ``current_connection`` may be
+    given back.
+    """
 
     __slots__ = ()
 
-    def connection(self, timeout: float | None = None) -> Lease[Any]:
-        return _default_pool().connection(timeout)
+    def connection(self, *arguments: Any, **keywords: Any) -> Lease[Any]:
+        # As given, for what has taken the place of a pool need not take all that a pool does.
+        return _default_pool().connection(*arguments, **keywords)
+
+    def release(self, connection: Any) -> None:
+        pool = _default_pool()
+        pool.release(unwrapped(connection, pool))
+
+    def discard(self, connection: Any) -> None:
+        pool = _default_pool()
+        pool.discard(unwrapped(connection, pool))
+
+    def detach(self, connection: Any) -> Any:
+        pool = _default_pool()
+        return pool.detach(unwrapped(connection, pool))
+
+    def drop(self, connection: Any) -> None:
+        pool = _default_pool()
+        pool.drop(unwrapped(connection, pool))
 
 
 def _connection(name: str) -> Any:
@@ -90,4 +112,4 @@ current_connections = CurrentConnections()
 
 #: The request's own connection of the default pool. It is acquired when it is first touched, and given back when the
 #: response is done.
-current_connection: Any = LocalProxy(_default_connection)
+current_connection: Any = CurrentConnection(_default_connection)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,7 @@ from flask_gsocketpool import (
 from flask_gsocketpool._registry import pools_of
 from flask_gsocketpool.testing import override_pool
 from gsocketpool import ConnectionNotFoundError, InvalidArgumentError, PoolExhaustedError
+from gsocketpool.testing import FakePool
 from tests.scripted import PATIENCE, Backend, CheckedConnection, Clock, eventually, numbers, settle, spawn_acquire
 
 TOO_LONG = 1000
@@ -349,6 +351,26 @@ def test_what_has_taken_the_place_of_a_pool_is_asked_for_a_block(site: App) -> N
     assert log == ["enter", None]
 
 
+def test_what_has_taken_the_place_of_a_pool_is_called_with_what_is_given(site: App) -> None:
+    class Bare:
+        @contextmanager
+        def connection(self) -> Iterator[str]:
+            yield "scripted"
+
+    with override_pool(site, "default", Bare()), site.app_context(), current_pool.connection() as connection:
+        assert connection == "scripted"
+
+
+def test_what_takes_the_place_of_a_pool_is_seen_at_once_and_so_is_its_end(site: App) -> None:
+    def view() -> str:
+        own = current_connection.number
+        with override_pool(site, "default", FakePool(SimpleNamespace(number="another"))):
+            other = current_connection.number
+        return f"{own} {other} {current_connection.number}"
+
+    assert site.ask(view).text == "0 another 0"
+
+
 # Streaming
 
 
@@ -502,6 +524,103 @@ def test_a_request_is_told_so_when_it_enters_a_block_that_it_has_made_before(bac
         assert app.ask(view).text == "told"
 
 
+def use_for_a_while() -> int:
+    with current_pool.connection() as connection:
+        settle()
+        number: int = connection.number
+        return number
+
+
+def test_greenlets_that_share_the_context_wait_for_each_other(backend: Backend) -> None:
+    app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1)
+
+    def view() -> str:
+        use_for_a_while()
+        greenlets = [gevent.spawn(copy_context().run, use_for_a_while) for _ in range(3)]
+        return str([greenlet.get(timeout=PATIENCE) for greenlet in greenlets])
+
+    assert app.ask(view).text == "[0, 0, 0]"
+
+
+def test_a_request_waits_for_a_block_that_it_has_handed_to_another_greenlet(backend: Backend) -> None:
+    app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1)
+
+    def view() -> str:
+        lease = current_pool.connection()
+        lease.__enter__()
+
+        def take_over() -> None:
+            lease.transfer()
+            settle()
+            lease.release()
+
+        greenlet = gevent.spawn(copy_context().run, take_over)
+        gevent.sleep(0)
+        number = use_for_a_while()
+        greenlet.join()
+        return str(number)
+
+    assert app.ask(view).text == "0"
+
+
+def calls_of(function: Callable[[], object]) -> int:
+    """How many functions of Python a function calls, all in all."""
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("by_block", [True, False])
+def test_what_an_acquire_costs_does_not_grow_with_what_the_request_holds(backend: Backend, by_block: bool) -> None:
+    app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1000)
+    with app.app_context():
+        current_pool.fill(400)
+    acquire = (lambda: current_pool.connection().__enter__()) if by_block else (lambda: current_pool.acquire())
+
+    def hold(number: int) -> int:
+        with app.test_request_context():
+            held: list[Any] = []
+            calls = calls_of(lambda: held.extend(acquire() for _ in range(number)))
+            for connection in held:
+                current_pool.release(connection)
+            return calls
+
+    assert hold(400) < 3 * hold(200)
+
+
+def test_an_error_names_what_a_request_holds_though_that_is_given_back_meanwhile(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=2)
+
+    def view() -> str:
+        first, second = current_pool.acquire(), current_pool.acquire()
+        monkeypatch.setattr(type(first), "__repr__", give_back)
+        held.extend([first, second])
+        with pytest.raises(PoolExhaustedError) as caught:
+            current_pool.acquire(timeout=0)
+        return str(caught.value)
+
+    def give_back(connection: Any) -> str:
+        with suppress(ConnectionNotFoundError):
+            current_pool.release(held[1])
+        return f"<connection {connection.number}>"
+
+    held: list[Any] = []
+    said = app.ask(view).text
+    assert "this request holds <connection 0>" in said
+    assert "this request holds <connection 1>" in said
+
+
 def test_a_request_waits_for_what_others_hold(backend: Backend) -> None:
     app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=2)
     with app.app_context():
@@ -625,20 +744,6 @@ def test_what_nobody_has_ended_is_taken_back_with_its_context(site: App) -> None
     settle()
     assert site.numbers()[0] == 0
     assert site.stats().discarded["not_released"]
-
-
-def test_what_is_touched_after_the_end_is_taken_back_with_its_context(backend: Backend) -> None:
-    app = Flask("app")
-    app.config.update(SOCKETPOOL_FACTORY=backend.connect)
-    # Registered before the pools are, this is called after them.
-    app.teardown_appcontext(lambda error: touch())
-    GSocketPool(app)
-    app.add_url_rule("/", "view", lambda: "ok")
-    app.test_client().get("/")
-    assert backend.open
-    gc.collect()
-    settle()
-    assert not backend.open
 
 
 def test_a_body_that_is_never_closed_is_ended_with_its_context(site: App) -> None:
@@ -987,6 +1092,25 @@ def test_a_receiver_that_waits_keeps_nobody(site: App) -> None:
 
     with connection_opened.connected_to(wait, site), gevent.Timeout(PATIENCE / 2):
         assert site.ask(lambda: str(current_connection.number)).text == "0"
+
+
+def test_a_receiver_may_be_async(site: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def note(sender: Flask, **what: Any) -> None:
+        told.append(what["connection"].number)
+
+    # What Flask does with the async extra.
+    monkeypatch.setattr(site, "async_to_sync", lambda function: lambda *given, **named: run(function(*given, **named)))
+    told: list[int] = []
+    with connection_opened.connected_to(note, site):
+        site.ask(lambda: str(touch()))
+        settle()
+    assert told == [0]
+
+
+def run(coroutine: Any) -> None:
+    """Runs a coroutine that waits for nothing."""
+    with suppress(StopIteration):
+        coroutine.send(None)
 
 
 def test_the_pools_are_there_in_the_shell(site: App) -> None:
