@@ -22,7 +22,7 @@ from gsocketpool.settings import check_count, check_seconds
 
 
 class AppEvents(PoolEvents):
-    """Sends an app's signals, and says more of what is exhausted."""
+    """Send the signals of an app, and add to an error of exhaustion what the request holds."""
 
     def __init__(self, app: weakref.ref[Flask], scopes: Scopes) -> None:
         self._app = app
@@ -54,7 +54,7 @@ class AppEvents(PoolEvents):
 
 
 class QuietEvents(AppEvents):
-    """The events of a pool that is not the app's own: the receivers of the app's signals are not told of it."""
+    """Send no signals, for a pool that is not one of the app's."""
 
     def _send(self, signal: NamedSignal, pool: Pool[Any], **what: Any) -> None:
         pass
@@ -119,7 +119,7 @@ class AppPool(Pool[Any]):
         super().drop(unwrapped(connection, self))
 
     def bounded(self, timeout: float | None, scope: Scope) -> float | None:
-        """Return a timeout as far as the current request, whose scope it is, may wait for so long."""
+        """Return `timeout`, shortened to what the current request may still wait. `scope` is the request's."""
         if scope.noted and self._would_wait_for_itself(scope):
             return 0
         if not self._scopes.has_timeout:
@@ -129,7 +129,7 @@ class AppPool(Pool[Any]):
         return min(check_seconds("timeout", timeout, zero=True, endless=True), self._scopes.remaining(scope))
 
     def _would_wait_for_itself(self, scope: Scope) -> bool:
-        """Return whether all that there is to wait for is given back at the end of blocks of the calling greenlet."""
+        """Return whether the pool is full, and the calling greenlet is inside the blocks of all its connections."""
         # The cheap conditions first, for this runs at every further acquire of a request.
         if self.size > len(scope.noted):
             return False
@@ -175,12 +175,12 @@ class Block(Lease[Any]):
 
 
 def context_of(app: weakref.ref[Flask]) -> AbstractContextManager[object] | None:
-    """Return a context manager that makes an app's context current; None if it is so already."""
-    there = app()
+    """Return a context manager that makes an app's context current, or None if one is current already."""
+    wanted = app()
     current = _cv_app.get(None)
-    if there is None or (current is not None and current.app is there):
+    if wanted is None or (current is not None and current.app is wanted):
         return None
-    return _pushed(there)
+    return _pushed(wanted)
 
 
 @contextmanager

@@ -29,12 +29,12 @@ _ASSIGNMENT = re.compile(
 
 
 def looks_secret(name: object) -> bool:
-    """Returns whether what is called `name` had better not be shown: by a part of the name, and rather too often."""
+    """Return whether a value called `name` may be a secret. A part of the name decides, rather too often than not."""
     return _SECRET_NAME.search(str(name)) is not None
 
 
 def address_of(options: Mapping[str, Any]) -> str | None:
-    """Return where a pool with these options connects to: ``host:port``, a path, or None if they don't tell."""
+    """Return where a pool with these options connects to: ``host:port``, a path, or None if they don't say."""
     host, port, path = (options.get(name) for name in ("host", "port", "path"))
     if isinstance(host, str) and host:
         if port is None:
@@ -44,9 +44,9 @@ def address_of(options: Mapping[str, Any]) -> str | None:
 
 
 def masked_value(name: object, value: object) -> Any:
-    """Returns what may be shown of the option called `name`, in a form that becomes JSON.
+    """Return what may be shown of the option called `name`, as a value for JSON.
 
-    Of what is neither a str, a number, nor made of those, only the type is told.
+    Of a value that is neither a str, a number, nor made of those, this is the type.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -67,7 +67,7 @@ def masked_value(name: object, value: object) -> Any:
 
 
 def masked_url(url: str) -> str:
-    """Returns a URL without its user and password, and without the secrets in its query."""
+    """Return a URL without its user and password, and without the secrets in its query."""
     target, mark, query = url.partition("?")
     shown = []
     for part in query.split("&"):
@@ -79,10 +79,10 @@ def masked_url(url: str) -> str:
 
 
 def masked_text(text: str, options: Mapping[str, Any] | None = None) -> str:
-    """Returns a text, such as an error's, without the secrets in it.
+    """Return a text, such as an error's, without the secrets in it.
 
-    These are the secrets among `options`, users and passwords in URLs, and whatever is said to be a password or the
-    like: ``password=…``.
+    These are the secrets among `options`, users and passwords in URLs, and values with the name of a secret:
+    ``password=…``.
     """
     if options is not None:
         for secret in sorted(set(_secrets("", options)), key=len, reverse=True):
@@ -96,14 +96,14 @@ def masked_text(text: str, options: Mapping[str, Any] | None = None) -> str:
 
 
 def _spellings(secret: str) -> set[str]:
-    """How a secret may stand in a text: as it is, quoted for Python, for JSON or for a URL."""
+    """Return the spellings of a secret in a text: as it is, and quoted for Python, for JSON or for a URL."""
     as_literals = {literal(secret)[1:-1] for literal in (repr, ascii, json.dumps)}
     in_urls = {quoted(secret, safe=safe, errors="replace") for quoted in (quote, quote_plus) for safe in ("", "/")}
     return {secret, *as_literals, *in_urls}
 
 
 def error_as_dict(error: BaseException, options: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the type and the message of an error that a pool with these `options` has raised, for JSON."""
+    """Return the type and the message of an error that a pool with these `options` has raised, for JSON."""
     # In this order, for a secret may have spaces and line breaks, too.
     return {"type": type(error).__name__, "message": " ".join(masked_text(_text_of(error), options).split())}
 
@@ -116,12 +116,12 @@ def _text_of(error: BaseException) -> str:
 
 
 def _is_pair(value: Sequence[Any]) -> bool:
-    """Whether that is the name and the value of a secret, as headers are often given."""
+    """Return whether a sequence is the name and the value of a secret, as headers are often given."""
     return len(value) == 2 and isinstance(value[0], str) and looks_secret(value[0])
 
 
 def _secrets(name: object, value: object) -> Iterator[str]:
-    """The secrets in an option, as they would stand in a text."""
+    """Yield the secrets in an option, as a text would have them."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _secrets(name if looks_secret(name) else key, inner)
@@ -142,9 +142,9 @@ def _secrets(name: object, value: object) -> Iterator[str]:
 
 
 def _passwords_in_urls(text: str) -> Iterator[str]:
-    """Those in the URLs of an option, and in all of it taken for one URL, as it is where a password has :// inside.
+    """Yield the passwords in the URLs of an option, and in the option as one URL: a password may have :// inside.
 
-    One that is not quoted may have an @ inside, too, and so may a path.
+    A password that is not quoted may have an @ inside, too, and so may a path.
     """
     _, *urls = text.split("://")
     for url in (*urls, "://".join(urls)):

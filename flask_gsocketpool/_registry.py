@@ -26,7 +26,7 @@ EXTENSION = "gsocketpool"
 
 
 def pools_of(app: Flask) -> Pools:
-    """The pools of `app`.
+    """Return the pools of `app`.
 
     :raises RuntimeError: if it was not registered.
     """
@@ -123,10 +123,10 @@ class Pools(Mapping[str, Pool[Any]]):
         return PoolClosedError(f"pool {name!r} is closed, as all of the app's are") if pools.closed else None
 
     def fill(self, timeout: float) -> dict[str, BaseException]:
-        """Makes all pools, and waits until their ``min_connections`` and ``initial_connections`` are open.
+        """Make all pools, and wait until their ``min_connections`` and ``initial_connections`` are open.
 
         :param timeout: the most seconds to wait. What is not open by then is opened in the background.
-        :returns: why they are not open, for those pools of which that is so.
+        :returns: an error for each pool whose connections are not open, by its name.
         """
         deadline = time.monotonic() + timeout
         filling = {name: gevent.spawn(self._fill, name, deadline) for name in self}
@@ -146,9 +146,9 @@ class Pools(Mapping[str, Pool[Any]]):
         return None
 
     def close(self, why: str = "") -> None:
-        """Closes those of this thread for good, and what is out under its user. No others can be had from now on.
+        """Close the pools of this thread for good, and connections in use under their users. No more pools are made.
 
-        :param why: where connections in use are nothing to expect, what to say of it in the log.
+        :param why: If given, log this reason for every pool that still has connections in use.
         """
         pools = self.of_this_thread().shut()
         for pool in pools:
@@ -170,7 +170,7 @@ class Pools(Mapping[str, Pool[Any]]):
     __hash__ = object.__hash__
 
     def override(self, name: str, pool: Any) -> Callable[[], None]:
-        """Has `pool` take the place of the one called `name`. Returns what undoes that."""
+        """Put `pool` in the place of the one called `name`, and return a function that undoes this."""
         self._require(name)
         overrides = self._overrides.setdefault(name, {})
         token = object()
@@ -183,26 +183,26 @@ class Pools(Mapping[str, Pool[Any]]):
 
     @property
     def config(self) -> AppConfig:
-        """What the pools are made of."""
+        """Return the configuration that the pools are made from."""
         return self._config
 
     def options_of(self, name: str) -> Mapping[str, Any]:
-        """The options of a pool as far as they are known: what a callable returns is, from its first call on."""
+        """Return the options of a pool. Those that a callable returns are known from its first call on."""
         options = self._options[name]
         return options.last if isinstance(options, Remembering) else options
 
     def started(self) -> dict[str, Pool[Any]]:
-        """Those that this thread has used so far, by name, or what has taken their place."""
+        """Return the pools that this thread has used so far, or the overrides in their place, by name."""
         overriding = {name: self[name] for name, overrides in self._overrides.items() if overrides}
         started = {**self.of_this_thread(), **overriding}
         return {name: started[name] for name in self if isinstance(started.get(name), Pool)}
 
     def private_copy(self, name: str, **settings: Any) -> Pool[Any]:
-        """Makes a pool like the one called `name` that is the caller's own, to close and to have to itself.
+        """Make a pool like the one called `name`, for the caller alone, who closes it.
 
         It opens nothing before it is asked for a connection, and sends no signals.
 
-        :param settings: what is to be different about it.
+        :param settings: what is different about it.
         """
         self._require(name)
         config = self._config.pools[name]
@@ -210,15 +210,16 @@ class Pools(Mapping[str, Pool[Any]]):
         return AppPool(self._app, self.scopes, config.factory, self._options[name], QuietEvents, **changed)
 
     def clone(self) -> Pools:
-        """The same pools, none of them made yet."""
+        """Return the same pools, none of them made yet."""
         return Pools(self._app, self._config, self.scopes)
 
     def of_this_thread(self) -> PoolsOfThread:
+        """Return the pools that this thread has used."""
         try:
-            made: PoolsOfThread = self._of_thread.pools
+            pools: PoolsOfThread = self._of_thread.pools
         except AttributeError:
-            made = self._of_thread.pools = PoolsOfThread()
-        return made
+            pools = self._of_thread.pools = PoolsOfThread()
+        return pools
 
     def _require(self, name: str) -> None:
         if name in self._config.pools:
@@ -231,7 +232,7 @@ class Pools(Mapping[str, Pool[Any]]):
 
 
 class Remembering:
-    """Options that a callable returns, and what it has returned last: an error that is shown may have a part of it."""
+    """Options that a callable returns, and the last ones: the secrets among these are kept out of errors."""
 
     def __init__(self, ask: Callable[[], Mapping[str, Any]]) -> None:
         self._ask = ask
@@ -248,15 +249,15 @@ class PoolsOfThread(dict[str, Pool[Any]]):
     """The pools that one thread has used."""
 
     def __init__(self) -> None:
-        #: Who makes a pool, or has made it, by its name.
+        #: The greenlet that makes a pool, or has made it, by the pool's name.
         self.making: dict[str, gevent.Greenlet] = {}
-        #: Those that still open their initial connections.
+        #: The pools that still open their initial connections.
         self.unfinished: dict[str, Pool[Any]] = {}
         #: Whether they are closed, all together.
         self.closed = False
 
     def shut(self) -> list[Pool[Any]]:
-        """Ends the making of pools, and returns those there are, for the caller to close."""
+        """End the making of pools, and return the pools that the caller has to close."""
         self.closed = True
         return [*self.values(), *self.unfinished.values()]
 
@@ -268,7 +269,7 @@ _alive: weakref.WeakSet[Pools] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Closes every pool this thread has used. The requests are done by now, so those still out are not waited for."""
+    """Close every pool that this thread has used, without waiting: the requests are done by now."""
     _close(pool for registered in list(_alive) for pool in registered.of_this_thread().shut())
 
 

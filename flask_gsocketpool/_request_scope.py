@@ -1,4 +1,4 @@
-"""What belongs to a request: its own connections, what else it has acquired, and until when it may wait.
+"""The scope of a request: its own connections, the other leases that it has acquired, and its deadline.
 
 A scope belongs to a request's context, or to an app context that has no request. A copy of a context, as
 ``copy_current_request_context`` makes one for a greenlet that runs at the same time, has a scope of its own.
@@ -37,12 +37,12 @@ _cv_request: ContextVar[Any] | None = vars(flask.globals).get("_cv_request")
 #: The attribute of a context that has its scope. Flask's `g` would not do: requests within an app context share it.
 SCOPE = "_flask_gsocketpool_scope"
 
-#: The modules whose lines are not the app's, though its code runs them.
+#: The modules between the app's code and an acquire. A place is never in one of them.
 OWN_MODULES = {"flask_gsocketpool.globals", "flask_gsocketpool._app_pool", __name__, "werkzeug.local"}
 
 TIMEOUT_KEY = f"{PREFIX}REQUEST_TIMEOUT"
 
-#: Seconds that a request may take, or what tells them of a request.
+#: Seconds that a request has for all of its acquires, or a callable that returns them for a request.
 RequestTimeout = float | Callable[[Any], float | None] | None
 
 
@@ -190,7 +190,7 @@ def _discard(lease: Lease[Any]) -> None:
 class Scopes:
     """The scopes of an app.
 
-    :param request_timeout: seconds that a request has for all of its acquires, or what tells them of a request.
+    :param request_timeout: seconds that a request has for all of its acquires, or a callable that returns them.
     :param answer: returns the response to a request that gets no connection.
     """
 
@@ -223,7 +223,7 @@ class Scopes:
             appcontext_tearing_down.connect(self.end_app_context, cast(Any, self._app()))
 
     def of_request(self) -> Scope | None:
-        """Return the scope of the current request; None where the app has no request to answer."""
+        """Return the scope of the current request, or None outside of the app's requests."""
         context = _request_context()
         if context is None or context.app is not self._app():
             return None
@@ -264,11 +264,11 @@ class Scopes:
     # What Flask calls
 
     def begin_request(self) -> None:
-        """Begin the time of the current request."""
+        """Begin to count the time of the current request."""
         self.current()
 
     def hold_for_body(self, response: Response) -> Response:
-        """Let the scope end with the body of the response, if that is still to be made."""
+        """Let the scope end with the body of the response, if that is pending."""
         if is_pending(response):
             context = _context()
             scope = self._scope_of(context)
@@ -304,7 +304,7 @@ class Scopes:
             self._end(context, scope, error)
 
     def end_app_context(self, app: Flask, exc: BaseException | None, **_: Any) -> None:
-        """End the scope of the current app context, which has one if it was used without a request."""
+        """End the scope of the current app context, if it has one: code outside of a request has used a connection."""
         context = _cv_app.get()
         scope: Scope | None = getattr(context, SCOPE, None)
         if scope is not None and (exc is not None or scope.body is None):
@@ -340,7 +340,7 @@ class Scopes:
         return max(0.0, scope.deadline - time.monotonic())
 
     def used_up(self, scope: Scope) -> str:
-        """Return what an error says of a request that has no time left for acquiring; nothing if it has."""
+        """Return what an error says of a request that has no time left for acquiring, or nothing if it has."""
         if scope.deadline is None or time.monotonic() < scope.deadline:
             return ""
         return f"; {TIMEOUT_KEY} ({scope.deadline - scope.began:g} s) is used up"

@@ -1,4 +1,4 @@
-"""Whether the server runs requests in greenlets, and what to say where it does not."""
+"""A warning where the server does not run requests in greenlets."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _is_made_unpatched = False
 
 
 def watch() -> None:
-    """Notes where each request begins, until one has used a pool: in a greenlet or a thread that it starts, perhaps.
+    """Note where each request begins, until one has used a pool, perhaps in a greenlet or a thread that it starts.
 
-    It also notes whether gevent has patched Python when an app is made.
+    Note also whether gevent has patched Python when an app is made.
     """
     global _is_made_unpatched
     _is_made_unpatched = _is_made_unpatched or not _is_patched()
@@ -43,12 +43,14 @@ def _request_begins(app: Flask, **_: Any) -> None:
 
 
 def note(environ: MutableMapping[str, Any]) -> None:
+    """Note whether a request begins in a greenlet of gevent's."""
     environ[BEGAN_IN_GREENLET] = _is_in_greenlet()
 
 
 def look(environ: Mapping[str, Any]) -> None:
-    """To be called by a request that uses a pool, as long as :data:`is_unknown`. Warns in the log, once a process,
-    if it did not begin in a greenlet of gevent's.
+    """Warn in the log, once a process, if the current request did not begin in a greenlet of gevent's.
+
+    Call this in a request that uses a pool, as long as :data:`is_unknown`.
 
     :param environ: the request's. One that was made without a server, as by a test client, tells nothing, and nor does
         one that has not begun, which happens in a context that was pushed by hand.
@@ -90,7 +92,7 @@ def _is_patched() -> bool:
 
 
 def server_of(environ: Mapping[str, Any]) -> str | None:
-    """What the server calls itself."""
+    """Return the name that the server gives itself, or None without a server."""
     if "SERVER_SOFTWARE" in environ:
         return str(environ["SERVER_SOFTWARE"])
     # It has no other name for itself.

@@ -29,25 +29,25 @@ _timeouts: weakref.WeakKeyDictionary[Closable, float] = weakref.WeakKeyDictionar
 
 
 def close_after_term(pools: Closable, seconds: float) -> None:
-    """Has ``pools.close()`` called `seconds` after SIGTERM, if :func:`listen` has been called by then."""
+    """Call ``pools.close()`` `seconds` after SIGTERM, if :func:`listen` has been called by then."""
     _timeouts[pools] = seconds
 
 
 def listen() -> None:
-    """Makes sure that SIGTERM is noticed. The handler that was there is called as well.
+    """Notice SIGTERM from now on, and call the handler of before as well.
 
-    This is quick where it has been done, and to be repeated: a server may install its handler later than the app is
-    made, and reset it in the processes that it forks.
+    This is quick where it has been done. Repeat it: a server may install its handler later than the app is made, and
+    reset it in the processes that it forks.
 
     It does nothing where it can't: outside the main thread, and where no handler was installed from Python. With none
     at all the process dies at once, or ignores the signal, and so it shall stay; one of the event loop's or of C can't
     be called from here.
     """
-    there = signal.getsignal(signal.SIGTERM)
-    if isinstance(there, _Handler) or not callable(there):
+    previous = signal.getsignal(signal.SIGTERM)
+    if isinstance(previous, _Handler) or not callable(previous):
         return
     try:
-        signal.signal(signal.SIGTERM, _Handler(there))
+        signal.signal(signal.SIGTERM, _Handler(previous))
     except ValueError:
         # Not the main thread.
         return
@@ -70,16 +70,16 @@ def _watch(worker: Any, pid: int) -> None:
 
 
 class _Handler:
-    """Notes when SIGTERM comes. There is one for all apps, in front of the handler that was there."""
+    """Note when SIGTERM comes, and call the previous handler. There is one for all apps."""
 
-    def __init__(self, there: Callable[[int, FrameType | None], Any]) -> None:
-        self._there = there
+    def __init__(self, previous: Callable[[int, FrameType | None], Any]) -> None:
+        self._previous = previous
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         # Python calls this between any two instructions of whatever runs, in the middle of a pool's bookkeeping. So
         # nothing is done here: it is left to the event loop, by a call that takes no lock.
         gevent.get_hub().loop.run_callback_threadsafe(_count, os.getpid(), time.monotonic(), "SIGTERM")
-        self._there(number, frame)
+        self._previous(number, frame)
 
 
 def _count(pid: int, when: float, since: str) -> None:

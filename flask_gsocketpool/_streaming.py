@@ -44,7 +44,7 @@ def _is_file(body: Any) -> bool:
 
 
 class Body:
-    """The body of a response, which says how it has ended: the first time counts."""
+    """The body of a response. It calls `end` when it ends, perhaps more than once: the first call counts."""
 
     def __init__(self, parts: Iterable[Any], end: Callable[[BaseException | None], None]) -> None:
         self._source = parts
@@ -54,7 +54,7 @@ class Body:
         self._first: Callable[[], Any] | None = None
 
     def begin(self) -> None:
-        """Have the first part made already.
+        """Make the first part now, before the server asks for it.
 
         :raises PoolExhaustedError: if it gets no connection. All other errors are raised when the body is read.
         """
@@ -91,7 +91,7 @@ class Body:
         return part
 
     def close(self) -> None:
-        """End the scope. The server calls this in any case, also if the client has gone before the body has ended."""
+        """End the scope. The server calls this in any case, even if the client has gone before the end of the body."""
         try:
             if not self._has_begun:
                 # No exchange was begun here, either. Some versions of Flask end the request when they close their part.
@@ -100,7 +100,7 @@ class Body:
             self.drop(GeneratorExit())
 
     def drop(self, error: BaseException) -> None:
-        """End the scope with an error, after what the body is made from."""
+        """Close the source of the body, and end the scope with an error."""
         try:
             if hasattr(self._source, "close"):
                 self._source.close()

@@ -121,7 +121,7 @@ class AppConfig:
 
 
 def read_config(config: Mapping[str, Any]) -> dict[str, PoolConfig]:
-    """Returns the pools that `config` describes, by name. That of the plain keys is called ``default``.
+    """Return the pools that `config` describes, by name. That of the plain keys is called ``default``.
 
     :param config: an app's configuration; keys that don't start with ``SOCKETPOOL_`` are passed over.
     :raises ConfigurationError: for an unknown key, a wrong value or a factory that can't be imported.
@@ -149,7 +149,7 @@ def read_config(config: Mapping[str, Any]) -> dict[str, PoolConfig]:
 
 
 def read_app_config(config: Mapping[str, Any]) -> AppConfig:
-    """Returns everything that `config` says of an app and its pools.
+    """Return everything that `config` says of an app and its pools.
 
     :raises ConfigurationError: as :func:`read_config` does.
     """
@@ -175,7 +175,7 @@ def _read_seconds(config: Mapping[str, Any], setting: str, otherwise: str) -> fl
 
 
 def _kind(value: object) -> str:
-    """What is said of a value that may have a secret in it."""
+    """Return what errors say of a value that may have a secret in it."""
     return type(value).__name__
 
 
@@ -245,7 +245,7 @@ def _read_settings(given: Mapping[str, Any], key_of: Callable[[str], str]) -> di
 
 
 def _read_setting(value: Any, kind: str) -> Any:
-    """A string from the environment as the type that is meant; what can't be read stays, and is refused as it is."""
+    """Return a string from the environment as a value of the type `kind`, or as it is if it can't be read."""
     if not isinstance(value, str) or kind.startswith("str"):
         return value
     word = value.strip().lower()
@@ -365,7 +365,7 @@ def _read_url(given: Any, key_of: Callable[[str], str]) -> tuple[type[StreamConn
 
 
 def _shown(url: SplitResult) -> str:
-    """A URL without its query, which may hold secrets, or be the end of one."""
+    """Return a URL without its query, which may hold secrets, or be the end of one."""
     return "***" if "@" in url.query else url._replace(query="").geturl()
 
 

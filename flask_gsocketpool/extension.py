@@ -22,7 +22,7 @@ logger = logging.getLogger("gsocketpool")
 
 
 class GSocketPool:
-    """Gives a Flask app its pools, as its ``SOCKETPOOL_*`` configuration describes them.
+    """Give a Flask app its pools, as its ``SOCKETPOOL_*`` configuration describes them.
 
     One object may serve any number of apps; what belongs to an app is kept in ``app.extensions["gsocketpool"]``.
 
@@ -34,7 +34,7 @@ class GSocketPool:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Registers on `app`. Nothing is connected before a pool is used for the first time.
+        """Register on `app`. Nothing is connected before a pool is used for the first time.
 
         A :exc:`~gsocketpool.PoolExhaustedError` that no view and no handler of the app's catches is answered with
         status 503 from now on, and what a request has acquired and not given back is closed at its end.

@@ -29,8 +29,9 @@ FAR_ENOUGH = 100
 
 
 def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = None) -> None:
-    """Makes all pools of the app that `worker` serves, and opens their ``min_connections`` and ``initial_connections``
-    before the first request comes.
+    """Make all pools of the app that `worker` serves, and fill them before the first request comes.
+
+    This opens their ``min_connections`` and ``initial_connections``.
 
     What can't be opened is a warning in the log, and the worker starts all the same: the requests try again, and so
     does the pool for its ``min_connections``. Under gunicorn's gthread worker this does nothing, for the threads that
@@ -78,7 +79,7 @@ def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = N
 
 
 def worker_exit(server: Any, worker: Any, *, app: Flask | None = None) -> None:
-    """Closes the pools of the app that `worker` has served, whatever is still in use.
+    """Close the pools of the app that `worker` has served, whatever is still in use.
 
     Without this hook they are closed a little later, by an ``atexit`` handler.
 
@@ -100,7 +101,7 @@ def _registered(apps: list[Flask]) -> list[Flask]:
 
 
 def _apps_of(worker: Any) -> list[Flask]:
-    """The Flask apps that a worker serves, behind any middleware that shows what it is wrapped around."""
+    """Return the Flask apps that a worker serves, behind any middleware that shows what it is wrapped around."""
     found: list[Flask] = []
     # All are kept, so that no two of them have the same identity.
     seen: list[Any] = [worker.wsgi]

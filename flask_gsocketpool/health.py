@@ -35,12 +35,12 @@ def make_blueprint(guard: Callable[[], ResponseReturnValue | None] | None = None
         answer = None if guard is None else current_app.ensure_sync(guard)()
         return pools() if answer is None else answer
 
-    made = Blueprint("socketpool_health", __name__)
-    made.after_request(_forbid_storing)
-    made.get("/live")(live)
-    made.get("/ready")(ready)
-    made.get("/pools", endpoint="pools")(guarded_pools)
-    return made
+    checks = Blueprint("socketpool_health", __name__)
+    checks.after_request(_forbid_storing)
+    checks.get("/live")(live)
+    checks.get("/ready")(ready)
+    checks.get("/pools", endpoint="pools")(guarded_pools)
+    return checks
 
 
 def _forbid_storing(response: Response) -> Response:
@@ -49,12 +49,12 @@ def _forbid_storing(response: Response) -> Response:
 
 
 def live() -> Response:
-    """Status 200: the worker answers."""
+    """Answer with status 200: the worker lives."""
     return jsonify(ok=True, pid=os.getpid())
 
 
 def ready() -> tuple[Response, int]:
-    """Status 200 if every pool gives a connection, in this worker and within a second; 503 if not, or without pools."""
+    """Answer with status 200 if there are pools and each gives a connection within a second, or else with 503."""
     app: Flask = cast(Any, current_app)._get_current_object()
     pools = pools_of(app)
     # In greenlets, which are not the request: they don't use up its time, and hold nothing of its.
@@ -68,15 +68,15 @@ def ready() -> tuple[Response, int]:
 
 
 def pools() -> Response:
-    """The statistics of each pool that this worker has made so far."""
+    """Answer with the statistics of each pool that this worker has made so far."""
     known = pools_of(current_app)
-    made = known.started().items()
-    shown = {name: {"address": address_of(known.options_of(name)), **pool.stats().as_dict()} for name, pool in made}
+    started = known.started().items()
+    shown = {name: {"address": address_of(known.options_of(name)), **pool.stats().as_dict()} for name, pool in started}
     return jsonify(pid=os.getpid(), pools=shown)
 
 
 def _probe(app: Flask, pools: Pools, name: str) -> BaseException | None:
-    """Returns why no connection could be had. Raised here, it would be printed as well."""
+    """Return the error if the pool gives no connection. Raised here, it would be printed as well."""
     deadline = time.monotonic() + READY_TIMEOUT
     try:
         with app.app_context():

@@ -1,7 +1,8 @@
 """What an app can listen to.
 
 Every signal is sent with the app as its sender, inside the app's context, and in a greenlet of its own: a receiver may
-take its time, and what it raises is printed and does no harm. Nothing is sent, and nothing costs, without a receiver.
+take its time, and what it raises is printed and does no harm. A receiver may be async, as a view may. Nothing is sent,
+and nothing costs, without a receiver.
 """
 
 from __future__ import annotations

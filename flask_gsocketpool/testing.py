@@ -29,7 +29,7 @@ def fresh_pools(app: Flask) -> Iterator[None]:
 
 
 def override_pool(app: Flask, name: str, pool: Any) -> AbstractContextManager[object]:
-    """Has `pool` take the place of the app's pool called `name`, or ``"default"``, at once.
+    """Put `pool` in the place of the app's pool called `name`, or ``"default"``, at once.
 
     :param pool: a :class:`~gsocketpool.Pool`, a :class:`~gsocketpool.testing.FakePool`, or anything that does for one.
         It is not closed by the app.

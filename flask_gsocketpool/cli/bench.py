@@ -99,7 +99,7 @@ def _imported(exchange: str) -> Callable[[Any], object]:
 
 
 def _measure(app: Flask, pool: Pool[Any], function: Callable[[Any], object] | None, result: dict[str, Any]) -> None:
-    """Adds to `result` what is measured, as far as one gets."""
+    """Measure, and add each figure to `result` at once: the next step may fail."""
     seconds, greenlets = result["seconds"], result["greenlets"]
 
     def open_one() -> None:
@@ -131,9 +131,9 @@ def _measure(app: Flask, pool: Pool[Any], function: Callable[[Any], object] | No
 def _repeat(
     app: Flask, label: str, action: Callable[[], None], seconds: float, greenlets: int
 ) -> tuple[float, Sequence[float]]:
-    """Has `greenlets` repeat an action for so many seconds. Returns how often a second, and how long each time took.
+    """Repeat an action in `greenlets` for so many seconds. Return how often a second, and how long each time took.
 
-    What an action raises is raised.
+    This raises what the action raises.
     """
     times = array("d")
     clock = time.perf_counter
@@ -177,7 +177,7 @@ def _repeat(
 
 @contextmanager
 def _progress(label: str, seconds: float) -> Iterator[Callable[[float], None]]:
-    """Shows how many seconds are over, on a terminal."""
+    """Show how many seconds are over, on a terminal."""
     if not sys.stderr.isatty():
         yield lambda elapsed: None
         return
@@ -186,7 +186,7 @@ def _progress(label: str, seconds: float) -> Iterator[Callable[[float], None]]:
 
 
 def _percentile(times: Sequence[float], percent: float) -> float:
-    """The least of the times that so many percent of them do not exceed."""
+    """Return the least of the times that so many percent of them do not exceed."""
     return sorted(times)[max(0, math.ceil(len(times) * percent / 100) - 1)]
 
 

@@ -82,7 +82,7 @@ def _check(pools: Pools, name: str, timeout: float | None) -> dict[str, Any]:
 
 
 def _open_one(pool: Pool[Any]) -> BaseException | None:
-    """Returns why it can't be opened. Raised here, it would be printed as well."""
+    """Return the error if a connection can't be opened. Raised here, it would be printed as well."""
     try:
         # Its opening is what is bounded.
         pool.acquire(timeout=math.inf)

@@ -44,7 +44,7 @@ def print_json(value: object) -> None:
 
 
 def printable(text: str) -> str:
-    """A text that keeps to its line and does nothing to a terminal: as a JSON string, where it would."""
+    """Return a text as it is, or as a JSON string if it would break its line or change the terminal."""
     return text if text.isprintable() else json.dumps(text).replace("\x7f", r"\u007f")
 
 

@@ -90,7 +90,7 @@ def _setting(value: Any, key: str | None) -> dict[str, Any]:
 
 
 def _name_of(value: Any) -> str:
-    """As one would write it into the configuration, where it has such a name. Its repr may show anything."""
+    """Return the name for the configuration, or else the type, of a callable. Its repr may show anything."""
     kind = type(value)
     name = getattr(value, "__qualname__", None)
     return f"{value.__module__}:{name}" if name else f"<{kind.__module__}:{kind.__qualname__}>"
