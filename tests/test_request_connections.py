@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
+from importlib.metadata import version
 from typing import Any
 from wsgiref.handlers import SimpleHandler
 
@@ -168,7 +169,15 @@ def fail_at_the_end(app: Flask) -> None:
     request_finished.connect(fail, app)
 
 
-@pytest.mark.parametrize("before", [fail_after_request, fail_to_save_the_session, fail_at_the_end])
+#: Flask 3.0 itself leaves the context of such a stream pushed, with the extension or without.
+FAILURES = [
+    fail_to_save_the_session,
+    fail_at_the_end,
+    *([] if version("flask").startswith("3.0.") else [fail_after_request]),
+]
+
+
+@pytest.mark.parametrize("before", FAILURES)
 @pytest.mark.parametrize("propagate", [True, False])
 def test_a_stream_whose_response_is_lost_to_an_error_ends_with_its_request(
     backend: Backend, before: Callable[[Flask], object], propagate: bool
