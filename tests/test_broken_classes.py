@@ -31,9 +31,11 @@ FAILED_IN_PARENT = "an exchange failed at a fork"
 OPEN_IN_CHILD = "a forked process keeps a socket of its parent open"
 
 
-def run(kind: type[Any], seed: int, rounds: int = 1000, greenlets: int = 8, forks: int = 1) -> None:
+def run(
+    kind: type[Any], seed: int, rounds: int = 1000, greenlets: int = 8, forks: int = 1, timeout: float = TIMEOUT
+) -> None:
     with FlakyServer() as server:
-        connect = partial(kind, server.host, server.port, timeout=TIMEOUT)
+        connect = partial(kind, server.host, server.port, timeout=timeout)
         torture(connect, seed=seed, rounds=rounds, greenlets=greenlets, forks=forks, server=server)
 
 
@@ -411,17 +413,17 @@ GOOD = pytest.mark.parametrize("kind", [TcpConnection, Guarded, TakesItsTimeToSa
 @GOOD
 def test_a_class_that_is_not_broken_is_not_blamed(kind: type[Any]) -> None:
     for seed in FEW:
-        run(kind, seed, rounds=100)
+        run(kind, seed, rounds=100, timeout=4 * TIMEOUT)
 
 
 @pytest.mark.torture
 @GOOD
 def test_a_class_that_is_not_broken_is_not_blamed_for_long(kind: type[Any]) -> None:
     for seed in SEEDS:
-        run(kind, seed, forks=2)
+        run(kind, seed, forks=2, timeout=4 * TIMEOUT)
 
 
 def test_a_class_with_a_half_open_client_in_a_local_is_not_blamed() -> None:
     for seed in FEW:
         with gevent.Timeout(3, AssertionError("the torture waits for a socket to be closed that it keeps itself")):
-            run(HasAHalfOpenClientInALocal, seed, rounds=60, forks=0)
+            run(HasAHalfOpenClientInALocal, seed, rounds=60, forks=0, timeout=4 * TIMEOUT)

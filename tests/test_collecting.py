@@ -97,7 +97,8 @@ def test_collecting_at_every_switch_of_a_pool_at_work(backend: Backend) -> None:
         sweep_all_the_time(pool)
         callers = [gevent.spawn(use, pool, number, served, found) for number in range(5)]
         gevent.joinall(callers, timeout=PATIENCE, raise_error=True)
-        assert switches.names == {"use", "_open", "_close", "_ask", "_sweep_for_ever"}
+        # Callers look for dead holders now and then.
+        assert switches.names - {"_look_if_awaited"} == {"use", "_open", "_close", "_ask", "_sweep_for_ever"}
     assert sorted(served) == list(range(5))
     assert len(found) == 15, "the collector was not at work"
     taken = [pool.acquire() for _ in range(2)]
