@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -438,8 +439,10 @@ def another_thread(act: Callable[[], object]) -> Iterator[None]:
     ready, done = threading.Event(), threading.Event()
 
     def run() -> None:
-        act()
-        ready.set()
+        try:
+            act()
+        finally:
+            ready.set()
         done.wait()
         end_event_loop()
 
@@ -522,7 +525,10 @@ def test_a_child_of_a_thread_keeps_nothing_of_a_collected_pool() -> None:
         pool = None
         gc.collect()
         orphans.append(len(current.thread.orphans))
-        child = os.fork()
+        with warnings.catch_warnings():
+            # From Python 3.12 on, there is one of a fork beside other threads.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
         if child == 0:
             os._exit(len(current.thread.orphans))
         orphans.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
