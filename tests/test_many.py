@@ -16,6 +16,13 @@ from gsocketpool import Pool, PoolExhaustedError
 from tests.scripted import PATIENCE, Plain, settle
 
 
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> None:
+    """Greenlets of other tests have ended: Python 3.15.2 may crash when they go on under a trace."""
+    gc.collect()
+    settle()
+
+
 def full_pool(in_use: int, **settings: Any) -> Pool[Any]:
     pool: Pool[Any] = Pool(Plain, max_connections=in_use, max_opening=None, reap_expired_connections=False, **settings)
     for _ in range(in_use):
@@ -32,9 +39,6 @@ def lines_of(act: Callable[[], object]) -> int:
         lines += 1
         return trace
 
-    # Greenlets that other tests have left behind end untraced: Python 3.15.2 may crash when they go on under a trace.
-    gc.collect()
-    settle()
     before = sys.gettrace()
     sys.settrace(trace)
     try:
