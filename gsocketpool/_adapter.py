@@ -57,18 +57,20 @@ class Adapter:
         context = None if self._context is None else self._context()
         return nullcontext() if context is None else context
 
-    def how_to_ask(self, connection: Any) -> tuple[Callable[[], object] | None, str]:
+    def how_to_ask(self, connection: Any) -> tuple[Callable[[Any], object] | None, str]:
         """Return how to ask an open connection: whether it may be handed out, and, as a mode, whether it may be kept.
 
         The former is None where it may block, and so takes a greenlet.
         """
+        ask: Callable[[Any], object] | None
         if not is_ours(connection):
-            ask, mode = connection.is_connected, FOREIGN
+            ask, mode = _question(connection, "is_connected"), FOREIGN
         elif _overrides_no_check(connection):
             # There is nothing else to look at.
-            ask, mode = connection.is_connected, CONNECTED_ONLY
+            ask, mode = _question(connection, "is_connected"), CONNECTED_ONLY
         else:
-            ask = connection.is_usable if _function(connection, "is_usable") in _NON_BLOCKING else None
+            is_quick = _function(connection, "is_usable") in _NON_BLOCKING
+            ask = _question(connection, "is_usable") if is_quick else None
             is_stream = _function(connection, "is_reusable") is StreamConnection.is_reusable
             mode = STREAM if is_stream else REUSABLE
         if self._context is None or (mode is STREAM and ask is not None):
@@ -170,12 +172,21 @@ class Adapter:
             return True
 
 
-def _ask_in_context(context: Context, ask: Callable[[], object]) -> object:
+def _ask_in_context(context: Context, ask: Callable[[Any], object], connection: Any) -> object:
     entered = context()
     if entered is None:
-        return ask()
+        return ask(connection)
     with entered:
-        return ask()
+        return ask(connection)
+
+
+def _question(connection: Any, step: str) -> Callable[[Any], object]:
+    """Return what asks a connection by a step. Its class has that once; a bound method would be one for each."""
+    function = getattr(type(connection), step, None)
+    if isinstance(function, FunctionType) and _function(connection, step) is function:
+        return function
+    ask: Callable[[], object] = getattr(connection, step)
+    return lambda _: ask()
 
 
 def open_what_was_made(connection: Any) -> None:

@@ -127,7 +127,7 @@ class Core:
                     generation = entry.generation
                     try:
                         # Its truth is asked for in here, for that may raise, too.
-                        if ask():
+                        if ask(entry.connection):
                             is_good = entry.generation == generation and entry.status is IN_USE
                         else:
                             self._remove_leased(entry, generation, "unusable")
@@ -162,7 +162,7 @@ class Core:
         ask = entry.ask
         try:
             if ask is not None:
-                answer = ask()
+                answer = ask(entry.connection)
             else:
                 answer = self._adapter.is_usable(entry, 0.0 if getcurrent() is self._hub else deadline - now)
             if not answer:

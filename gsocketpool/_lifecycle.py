@@ -34,7 +34,7 @@ logger = logging.getLogger("gsocketpool")
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 
 #: How a connection is asked: what the adapter has chosen.
-Questions = tuple[Callable[[], object] | None, str]
+Questions = tuple[Callable[[Any], object] | None, str]
 NOT_ASKED: Questions = (None, "")
 
 

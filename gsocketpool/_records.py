@@ -63,8 +63,8 @@ class Entry:
         self.retire_at = math.inf
         #: Whether it has been neither idle nor in use yet, so that it needs no check.
         self.is_new = True
-        #: Asks whether it may be handed out; None where that may block, and so takes a greenlet.
-        self.ask: Callable[[], object] | None = None
+        #: Asks a connection whether it may be handed out; None where that may block, and so takes a greenlet.
+        self.ask: Callable[[Any], object] | None = None
         #: How it is asked whether it may be kept.
         self.return_mode: str = CONNECTED_ONLY
         #: Where it was acquired, if leaks are looked for, and in which generation.

@@ -369,7 +369,7 @@ class State:
         now: float,
         took: float,
         expires_at: float = math.inf,
-        ask: Callable[[], object] | None = None,
+        ask: Callable[[Any], object] | None = None,
         return_mode: str = CONNECTED_ONLY,
     ) -> None:
         """Count a new connection. Its entry is in use without a holder; give it back to hand it out."""
