@@ -1,6 +1,6 @@
 """Fixtures for pytest, which finds this module by its entry point.
 
-Nothing is imported before it is used: this is loaded whenever pytest runs, and before anybody could patch anything.
+Nothing is imported before it is used: this is loaded whenever pytest runs, and before a program can patch anything.
 """
 
 from __future__ import annotations

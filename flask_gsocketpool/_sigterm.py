@@ -24,7 +24,7 @@ class Closable(Protocol):
 #: Seconds between two looks at a worker. Gunicorn's own loop looks as often.
 LOOK_INTERVAL = 1.0
 
-#: What is to be closed, and how many seconds after the signal. An app that is gone is not in here any more.
+#: The pools to close, and how many seconds after the signal. Those of a collected app leave by themselves.
 _timeouts: weakref.WeakKeyDictionary[Closable, float] = weakref.WeakKeyDictionary()
 
 

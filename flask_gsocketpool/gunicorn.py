@@ -59,7 +59,7 @@ def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = N
         return
     if not registered:
         logger.warning(
-            "no pool is filled: no Flask app with pools is to be seen behind %r. Say which one it is, by a hook that"
+            "no pool is filled: no Flask app with pools was found behind %r. Say which one it is, by a hook that"
             " calls this one: post_worker_init(worker, app=...)",
             worker.wsgi,
         )

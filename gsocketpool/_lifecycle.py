@@ -279,7 +279,7 @@ class Lifecycle:
     # Filling
 
     def _pause_filling(self, now: float) -> float | None:
-        """Stop filling for a while. Return the seconds; None where nothing is to be filled."""
+        """Stop filling for a while. Return the seconds; None if there is nothing to fill."""
         pause = self._pause
         if not self._state.pause_filling(now, now + pause):
             return None

@@ -218,7 +218,7 @@ def test_the_app_is_found_behind_middleware(site: Flask, backend: Backend, wrap:
 def test_an_app_that_is_hidden_can_be_told(site: Flask, backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     worker = Worker(lambda *arguments: site(*arguments))
     post_worker_init(worker)
-    assert "no Flask app with pools is to be seen behind <function" in caplog.text
+    assert "no Flask app with pools was found behind <function" in caplog.text
     assert "post_worker_init(worker, app=...)" in caplog.text
     worker_exit(None, worker)
     assert not backend.connections

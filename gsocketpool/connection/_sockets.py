@@ -75,29 +75,18 @@ def abort(candidate: Any) -> None:
     """
     if not is_socket(candidate):
         return
-    if candidate.fileno() < 0:
+    descriptor = candidate.fileno()
+    if descriptor < 0:
         return
     # Where there is no descriptor to spare for that, closing must do.
     with contextlib.suppress(OSError):
-        replace(candidate)
+        null = os.open(os.devnull, os.O_RDWR)
+        try:
+            os.dup2(null, descriptor, inheritable=False)
+        finally:
+            os.close(null)
     try:
         candidate.close()
     except (AttributeError, ValueError):
         # Its event loop was destroyed, and then gevent fails, after it has let go of the socket's watchers.
         candidate._sock.close()
-
-
-def replace(candidate: Any) -> None:
-    """Put another file in the place of a socket's descriptor, or of a descriptor itself. This never switches.
-
-    The socket is closed, without a shutdown, while its number stays taken: whatever closes that number later closes
-    nothing else.
-    """
-    descriptor = candidate.fileno() if is_socket(candidate) else candidate
-    if not isinstance(descriptor, int) or descriptor < 0:
-        return
-    null = os.open(os.devnull, os.O_RDWR)
-    try:
-        os.dup2(null, descriptor, inheritable=False)
-    finally:
-        os.close(null)

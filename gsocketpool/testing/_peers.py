@@ -79,7 +79,7 @@ def _processes() -> Iterator[int]:
 
 def _has_open(pid: int, inode: int) -> bool:
     directory = f"/proc/{pid}/fd"
-    # The process may have ended, or belong to somebody else.
+    # The process may have ended, or belong to another user.
     with contextlib.suppress(OSError):
         for descriptor in os.listdir(directory):
             with contextlib.suppress(OSError):

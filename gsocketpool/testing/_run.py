@@ -47,7 +47,7 @@ class Run(Generic[C]):
         self._least = max(1, self._pool._settings.min_connections)
         self._background = gevent.pool.Group()
         self._workers: list[Worker] = []
-        #: What is to be thrown before anything is thrown again.
+        #: The errors still to throw before any is thrown again.
         self._to_throw: list[type[BaseException]] = []
         self._greenlets = greenlets
         self._sabotage = Sabotage(server, checks, self._workers, self._random) if server is not None else None

@@ -45,7 +45,8 @@ def torture(
     each fault spoils some answers or openings. In some rounds an `OSError` or a `gevent.Timeout` is caught inside the
     block, which then ends well. In the end, the server is well again, and all must be as if nothing had happened.
 
-    :param pool: a pool that nobody else uses, or a factory of connections to make one of and to close it at the end.
+    :param pool: a pool that no other code uses, or a factory of connections. The torture makes a pool of a factory, and
+        closes it at the end.
     :param seed: decides everything that is decided here; a new one by default. The same seed does the same again, as
         far as the kernel takes the same turns.
     :param rounds: how often connections are used, all greenlets together.
