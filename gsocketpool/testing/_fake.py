@@ -18,8 +18,8 @@ class FakePool(Generic[C]):
     """Hands out `connection` each time, for tests of code that uses a :class:`~gsocketpool.Pool`.
 
     It opens, checks and closes nothing, and keeps no limit: no caller waits, and any number of callers may have the
-    connection at a time. It counts what they do, so that :meth:`stats` tells whether each has given it back. A method of
-    a pool that it does not have raises an AttributeError that says so.
+    connection at a time. It counts what they do, so that :meth:`stats` tells whether each has given it back. A method
+    of a pool that it does not have raises an AttributeError that says so.
 
     :param connection: any object. Nothing is asked of it.
     :param name: what the pool is called in statistics and errors.
