@@ -70,7 +70,7 @@ def test_a_request_timeout_that_is_not_used_up_is_not_named(backend: Backend) ->
 
 def start_worker(wsgi: Any) -> None:
     """Runs the hook, as gunicorn does, for a worker that serves `wsgi`."""
-    worker = SimpleNamespace(wsgi=wsgi, pid=os.getpid(), timeout=30, notify=lambda: None)
+    worker = SimpleNamespace(wsgi=wsgi, pid=os.getpid(), alive=False, timeout=30, notify=lambda: None)
     post_worker_init(worker, timeout=0.05)
 
 

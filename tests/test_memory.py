@@ -232,7 +232,7 @@ def test_a_waiter_costs_less_than_a_kilobyte(timeout: float | None) -> None:
     def wait() -> None:
         pool.acquire()
 
-    count = 10_000
+    count = 2_000
     cost_of_each(wait_without_a_pool, 100)
     bare = cost_of_each(wait_without_a_pool, count)
     waiting = cost_of_each(wait, count)

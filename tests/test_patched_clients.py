@@ -50,7 +50,7 @@ def index():
         return "used"
 
 def hook():
-    post_worker_init(SimpleNamespace(wsgi=site, pid=os.getpid(), timeout=15, notify=lambda: None))
+    post_worker_init(SimpleNamespace(wsgi=site, pid=os.getpid(), alive=False, timeout=15, notify=lambda: None))
 
 def request():
     # As in a worker: it begins in a greenlet, and the server says who it is.

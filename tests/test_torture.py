@@ -77,8 +77,8 @@ def torture_echo(limit: int, kills: int) -> None:
     assert report.forks == 3
 
 
-@pytest.mark.parametrize(("limit", "kills"), [(1, 8_000), (8, 16_000), (64, 16_000)])
-def test_of_forty_thousand_kills_none_loses_or_mixes_up_anything(limit: int, kills: int) -> None:
+@pytest.mark.parametrize(("limit", "kills"), [(1, 2_000), (8, 4_000), (64, 4_000)])
+def test_of_ten_thousand_kills_none_loses_or_mixes_up_anything(limit: int, kills: int) -> None:
     torture_echo(limit, kills)
 
 
@@ -119,7 +119,7 @@ def torture_sockets(kind: str, limit: int, rounds: int, seed: int) -> None:
 @pytest.mark.parametrize("limit", [1, 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_real_connections_survive_all_of_it_at_once(kind: str, limit: int) -> None:
-    torture_sockets(kind, limit, rounds=600, seed=limit)
+    torture_sockets(kind, limit, rounds=300, seed=limit)
 
 
 @pytest.mark.torture
