@@ -17,6 +17,9 @@ from gsocketpool.settings import timer_seconds
 
 logger = logging.getLogger("gsocketpool")
 
+#: Seconds that cancelling may take, before the connection is closed.
+CANCEL_TIMEOUT = 2.0
+
 
 class Closer:
     """Closes the connections of one pool.
@@ -28,7 +31,8 @@ class Closer:
     def __init__(self, timeout: float, adapter: Adapter) -> None:
         self._timeout = timeout
         self._adapter = adapter
-        self._pending: list[Any] = []
+        #: The connections to close, and whether to cancel what the server does for them first.
+        self._pending: list[tuple[Any, bool]] = []
         self._at_work: dict[gevent.Greenlet, Any] = {}
         #: Connections whose closing is begun again after its greenlet was killed.
         self._begun_again: list[Any] = []
@@ -39,15 +43,18 @@ class Closer:
         """How many connections are being closed."""
         return len(self._pending) + len(self._at_work)
 
-    def add(self, connection: Any) -> None:
-        """Leave a connection to be closed by :meth:`start`."""
-        self._pending.append(connection)
+    def add(self, connection: Any, *, cancel: bool = False) -> None:
+        """Leave a connection to be closed by :meth:`start`.
+
+        :param cancel: whether it is in the middle of something, which the server is told to give up.
+        """
+        self._pending.append((connection, cancel))
 
     def start(self) -> None:
         """Begin to close what was left here."""
         while self._pending:
             # What fails to begin, near the recursion limit, stays here.
-            self._begin(self._pending[0])
+            self._begin(*self._pending[0])
             del self._pending[0]
 
     def wait(self) -> None:
@@ -70,7 +77,7 @@ class Closer:
 
     def abort_all(self) -> None:
         """Abort what is being closed: in a forked child, where it is the parent's."""
-        connections = [*self._at_work.values(), *self._pending]
+        connections = [*self._at_work.values(), *(connection for connection, _ in self._pending)]
         for greenlet in self._at_work:
             greenlet.kill(block=False)
         self._at_work.clear()
@@ -102,7 +109,7 @@ class Closer:
 
     def abort_rest(self) -> None:
         """Abort what no event loop will close any more: its thread has ended."""
-        rest = [*self._at_work.values(), *self._pending]
+        rest = [*self._at_work.values(), *(connection for connection, _ in self._pending)]
         self._at_work.clear()
         self._pending.clear()
         for connection in rest:
@@ -121,22 +128,31 @@ class Closer:
                 with contextlib.suppress(ValueError):
                     orphans.remove(self)
 
-    def _begin(self, connection: Any) -> None:
-        greenlet = gevent.Greenlet(self._close, connection)
+    def _begin(self, connection: Any, cancel: bool) -> None:
+        greenlet = gevent.Greenlet(self._close, connection, cancel)
         self._at_work[greenlet] = connection
         greenlet.rawlink(self._ended)
         greenlet.start()
 
-    def _close(self, connection: Any) -> bool:
+    def _close(self, connection: Any, cancel: bool) -> bool:
+        if cancel:
+            self._cancel(connection)
         self.close_within_timeout(connection)
         return True
+
+    def _cancel(self, connection: Any) -> None:
+        try:
+            with gevent.Timeout(CANCEL_TIMEOUT):
+                self._adapter.cancel(connection)
+        except (Exception, gevent.Timeout):
+            logger.debug("could not cancel what is done for %r", connection, exc_info=True)
 
     def close_within_timeout(self, connection: Any) -> None:
         """Close `connection` in the present greenlet; abort it if that takes too long or raises."""
         limit = gevent.Timeout(self._timeout)
         try:
             with limit:
-                self._adapter.close_if_open(connection)
+                self._adapter.close(connection)
         except BaseException as error:
             self._adapter.abort(connection)
             if error is limit:
@@ -158,7 +174,7 @@ class Closer:
         else:
             # A program that kills every greenlet there is has killed this one, perhaps before it began.
             self._begun_again.append(connection)
-            self._begin(connection)
+            self._begin(connection, False)
         self._leave_orphans()
 
     def _forget(self, connection: Any) -> None:

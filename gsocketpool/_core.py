@@ -19,14 +19,14 @@ from gevent.hub import Waiter as Parking
 from gevent.hub import get_hub
 
 from gsocketpool import _callsite, _fork, _report
-from gsocketpool._adapter import Adapter, Context
+from gsocketpool._adapter import RESET, Adapter, Context
 from gsocketpool._closer import Closer
 from gsocketpool._lifecycle import Lifecycle, abort_connections, forget_connections
 from gsocketpool._reaper import Reaper
 from gsocketpool._records import (
+    BY_ADAPTER,
     CONNECTED_ONLY,
     FOREIGN,
-    IN_CONTEXT,
     IN_USE,
     REMOVED,
     STREAM,
@@ -34,6 +34,7 @@ from gsocketpool._records import (
     Waiter,
 )
 from gsocketpool._state import DISCARDED, RETIRED, State
+from gsocketpool._steps import Steps
 from gsocketpool._threads import Thread, current, get_ident
 from gsocketpool._waiters import Waiters
 from gsocketpool.events import Listener, PoolEvents, tell
@@ -59,6 +60,7 @@ class Core:
         name: str,
         settings: Settings,
         events: PoolEvents | None,
+        steps: Steps,
         context: Context | None,
         clock: Callable[[], float] | None,
     ) -> None:
@@ -71,13 +73,15 @@ class Core:
         self._tells_acquired = self._listener.acquired is not None
         self._tells_released = self._listener.released is not None
         self._state = State(settings)
-        self._adapter = Adapter(context)
+        self._adapter = Adapter(steps, context, settings.reset)
         self._closer = Closer(settings.close_timeout, self._adapter)
         self._waiters = Waiters(self._state, self._clock)
         self._lifecycle = Lifecycle(
             self, self._state, settings, self._clock, self._adapter, self._closer, self._waiters, self._listener
         )
         self._reaper = Reaper(self._state, settings, self._clock, self._adapter, self._lifecycle, self._listener)
+        #: Where something was released that was left open.
+        self._warned_places: set[_callsite.Place] = set()
         self._held_counts = _report.HeldCounts(self._state)
         # Last, for from now on the pool is told of forks.
         _fork.tell_after_fork(self)
@@ -297,13 +301,16 @@ class Core:
                 )
             elif mode is FOREIGN:
                 answer = error is None and entry.connection.is_connected()
-            elif mode is IN_CONTEXT:
-                answer = self._adapter.is_reusable(entry.connection, error)
+            elif mode is BY_ADAPTER:
+                answer = self._adapter.judge(entry.connection, error)
             else:
                 answer = entry.connection.is_reusable(error) is True
             if answer:
                 # A method that let another greenlet run, though it should not, may have let it give this back.
                 if entry.status is IN_USE and entry.generation == generation:
+                    if answer is RESET:
+                        self._lifecycle.begin_reset(entry)
+                        return
                     outcome = state.give_back(entry, self._clock())
                     if outcome.__class__ is Waiter:
                         try:
@@ -331,6 +338,30 @@ class Core:
                 state.remember_closed(entry.connection)
         except RecursionError:
             self._put_off(self._check_in, entry, generation, error, True)
+
+    def _complete(self, entry: Entry, generation: int) -> None:
+        """Complete what a block has done that ends well. It may wait; what it raises discards the connection."""
+        try:
+            if entry.complete is not None:
+                entry.complete()
+        except BaseException:
+            self._discard(entry, generation, "error")
+            raise
+
+    def _warn_if_unsettled(self, entry: Entry) -> None:
+        """Warn of a connection that is given back by hand and has something left open, once for each place."""
+        if self._settings.reset == "never" or self._adapter.is_settled(entry.connection):
+            return
+        place = _callsite.callers(1)
+        if place and place[0] not in self._warned_places:
+            self._warned_places.add(place[0])
+            logger.warning(
+                "pool %r: %r is released with something left open, which is reset and not completed: end the block"
+                " of connection(), or complete it before. It is released %s",
+                self.name,
+                entry.connection,
+                _callsite.describe(place),
+            )
 
     def _discard(self, entry: Entry, generation: int, reason: str = "explicit") -> None:
         """Take out an entry whose connection must not be used again, unless its lease is over."""

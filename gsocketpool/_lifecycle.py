@@ -18,10 +18,10 @@ from gevent import getcurrent
 from gevent.event import Event
 
 from gsocketpool import _fork
-from gsocketpool._adapter import Adapter
+from gsocketpool._adapter import Adapter, Questions
 from gsocketpool._closer import Closer
-from gsocketpool._records import REMOVED, Entry
-from gsocketpool._state import RETIRED, State
+from gsocketpool._records import IN_USE, REMOVED, RESETTING, Entry
+from gsocketpool._state import DISCARDED, RETIRED, State
 from gsocketpool._waiters import Waiters
 from gsocketpool.events import Listener, tell, tell_in_loop
 from gsocketpool.exceptions import PoolError, add_note, described
@@ -33,9 +33,7 @@ logger = logging.getLogger("gsocketpool")
 #: Seconds between attempts to fill up to ``min_connections`` after a failure: the first, and the most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 
-#: How a connection is asked: what the adapter has chosen.
-Questions = tuple[Callable[[], object] | None, str]
-NOT_ASKED: Questions = (None, "")
+NOT_ASKED: Questions = (None, "", None)
 
 
 class Opens(Protocol):
@@ -76,6 +74,8 @@ class Lifecycle:
         #: event loop, too, and those of the parent have nothing to do in the child.
         self._forks = 0
         self._refill: Any = None
+        #: The greenlets that reset a connection each.
+        self._resetting: dict[gevent.Greenlet, Entry] = {}
         self._pause = FIRST_PAUSE
         self._complaints = Throttle(clock=clock)
         #: What the last failure said; None once an opening has succeeded.
@@ -108,9 +108,11 @@ class Lifecycle:
         return opener
 
     def after_fork(self) -> None:
-        """Forget the parent's failures and event loop, in a forked child."""
+        """Forget the parent's failures, greenlets and event loop, in a forked child."""
         self._stop_refill()
         self._forks += 1
+        self._stop_resets()
+        self._resetting.clear()
         self._loop = None
         self._pause = FIRST_PAUSE
         self._complaints = Throttle(clock=self._clock)
@@ -120,8 +122,9 @@ class Lifecycle:
         self.changed = Event()
 
     def stop(self) -> None:
-        """Open nothing more by itself."""
+        """Open and reset nothing more."""
         self._stop_refill()
+        self._stop_resets()
         self.changed.set()
 
     def capacity_changed(self) -> None:
@@ -244,13 +247,15 @@ class Lifecycle:
 
     def remove(self, entry: Entry, cause: str, reason: str) -> None:
         """Take an entry out, and have its connection closed behind the caller's back."""
+        # What is discarded in use may be in the middle of something.
+        cancel = entry.status is IN_USE and (cause is DISCARDED or reason == "closed")
         if self._state.remove(entry, self._clock(), cause, reason):
-            self.close_removed([entry], reason)
+            self.close_removed([entry], reason, cancel=cancel)
 
-    def close_removed(self, entries: list[Entry], reason: str) -> None:
+    def close_removed(self, entries: list[Entry], reason: str, *, cancel: bool = False) -> None:
         """Have the connections closed of entries that the state has removed."""
         for entry in entries:
-            self._closer.add(entry.connection)
+            self._closer.add(entry.connection, cancel=cancel)
         if entries:
             # The pool is kept until it has told of them. Without a listener it is not, for if the event loop of its
             # thread never runs again, it would be kept for good.
@@ -267,6 +272,50 @@ class Lifecycle:
             for connection in connections:
                 tell_in_loop(self._listener.closed, pool, connection, reason)
         self.capacity_changed()
+
+    # Resetting
+
+    def begin_reset(self, entry: Entry) -> None:
+        """End a lease, and have the connection reset before its next one. This does not switch."""
+        # The calls come first, for near the recursion limit any of them may fail.
+        self._loop.run_callback(self._start_reset, entry)
+        self._state.begin_reset(entry, self._clock())
+
+    def _start_reset(self, entry: Entry) -> None:
+        if entry.status is RESETTING:
+            greenlet = gevent.Greenlet(self._reset, entry)
+            self._resetting[greenlet] = entry
+            greenlet.rawlink(self._reset_ended)
+            greenlet.start()
+
+    def _reset(self, entry: Entry) -> bool:
+        """Return whether the connection may be kept."""
+        limit = gevent.Timeout(self._settings.reset_timeout)
+        try:
+            with limit:
+                return self._adapter.reset(entry.connection)
+        except (Exception, gevent.Timeout) as error:
+            if error is limit:
+                # Its traceback would keep what reset() had in its locals.
+                error.__traceback__ = None
+                logger.warning("resetting %r took longer than %s s", entry.connection, self._settings.reset_timeout)
+            else:
+                logger.warning("resetting %r failed", entry.connection, exc_info=True)
+        return False
+
+    def _reset_ended(self, greenlet: gevent.Greenlet) -> None:
+        entry = self._resetting.pop(greenlet, None)
+        if entry is None:
+            # A fork has copied the greenlet.
+            return
+        if greenlet.value is not True or self._state.closed:
+            self.remove(entry, DISCARDED, "not_reset")
+        elif self._state.end_reset(entry, self._clock()):
+            self.give_back(entry)
+
+    def _stop_resets(self) -> None:
+        for greenlet in self._resetting:
+            greenlet.kill(block=False)
 
     def tell_released(self, connection: Any) -> None:
         """Have the listener told of a connection that came back."""
@@ -317,6 +366,7 @@ def abort_connections(state: State, adapter: Adapter) -> None:
 
 def forget_connections(state: State, adapter: Adapter) -> None:
     """Abort the connections of the parent process, in a forked child, and empty the state."""
+    adapter.can_peek = None
     for connection in state.reset_after_fork():
         adapter.abort(connection)
         _fork.keep_alive(connection)

@@ -14,13 +14,14 @@ import gevent
 from gevent import getcurrent
 
 from gsocketpool import _report
-from gsocketpool._adapter import open_what_was_made
 from gsocketpool._core import Core
 from gsocketpool._lease import Lease
 from gsocketpool._lifecycle import close_half_open
 from gsocketpool._records import IDLE, IN_USE, Entry
 from gsocketpool._state import DETACHED, RETIRED
+from gsocketpool._steps import ConnectionSteps, ConnectorSteps, Steps, open_what_was_made
 from gsocketpool._threads import current
+from gsocketpool.connectors import Connector
 from gsocketpool.events import PoolEvents
 from gsocketpool.exceptions import (
     ConnectionNotFoundError,
@@ -47,9 +48,10 @@ class Pool(Core, Generic[C]):
     closed without a goodbye, in use or not, unless it is the main thread. After a fork, the child's copy of a pool
     starts empty. A pool that is collected closes its idle connections in the event loop's next turn.
 
-    :param factory: a :class:`Connection` class, or any callable that returns a connection, open or not.
+    :param factory: a :class:`Connection` class, any callable that returns a connection, open or not, or a
+        :class:`~gsocketpool.connectors.Connector`, which makes and handles the connections of a client library.
     :param options: the keyword arguments for the factory, or a callable that returns them, which is asked at every
-        open: for credentials that rotate.
+        open: for credentials that rotate. A connector has options of its own.
     :param initial_connections: how many connections to open here and now; what opening raises is raised. In the event
         loop's own greenlet, which can't wait, they are opened in the background.
     :param max_connections: the limit on connections that are idle, in use or being opened.
@@ -70,6 +72,11 @@ class Pool(Core, Generic[C]):
     :param idle_timeout: seconds without use after which a connection is retired; None for no limit.
     :param leak_threshold: seconds of use after which a connection is reported in the log, once, with the place where it
         was acquired; None for no report.
+    :param reset: when a connection that comes back is reset, if its class or connector can do that: ``"unsettled"``, if
+        something is left open, such as a transaction; ``"always"``, after each use, so that no session state, such as a
+        setting or a lock, reaches the next user; ``"never"``.
+    :param reset_timeout: seconds that a reset may take; then the connection is discarded.
+    :param ping_timeout: seconds that :meth:`ping` may take once it has a connection.
     :param events: what to tell of the moments of a connection's life; None for nothing.
     :param context: returns a context manager to enter around everything that a connection is asked, such as an app's
         context, or None where there is nothing to enter.
@@ -79,7 +86,7 @@ class Pool(Core, Generic[C]):
 
     def __init__(
         self,
-        factory: Callable[..., C],
+        factory: Callable[..., C] | Connector[C],
         options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         initial_connections: int = 0,
         max_connections: int = 200,
@@ -96,12 +103,22 @@ class Pool(Core, Generic[C]):
         max_lifetime: float | None = None,
         idle_timeout: float | None = None,
         leak_threshold: float | None = None,
+        reset: str = "unsettled",
+        reset_timeout: float = 5.0,
+        ping_timeout: float = 5.0,
         events: PoolEvents | None = None,
         context: Callable[[], AbstractContextManager[object] | None] | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        if not callable(factory):
-            raise InvalidArgumentError("factory", factory, "a Connection class or a callable")
+        steps: Steps
+        if isinstance(factory, Connector):
+            steps = ConnectorSteps(factory)
+            if options is not None:
+                raise InvalidArgumentError("options", options, "left out: a connector has options of its own")
+        elif callable(factory):
+            steps = ConnectionSteps()
+        else:
+            raise InvalidArgumentError("factory", factory, "a Connection class, a callable or a Connector")
         if options is not None and not isinstance(options, Mapping) and not callable(options):
             raise InvalidArgumentError(
                 "options", options, "a mapping of keyword arguments or a callable that returns one"
@@ -126,9 +143,12 @@ class Pool(Core, Generic[C]):
             max_lifetime=max_lifetime,
             idle_timeout=idle_timeout,
             leak_threshold=leak_threshold,
+            reset=reset,
+            reset_timeout=reset_timeout,
+            ping_timeout=ping_timeout,
         )
         default_name = getattr(factory, "__name__", type(factory).__name__)
-        super().__init__(default_name if name is None else name, settings, events, context, clock)
+        super().__init__(default_name if name is None else name, settings, events, steps, context, clock)
         self._factory = factory
         self._options = {} if options is None else options
         if initial_connections:
@@ -142,6 +162,8 @@ class Pool(Core, Generic[C]):
 
     def _create_connection(self) -> C:
         """Make a connection and open it. A subclass may override it; what it returns need not be open."""
+        if isinstance(self._factory, Connector):
+            return self._factory.connect()
         options = self._options() if callable(self._options) else self._options
         if not isinstance(options, Mapping):
             raise InvalidArgumentError("options", options, "a callable that returns a mapping of keyword arguments")
@@ -239,6 +261,8 @@ class Pool(Core, Generic[C]):
             entry = self._find(connection, IN_USE)
         if current.thread is not self._thread:
             self._ensure_owner()
+        if entry.complete is not None:
+            self._warn_if_unsettled(entry)
         self._check_in(entry, entry.generation, None)
 
     def discard(self, connection: C) -> None:
@@ -408,6 +432,21 @@ class Pool(Core, Generic[C]):
                 last_open_error=last_error,
             )
 
+    def ping(self, timeout: float | None = None) -> None:
+        """Acquire a connection, exchange something cheap with the backend, and give the connection back.
+
+        Only a class or a connector with a ``ping()`` exchanges anything; with others, this is an acquire.
+
+        :param timeout: as for :meth:`acquire`, whose errors it raises. The exchange takes ``ping_timeout`` at most.
+        :raises TimeoutError: if the exchange takes longer. What it raises is raised as it is, and the connection is
+            discarded.
+        """
+        seconds = self._settings.ping_timeout
+        with self.connection(timeout) as connection:
+            late = TimeoutError(f"pool {self.name!r}: the backend did not answer a ping within {seconds:g} s")
+            with gevent.Timeout(seconds, late):
+                self._adapter.ping(connection)
+
     def _wait_until(self, condition: Callable[[], bool], timeout: float | None) -> None:
         deadline = math.inf if timeout is None else self._clock() + timeout
         while not condition():
@@ -495,7 +534,7 @@ class Pool(Core, Generic[C]):
 
     def stats(self) -> PoolStats:
         """Return a snapshot of what the pool is doing and has done."""
-        return _report.snapshot(self.name, self._state, closing=len(self._closer))
+        return _report.snapshot(self.name, self._state, closing=len(self._closer), can_peek=self._adapter.can_peek)
 
     def __repr__(self) -> str:
         closed = ", closed" if self._state.closed else ""

@@ -20,6 +20,11 @@ def is_socket(candidate: Any) -> bool:
     return isinstance(candidate, _SOCKETS)
 
 
+def can_peek(candidate: Any) -> bool:
+    """Return whether this is something that :func:`is_silent` can look at."""
+    return type(candidate) is int or is_socket(candidate)
+
+
 def is_readable(descriptor: int) -> bool:
     """Return whether a descriptor is closed, or has something to read or the end of its stream. It never switches."""
     if descriptor < 0:
@@ -31,7 +36,12 @@ def is_readable(descriptor: int) -> bool:
 
 
 def is_silent(candidate: Any) -> bool:
-    """Return whether a socket is open and has nothing to read. True for what is not a socket. This never switches."""
+    """Return whether a socket or a descriptor is open and has nothing to read; True for anything else.
+
+    This never switches.
+    """
+    if type(candidate) is int:
+        return not is_readable(candidate)
     if not isinstance(candidate, _SOCKETS):
         return True
     if isinstance(candidate, gevent.ssl.SSLSocket):
@@ -73,9 +83,9 @@ def abort(candidate: Any) -> None:
     First another file takes the descriptor's place: a greenlet that the fork has copied may be about to read from it,
     and closing alone would let it until the event loop has come round.
     """
-    if not is_socket(candidate):
-        return
-    if candidate.fileno() < 0:
+    if type(candidate) is int:
+        replace(candidate)
+    if not is_socket(candidate) or candidate.fileno() < 0:
         return
     # Where there is no descriptor to spare for that, closing must do.
     with contextlib.suppress(OSError):
