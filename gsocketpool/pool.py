@@ -32,6 +32,7 @@ from gsocketpool.exceptions import (
 )
 from gsocketpool.settings import LONGEST_WAIT, Settings, check_count, check_seconds, timer_seconds
 from gsocketpool.stats import PoolStats
+from gsocketpool.url import read_url
 
 #: The errors are here for code written for 0.1.6, which imports them from this module.
 __all__ = ["ConnectionNotFoundError", "Pool", "PoolExhaustedError"]
@@ -159,6 +160,28 @@ class Pool(Core, Generic[C]):
                 raise
         if min_connections:
             self._ensure_owner()
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        **settings: Any,
+    ) -> Pool[Any]:
+        """Make a pool from a URL.
+
+        :param url: ``tcp://host:port``, ``tls://host:port`` or ``unix:///path``, with options in the query as in
+            ``?timeout=2``; or the URL of a client library for which there is a connector, such as ``postgresql://`` or
+            ``redis://``, where ``scheme+driver://`` chooses among libraries. It may hold credentials, which are shown
+            nowhere.
+        :param options: keyword arguments for the connection or the connector, which override those of the URL, or a
+            callable that returns them, which is asked at every open.
+        :param settings: the other arguments of the pool.
+        :raises InvalidURLError: if the URL can't be used.
+        :raises ImportError: if the client library is not installed; it names the extra to install.
+        """
+        target = read_url(url, options)
+        return cls(target.factory, target.options, **settings)
 
     def _create_connection(self) -> C:
         """Make a connection and open it. A subclass may override it; what it returns need not be open."""

@@ -38,7 +38,7 @@ FLOORS = [
     {"gsocketpool.connection.tls"},
     {"gsocketpool.connection", "gsocketpool.connectors._base"},
     {"gsocketpool.connectors"},
-    {"gsocketpool._steps"},
+    {"gsocketpool._steps", "gsocketpool.url"},
     {"gsocketpool._adapter"},
     {"gsocketpool._closer"},
     {"gsocketpool._lifecycle"},
