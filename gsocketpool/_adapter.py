@@ -1,4 +1,4 @@
-"""The one seam to user code: asks a connection, and guards against whatever the answer is or raises.
+"""The one seam to user code: asks a connection, and guards against every answer and error.
 
 What every acquire and release asks, the core asks by itself, inside a guard of its own: another call would cost too
 much. This module chooses the question, once, when a connection has been opened.
