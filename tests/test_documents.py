@@ -29,6 +29,10 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
 
 
+#: Their examples need a server, and are run by the tests of what they tell of.
+WITH_A_SERVER = {"psycopg.rst"}
+
+
 def blocks(document: Path) -> list[str]:
     """The examples in Python of a document, each line where it stands in it."""
     found: list[list[str]] = []
@@ -91,7 +95,7 @@ def app():
 
 @pytest.mark.parametrize(
     "document",
-    [path for path in DOCUMENTS if examples(path)],
+    [path for path in DOCUMENTS if examples(path) and path.name not in WITH_A_SERVER],
     ids=lambda path: path.name,
 )
 def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.CaptureFixture[str]) -> None:
