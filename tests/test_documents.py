@@ -53,8 +53,12 @@ def is_of_tests(block: str) -> bool:
 
 
 def is_of_another_process(block: str) -> bool:
-    """Whether an example patches its process, or takes a library that is not here."""
-    return "patch_all(" in block or re.search("^from (celery|flask_sock) import", block, re.MULTILINE) is not None
+    """Whether an example patches its process, or takes a library that is not here, or a connector: no pool does yet."""
+    return (
+        "patch_all(" in block
+        or "Connector(" in block
+        or re.search("^from (celery|flask_sock) import", block, re.MULTILINE) is not None
+    )
 
 
 def examples(document: Path) -> str:

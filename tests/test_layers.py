@@ -37,8 +37,14 @@ FLOORS = [
     {"gsocketpool._report", "gsocketpool._waiters", "gsocketpool.connection.tcp", "gsocketpool.connection.unix"},
     {"gsocketpool.connection.tls"},
     {"gsocketpool.connection", "gsocketpool.connectors._base"},
-    {"gsocketpool.connectors"},
-    {"gsocketpool._steps", "gsocketpool.url", "gsocketpool.connectors.psycopg"},
+    {"gsocketpool.connectors", "gsocketpool.connectors._resp"},
+    {
+        "gsocketpool._steps",
+        "gsocketpool.connectors.psycopg",
+        "gsocketpool.connectors.redis",
+        "gsocketpool.connectors.valkey",
+        "gsocketpool.url",
+    },
     {"gsocketpool._adapter"},
     {"gsocketpool._closer"},
     {"gsocketpool._lifecycle"},
@@ -285,9 +291,14 @@ def test_the_core_needs_gevent_alone() -> None:
     for module, path in MODULES.items():
         if module.startswith("gsocketpool"):
             roots = {name.split(".")[0] for name in imports(path)}
-            # A connector is called by its client library.
-            client = module.removeprefix("gsocketpool.connectors.")
-            assert roots <= set(sys.stdlib_module_names) | own | {"gevent", client}
+            # A connector is named after its library, and nothing imports it.
+            library = {module.rpartition(".")[2]} if module.startswith("gsocketpool.connectors.") else set()
+            assert roots <= set(sys.stdlib_module_names) | own | {"gevent"} | library
+
+
+def test_nothing_imports_a_connector_for_a_library() -> None:
+    connectors = {name for name in MODULES if name.startswith("gsocketpool.connectors.") and "._" not in name}
+    assert not [name for name, path in MODULES.items() if imports(path) & connectors]
 
 
 def test_the_configuration_needs_no_flask() -> None:
