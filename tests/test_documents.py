@@ -231,6 +231,8 @@ def test_the_readme_knows_the_defaults() -> None:
             assert shown == str(default).lower()
         elif default is None:
             assert shown in ("no limit", "off", "``default``")
+        elif isinstance(default, str):
+            assert shown == f"``{default}``"
         else:
             assert float(shown.removesuffix(" s")) == default
 

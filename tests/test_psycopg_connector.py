@@ -757,7 +757,6 @@ def test_an_open_that_fails_raises_the_clients_own_error() -> None:
 
 
 @patched
-@pytest.mark.xfail(strict=True, reason="a pool does not take a connector yet")
 def test_the_examples_of_the_guide_run(conninfo: str) -> None:
     source = joined(blocks(ROOT / "docs" / "psycopg.rst")).replace("postgresql://localhost/app", conninfo)
     names: dict[str, Any] = {"__name__": "example"}

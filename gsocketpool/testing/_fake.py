@@ -75,6 +75,11 @@ class FakePool(Generic[C]):
         """
         self._last_lease(connection).discard()
 
+    def ping(self, timeout: float | None = None) -> None:
+        """Acquire the connection and give it back: nothing is exchanged."""
+        with self.connection(timeout):
+            pass
+
     def close(self, timeout: float = 5.0) -> None:
         """Hand out nothing any more, at once. The connection is left alone."""
         self._closed = True
