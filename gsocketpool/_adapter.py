@@ -16,9 +16,13 @@ import gevent
 
 from gsocketpool._records import BY_ADAPTER, IN_USE, STREAM, Entry
 from gsocketpool._steps import Ask, Steps
+from gsocketpool.exceptions import PoolError
 from gsocketpool.settings import timer_seconds
 
 logger = logging.getLogger("gsocketpool")
+
+#: What ends a greenlet, and is not taken for the error of a step that has raised it.
+ENDS = (gevent.GreenletExit, KeyboardInterrupt, SystemExit)
 
 #: Returns a context manager to enter around user code; None for nothing.
 Context = Callable[[], AbstractContextManager[object] | None]
@@ -26,8 +30,8 @@ Context = Callable[[], AbstractContextManager[object] | None]
 #: How a connection is asked: whether it may be handed out; how, when it comes back; and what completes a block.
 Questions = tuple[Ask, str, Callable[[], object] | None]
 
-#: The answer of a connection that may be kept once it was reset.
-RESET: Final = "reset"
+#: The answer of a connection that may be kept once it was reset. No connection can answer it by itself.
+RESET: Final = object()
 
 
 class Adapter:
@@ -39,6 +43,7 @@ class Adapter:
 
     def __init__(self, steps: Steps, context: Context | None, reset: str) -> None:
         self._steps = steps
+        self.can_cancel = steps.can_cancel
         self._context = context
         self._reset = reset
         #: Whether the connections have a socket to look at; None until one was opened.
@@ -59,10 +64,18 @@ class Adapter:
             # The checks of our own streams need no context.
             return ask, mode, self._steps.completion(connection)
         complete = self._steps.completion(connection)
-        return self._inside(ask), BY_ADAPTER, self._inside(complete)
+        return (
+            None if ask is None else partial(_ask_in_context, self._context, ask),
+            BY_ADAPTER,
+            None if complete is None else partial(self._do_in_context, complete, "completing what a block has done"),
+        )
 
-    def _inside(self, ask: Ask) -> Ask:
-        return None if ask is None or self._context is None else partial(_ask_in_context, self._context, ask)
+    def _do_in_context(self, step: Callable[[], object], what: str) -> None:
+        """Take a step whose error must not get lost."""
+        with self.in_context():
+            step()
+            return
+        raise PoolError(f"the context of the pool has suppressed what {what} raised")
 
     def _note_what_can_be_peeked(self, connection: Any) -> None:
         is_first = self.can_peek is None
@@ -90,15 +103,17 @@ class Adapter:
         """Close a connection without a goodbye: it is the parent process's, or would not close."""
         try:
             self._steps.abort(connection)
-        except Exception:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
+            # Nothing is thrown at it from outside, since it does not switch; and others are still to be aborted.
             logger.warning("could not abort %r", connection, exc_info=True)
 
     # Checking
 
     def ping(self, connection: Any) -> None:
         """Exchange something cheap with the backend, which may block and raise."""
-        with self.in_context():
-            self._steps.ping(connection)
+        self._do_in_context(partial(self._steps.ping, connection), "a ping")
 
     def is_usable(self, entry: Entry, seconds: float) -> bool:
         """Return whether a connection whose check may block is good. The check takes `seconds` at most.
@@ -168,10 +183,10 @@ class Adapter:
                 return False
             if self._reset == "never":
                 return True
-            is_settled = bool(self._steps.is_settled(connection))
-            if is_settled and self._reset != "always":
-                return True
-            return RESET if self._steps.can_reset(connection) else is_settled
+            if not self._steps.is_settled(connection):
+                return RESET if self._steps.can_reset(connection) else False
+            return RESET if self._reset == "always" and self._steps.can_reset_session(connection) else True
+        return False
 
     def is_settled(self, connection: Any) -> bool:
         """Return whether nothing is left open. What the connection raises counts as False."""
@@ -179,8 +194,8 @@ class Adapter:
             with self.in_context():
                 return bool(self._steps.is_settled(connection))
         except (Exception, gevent.Timeout):
-            logger.debug("%r could not say whether it is settled", connection, exc_info=True)
-            return False
+            pass
+        return False
 
     def reset(self, connection: Any) -> bool:
         """Reset a connection. Return whether it may be kept. It may block and raise."""
@@ -190,6 +205,7 @@ class Adapter:
             if self._reset == "always":
                 self._steps.reset_session(connection)
             return bool(self._steps.is_reusable(connection, None)) and bool(self._steps.is_settled(connection))
+        return False
 
 
 def _ask_in_context(context: Context, ask: Callable[[], object]) -> object:

@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 
 from gsocketpool import _fork
-from gsocketpool._adapter import Adapter
+from gsocketpool._adapter import ENDS, Adapter
 from gsocketpool._threads import Thread
 from gsocketpool.settings import timer_seconds
 
@@ -34,13 +34,15 @@ class Closer:
         #: The connections to close, and whether to cancel what the server does for them first.
         self._pending: list[tuple[Any, bool]] = []
         self._at_work: dict[gevent.Greenlet, Any] = {}
+        #: Those of them that cancel first.
+        self._cancelling: set[gevent.Greenlet] = set()
         #: Connections whose closing is begun again after its greenlet was killed.
         self._begun_again: list[Any] = []
         #: The thread whose event loop does the rest for a pool that was collected.
         self._thread: Thread | None = None
 
     def __len__(self) -> int:
-        """How many connections are being closed."""
+        """How many connections are being closed or cancelled."""
         return len(self._pending) + len(self._at_work)
 
     def add(self, connection: Any, *, cancel: bool = False) -> None:
@@ -62,7 +64,7 @@ class Closer:
         self.start()
         # By identity, and kept, so that no other connection can have the same.
         connections = {id(connection): connection for connection in self._at_work.values()}
-        deadline = time.monotonic() + self._timeout + 1
+        deadline = time.monotonic() + (CANCEL_TIMEOUT if self._cancelling else 0) + self._timeout + 1
         # One whose greenlet is killed is begun again, in another greenlet.
         while greenlets := [one for one, connection in self._at_work.items() if id(connection) in connections]:
             gevent.joinall(greenlets, timeout=timer_seconds(deadline - time.monotonic()))
@@ -81,6 +83,7 @@ class Closer:
         for greenlet in self._at_work:
             greenlet.kill(block=False)
         self._at_work.clear()
+        self._cancelling.clear()
         self._pending.clear()
         self._begun_again.clear()
         for connection in connections:
@@ -111,6 +114,7 @@ class Closer:
         """Abort what no event loop will close any more: its thread has ended."""
         rest = [*self._at_work.values(), *(connection for connection, _ in self._pending)]
         self._at_work.clear()
+        self._cancelling.clear()
         self._pending.clear()
         for connection in rest:
             self._adapter.abort(connection)
@@ -129,7 +133,10 @@ class Closer:
                     orphans.remove(self)
 
     def _begin(self, connection: Any, cancel: bool) -> None:
+        cancel = cancel and self._adapter.can_cancel
         greenlet = gevent.Greenlet(self._close, connection, cancel)
+        if cancel:
+            self._cancelling.add(greenlet)
         self._at_work[greenlet] = connection
         greenlet.rawlink(self._ended)
         greenlet.start()
@@ -144,7 +151,9 @@ class Closer:
         try:
             with gevent.Timeout(CANCEL_TIMEOUT):
                 self._adapter.cancel(connection)
-        except (Exception, gevent.Timeout):
+        except ENDS:
+            raise
+        except BaseException:
             logger.debug("could not cancel what is done for %r", connection, exc_info=True)
 
     def close_within_timeout(self, connection: Any) -> None:
@@ -165,6 +174,7 @@ class Closer:
                 raise
 
     def _ended(self, greenlet: gevent.Greenlet) -> None:
+        self._cancelling.discard(greenlet)
         connection = self._at_work.pop(greenlet, None)
         if connection is None or greenlet.value is True:
             self._forget(connection)

@@ -29,6 +29,7 @@ from gsocketpool._records import (
     FOREIGN,
     IN_USE,
     REMOVED,
+    RESETTING,
     STREAM,
     Entry,
     Waiter,
@@ -38,7 +39,14 @@ from gsocketpool._steps import Steps
 from gsocketpool._threads import Thread, current, get_ident
 from gsocketpool._waiters import Waiters
 from gsocketpool.events import Listener, PoolEvents, tell
-from gsocketpool.exceptions import ConnectionNotFoundError, PoolClosedError, PoolExhaustedError, WrongThreadError, shown
+from gsocketpool.exceptions import (
+    ConnectionNotFoundError,
+    PoolClosedError,
+    PoolError,
+    PoolExhaustedError,
+    WrongThreadError,
+    shown,
+)
 from gsocketpool.settings import Settings, check_seconds
 
 logger = logging.getLogger("gsocketpool")
@@ -342,30 +350,36 @@ class Core:
     def _complete(self, entry: Entry, generation: int) -> None:
         """Complete what a block has done that ends well. It may wait; what it raises discards the connection."""
         try:
+            if self._state.changing:
+                # The block is a collected generator's, in the middle of anything.
+                raise PoolError(f"pool {self.name!r}: what a block has done can't be completed while it is collected")
             if entry.complete is not None:
                 entry.complete()
         except BaseException:
             self._discard(entry, generation, "error")
             raise
 
-    def _warn_if_unsettled(self, entry: Entry) -> None:
-        """Warn of a connection that is given back by hand and has something left open, once for each place."""
-        if self._settings.reset == "never" or self._adapter.is_settled(entry.connection):
+    def _release(self, entry: Entry, generation: int, place: list[_callsite.Place]) -> None:
+        """End a lease by hand at `place`, and warn if something is left open that a block would complete."""
+        if not entry.is_leased(generation):
             return
-        place = _callsite.callers(1)
-        if place and place[0] not in self._warned_places:
-            self._warned_places.add(place[0])
-            logger.warning(
-                "pool %r: %r is released with something left open, which is reset and not completed: end the block"
-                " of connection(), or complete it before. It is released %s",
-                self.name,
-                entry.connection,
-                _callsite.describe(place),
-            )
+        if self._state.changing:
+            self._put_off(self._release, entry, generation, place)
+            return
+        if self._settings.reset != "never" and not self._warned_places.issuperset(place):
+            try:
+                is_settled = self._adapter.is_settled(entry.connection)
+            except BaseException:
+                self._remove_leased(entry, generation, "interrupted")
+                raise
+            if not is_settled:
+                self._warned_places.update(place)
+                self._run_callback(_log_unsettled, self.name, entry.connection, place)
+        self._check_in(entry, generation, None)
 
     def _discard(self, entry: Entry, generation: int, reason: str = "explicit") -> None:
         """Take out an entry whose connection must not be used again, unless its lease is over."""
-        if entry.status is REMOVED or entry.generation != generation:
+        if entry.status in (REMOVED, RESETTING) or entry.generation != generation:
             return
         if current.thread is not self._thread:
             self._run_in_owner(entry, self._discard, entry, generation, reason)
@@ -506,6 +520,15 @@ def _log_failed_question(connection: Any, failure: Exception) -> None:
     # Logging may switch, which the event loop's own greenlet can't.
     message = "%r could not say whether it can be used again, and is closed"
     gevent.spawn(logger.warning, message, connection, exc_info=failure)
+
+
+def _log_unsettled(name: str, connection: Any, place: list[_callsite.Place]) -> None:
+    # As above.
+    message = (
+        "pool %r: %r is released with something left open, which is reset and not completed: end the block of"
+        " connection(), in the thread of the pool, or complete it before. It is released %s"
+    )
+    gevent.spawn(logger.warning, message, name, connection, _callsite.describe(place))
 
 
 def _ensure_owner(reference: weakref.ref[Core]) -> None:

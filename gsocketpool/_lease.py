@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from gsocketpool import _callsite
 from gsocketpool._records import IN_USE, Entry
 from gsocketpool._threads import Thread, current
 from gsocketpool.exceptions import ConnectionNotFoundError
@@ -31,7 +32,7 @@ class Leases(Protocol):
     def _check_out(self, timeout: float | None) -> Entry: ...
     def _check_in(self, entry: Entry, generation: int, error: BaseException | None, is_put_off: bool = ...) -> None: ...
     def _complete(self, entry: Entry, generation: int) -> None: ...
-    def _warn_if_unsettled(self, entry: Entry) -> None: ...
+    def _release(self, entry: Entry, generation: int, place: list[_callsite.Place]) -> None: ...
     def _discard(self, entry: Entry, generation: int, reason: str = ...) -> None: ...
     def _transfer(self, entry: Entry) -> None: ...
     def _tell_acquired(self, lease: Any) -> None: ...
@@ -86,14 +87,23 @@ class Lease(Generic[C]):
         pool, entry = self._pool, self._entry
         # The connection may have been released, discarded or detached meanwhile, which is no error.
         if current.thread is pool._thread:
-            if error is None and entry is not None and entry.complete is not None and self.is_active:
-                pool._complete(entry, self._generation)
+            if error is None and entry is not None and entry.complete is not None:
+                try:
+                    if self.is_active:
+                        pool._complete(entry, self._generation)
+                except RecursionError:
+                    pool._put_off(pool._discard, entry, self._generation, "error")
+                    raise
             try:
                 pool._check_in(entry, self._generation, error)  # type: ignore[arg-type]
             except RecursionError:
                 pool._put_off(pool._check_in, entry, self._generation, error, True)
         elif entry is not None and self.is_active:
-            pool._run_in_owner(entry, pool._check_in, entry, self._generation, error)
+            if error is None and entry.complete is not None:
+                # Only the pool's own thread could complete it.
+                pool._run_in_owner(entry, pool._release, entry, self._generation, _callsite.callers(1))
+            else:
+                pool._run_in_owner(entry, pool._check_in, entry, self._generation, error)
 
     def __repr__(self) -> str:
         if self._entry is None:
@@ -151,12 +161,14 @@ class Lease(Generic[C]):
         :raises ConnectionNotFoundError: if the lease is not active; nothing happens then.
         """
         entry = self._active_entry()
-        if current.thread is not self._pool._thread:
-            self._pool._run_in_owner(entry, self._pool._check_in, entry, self._generation, None)
-            return
+        pool, arguments = self._pool, (entry, self._generation, None)
+        give_back: Callable[..., None] = pool._check_in
         if warn and entry.complete is not None:
-            self._pool._warn_if_unsettled(entry)
-        self._pool._check_in(entry, self._generation, None)
+            give_back, arguments = pool._release, (entry, self._generation, _callsite.callers(1))  # type: ignore[assignment]
+        if current.thread is pool._thread:
+            give_back(*arguments)
+        else:
+            pool._run_in_owner(entry, give_back, *arguments)
 
     def discard(self, reason: str = "explicit") -> None:
         """Give back a connection that must not be used again, as :meth:`Pool.discard` does, from any thread.

@@ -18,9 +18,9 @@ from gevent import getcurrent
 from gevent.event import Event
 
 from gsocketpool import _fork
-from gsocketpool._adapter import Adapter, Questions
+from gsocketpool._adapter import ENDS, Adapter, Questions
 from gsocketpool._closer import Closer
-from gsocketpool._records import IN_USE, REMOVED, RESETTING, Entry
+from gsocketpool._records import IDLE, REMOVED, RESETTING, Entry, Waiter
 from gsocketpool._state import DISCARDED, RETIRED, State
 from gsocketpool._waiters import Waiters
 from gsocketpool.events import Listener, tell, tell_in_loop
@@ -239,16 +239,24 @@ class Lifecycle:
 
     def give_back(self, entry: Entry) -> None:
         """Give back an entry whose connection need not be asked."""
-        outcome = self._state.give_back(entry, self._clock())
+        self._follow_up(entry, self._state.give_back(entry, self._clock()))
+
+    def _follow_up(self, entry: Entry, outcome: Waiter | str | None) -> bool:
+        """Do what is due after an entry was given back. Return whether it was kept."""
         if isinstance(outcome, str):
             self.remove(entry, RETIRED, outcome)
-        elif outcome is not None:
+            return False
+        if outcome is not None:
             self._waiters.wake(outcome)
+        return True
 
-    def remove(self, entry: Entry, cause: str, reason: str) -> None:
-        """Take an entry out, and have its connection closed behind the caller's back."""
-        # What is discarded in use may be in the middle of something.
-        cancel = entry.status is IN_USE and (cause is DISCARDED or reason == "closed")
+    def remove(self, entry: Entry, cause: str, reason: str, *, cut_short: bool = False) -> None:
+        """Take an entry out, and have its connection closed behind the caller's back.
+
+        :param cut_short: whether the connection is taken from its user.
+        """
+        # What is discarded may be in the middle of something, unless it is idle or was about to be handed out.
+        cancel = cut_short or (cause is DISCARDED and entry.status is not IDLE and reason != "unusable")
         if self._state.remove(entry, self._clock(), cause, reason):
             self.close_removed([entry], reason, cancel=cancel)
 
@@ -277,7 +285,7 @@ class Lifecycle:
 
     def begin_reset(self, entry: Entry) -> None:
         """End a lease, and have the connection reset before its next one. This does not switch."""
-        # The calls come first, for near the recursion limit any of them may fail.
+        # First, for near the recursion limit it may fail. It does nothing unless the next step was done.
         self._loop.run_callback(self._start_reset, entry)
         self._state.begin_reset(entry, self._clock())
 
@@ -290,32 +298,52 @@ class Lifecycle:
 
     def _reset(self, entry: Entry) -> bool:
         """Return whether the connection may be kept."""
+        connection = entry.connection
         limit = gevent.Timeout(self._settings.reset_timeout)
         try:
             with limit:
-                return self._adapter.reset(entry.connection)
-        except (Exception, gevent.Timeout) as error:
-            if error is limit:
-                # Its traceback would keep what reset() had in its locals.
-                error.__traceback__ = None
-                logger.warning("resetting %r took longer than %s s", entry.connection, self._settings.reset_timeout)
-            else:
-                logger.warning("resetting %r failed", entry.connection, exc_info=True)
+                is_good = self._adapter.reset(connection)
+                # A reset that has swallowed the limit has lost what it was waiting for.
+                is_late = not limit.pending
+            if is_good and not is_late:
+                return True
+            error: BaseException | None = limit if is_late else None
+        except ENDS:
+            raise
+        except BaseException as raised:
+            error = raised
+        if entry.status is not RESETTING:
+            # The pool was closed meanwhile, or a fork has copied this greenlet.
+            pass
+        elif error is limit:
+            logger.warning("resetting %r took longer than %s s", connection, self._settings.reset_timeout)
+        elif error is None:
+            logger.warning("%r was reset, and still can't be used again", connection)
+        else:
+            logger.warning("resetting %r failed", connection, exc_info=error)
+        if error is not None:
+            # Its traceback would keep what reset() had in its locals.
+            error.__traceback__ = None
         return False
 
     def _reset_ended(self, greenlet: gevent.Greenlet) -> None:
         entry = self._resetting.pop(greenlet, None)
-        if entry is None:
-            # A fork has copied the greenlet.
+        if entry is None or entry.status is not RESETTING:
+            # A fork has copied the greenlet, or the pool was closed.
             return
-        if greenlet.value is not True or self._state.closed:
+        if greenlet.value is not True or self._pool() is None:
             self.remove(entry, DISCARDED, "not_reset")
-        elif self._state.end_reset(entry, self._clock()):
-            self.give_back(entry)
+            return
+        is_kept = self._follow_up(entry, self._state.end_reset(entry, self._clock()))
+        if is_kept and self._listener.released is not None:
+            self.tell_released(entry.connection)
 
     def _stop_resets(self) -> None:
         for greenlet in self._resetting:
             greenlet.kill(block=False)
+        for entry in self._state.all_entries():
+            if entry.status is RESETTING:
+                self.remove(entry, DISCARDED, "not_reset")
 
     def tell_released(self, connection: Any) -> None:
         """Have the listener told of a connection that came back."""

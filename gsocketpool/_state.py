@@ -204,14 +204,13 @@ class State:
         self.resetting += 1
 
     @_changes
-    def end_reset(self, entry: Entry, now: float) -> bool:
-        """Note that an entry was reset. It is in use without a holder; give it back. Return False if it was removed."""
-        if entry.status is not RESETTING:
-            return False
+    def end_reset(self, entry: Entry, now: float) -> Waiter | str | None:
+        """Give back an entry that was reset, as :meth:`give_back` does."""
+        # All in one step: what the collector finds must not give it back in between, once it is in use.
         entry.status = IN_USE
         entry.in_use_since = now
         self.resetting -= 1
-        return True
+        return self.give_back(entry, now)
 
     @_changes
     def remove(self, entry: Entry, now: float, cause: str, reason: str = "") -> bool:

@@ -29,6 +29,9 @@ _NON_BLOCKING = (Connection.is_usable, StreamConnection.is_usable, TlsConnection
 class Steps(Protocol):
     """The steps in the life of a connection, whatever takes them."""
 
+    #: Whether there is anything that :meth:`cancel` does.
+    can_cancel: bool
+
     def how_to_ask(self, connection: Any) -> tuple[Ask, str]: ...
     def open_if_closed(self, connection: Any) -> None: ...
     def close(self, connection: Any) -> None: ...
@@ -42,6 +45,7 @@ class Steps(Protocol):
     def is_reusable(self, connection: Any, error: BaseException | None) -> object: ...
     def is_settled(self, connection: Any) -> object: ...
     def can_reset(self, connection: Any) -> bool: ...
+    def can_reset_session(self, connection: Any) -> bool: ...
     def reset(self, connection: Any) -> None: ...
     def reset_session(self, connection: Any) -> None: ...
     def completion(self, connection: Any) -> Callable[[], object] | None: ...
@@ -49,6 +53,8 @@ class Steps(Protocol):
 
 class ConnectionSteps:
     """Asks the connections themselves."""
+
+    can_cancel = False
 
     def how_to_ask(self, connection: Any) -> tuple[Ask, str]:
         """Return what asks an open connection, and how it is asked when it comes back."""
@@ -115,6 +121,9 @@ class ConnectionSteps:
     def can_reset(self, connection: Any) -> bool:
         return _settles(connection) and _overrides(connection, "reset")
 
+    def can_reset_session(self, connection: Any) -> bool:
+        return self.can_reset(connection) or (_settles(connection) and _overrides(connection, "reset_session"))
+
     def reset(self, connection: Any) -> None:
         connection.reset()
 
@@ -133,6 +142,8 @@ class ConnectorSteps:
     def __init__(self, connector: Connector[Any]) -> None:
         self._connector = connector
         self._can_reset = type(connector).reset is not Connector.reset
+        self._can_reset_session = self._can_reset or type(connector).reset_session is not Connector.reset_session
+        self.can_cancel = type(connector).cancel is not Connector.cancel
         self._completes = type(connector).complete is not Connector.complete
         self.cancel = connector.cancel
         self.close = connector.close
@@ -164,6 +175,9 @@ class ConnectorSteps:
 
     def can_reset(self, connection: Any) -> bool:
         return self._can_reset
+
+    def can_reset_session(self, connection: Any) -> bool:
+        return self._can_reset_session
 
     def completion(self, connection: Any) -> Callable[[], object] | None:
         return partial(self._connector.complete, connection) if self._completes else None

@@ -13,7 +13,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 import gevent
 from gevent import getcurrent
 
-from gsocketpool import _report
+from gsocketpool import _callsite, _report
 from gsocketpool._core import Core
 from gsocketpool._lease import Lease
 from gsocketpool._lifecycle import close_half_open
@@ -112,6 +112,9 @@ class Pool(Core, Generic[C]):
         clock: Callable[[], float] | None = None,
     ) -> None:
         steps: Steps
+        kind: Any = factory
+        if isinstance(kind, type) and issubclass(kind, Connector):
+            raise InvalidArgumentError("factory", factory, "an instance of a connector, not its class")
         if isinstance(factory, Connector):
             steps = ConnectorSteps(factory)
             if options is not None:
@@ -186,7 +189,10 @@ class Pool(Core, Generic[C]):
     def _create_connection(self) -> C:
         """Make a connection and open it. A subclass may override it; what it returns need not be open."""
         if isinstance(self._factory, Connector):
-            return self._factory.connect()
+            client: C = self._factory.connect()
+            if client is None:
+                raise InvalidArgumentError("factory", client, "a connector whose connect() returns an open client")
+            return client
         options = self._options() if callable(self._options) else self._options
         if not isinstance(options, Mapping):
             raise InvalidArgumentError("options", options, "a callable that returns a mapping of keyword arguments")
@@ -285,8 +291,9 @@ class Pool(Core, Generic[C]):
         if current.thread is not self._thread:
             self._ensure_owner()
         if entry.complete is not None:
-            self._warn_if_unsettled(entry)
-        self._check_in(entry, entry.generation, None)
+            self._release(entry, entry.generation, _callsite.callers(1))
+        else:
+            self._check_in(entry, entry.generation, None)
 
     def discard(self, connection: C) -> None:
         """Give back a connection that must not be used again, or take out an idle one. It is closed in the background.
@@ -523,7 +530,7 @@ class Pool(Core, Generic[C]):
         state = self._state
         self._wait_until(lambda: not state.size and not state.opening, timeout)
         for entry in state.entries_in_use():
-            self._lifecycle.remove(entry, RETIRED, "closed")
+            self._lifecycle.remove(entry, RETIRED, "closed", cut_short=True)
         # An opening that does not heed being killed must not keep this from ending.
         gevent.joinall(openers, timeout=self._settings.close_timeout)
         close_half_open(state, self._closer)
