@@ -165,7 +165,8 @@ class Scope:
             try:
                 if error is None and isinstance(kept.block, Lease) and kept.block.is_active:
                     if not kept.block.is_settled:
-                        about = f"a request has left something open, which is reset: {self.describe(kept.block, kept.connection)}"
+                        which = self.describe(kept.block, kept.connection)
+                        about = f"a request has left something open, which is reset: {which}"
                         complaints.append((f"open {self._place_of(kept.block)}", about))
                     kept.block.release(warn=False)
                 else:
