@@ -90,7 +90,9 @@ def postgres() -> Iterator[dict[str, Any]]:
         command = [str(programs / "postgres"), "-D", data, "-k", directory, "-h", "", "-F"]
         # At this signal it cuts its clients off.
         with process(command, signal.SIGINT, user=user, stderr=subprocess.DEVNULL):
-            _wait_until(lambda: _can_connect(f"{directory}/.s.PGSQL.5432"))
+            # Its socket is there earlier than it lets clients in.
+            question = [str(programs / "pg_isready"), "-q", "-h", directory]
+            _wait_until(lambda: subprocess.run(question).returncode == 0)
             yield {"conninfo": f"host={directory} user=postgres dbname=postgres"}
 
 
@@ -127,11 +129,6 @@ def gunicorns(apps: Mapping[str, str], by_hand: str) -> Iterator[dict[str, int]]
             except OSError as error:
                 raise RuntimeError(f"{name} does not answer: {error}") from None
         yield ports
-
-
-def _can_connect(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as client:
-        return client.connect_ex(path) == 0
 
 
 def _wait_until(is_so: Callable[[], bool]) -> None:

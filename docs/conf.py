@@ -14,6 +14,8 @@ version = release
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
+# Not needed for the documentation.
+autodoc_mock_imports = ["psycopg"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

@@ -11,7 +11,7 @@ from flask_gsocketpool._registry import UnknownPoolError
 from flask_gsocketpool._request_scope import UnreleasedConnectionWarning
 from flask_gsocketpool.config import ConfigurationError
 from flask_gsocketpool.extension import GSocketPool
-from flask_gsocketpool.globals import current_connection, current_connections, current_pool, current_pools
+from flask_gsocketpool.globals import current_connection, current_connections, current_pool, current_pools, named_pool
 from flask_gsocketpool.signals import connection_closed, connection_opened, pool_exhausted
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "current_connections",
     "current_pool",
     "current_pools",
+    "named_pool",
     "pool_exhausted",
 ]

@@ -18,6 +18,7 @@ from gevent import getcurrent
 from flask_gsocketpool import signals
 from flask_gsocketpool._request_scope import Place, Scope, Scopes, unwrapped
 from gsocketpool import InvalidArgumentError, Lease, Pool, PoolEvents, PoolExhaustedError
+from gsocketpool.connectors import Connector
 from gsocketpool.settings import check_count, check_seconds
 
 
@@ -71,15 +72,16 @@ class AppPool(Pool[Any]):
         self,
         app: Flask,
         scopes: Scopes,
-        factory: Callable[..., Any],
+        factory: Callable[..., Any] | Connector[Any],
         options: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
         events: type[AppEvents] = AppEvents,
         **settings: Any,
     ) -> None:
         # Weakly, for pools are kept in thread-local storage, through which Python collects no cycles.
         reference = weakref.ref(app)
+        given = None if isinstance(factory, Connector) else options
         super().__init__(
-            factory, options, events=events(reference, scopes), context=partial(context_of, reference), **settings
+            factory, given, events=events(reference, scopes), context=partial(context_of, reference), **settings
         )
         self._scopes = scopes
         default = self.settings.acquire_timeout

@@ -40,7 +40,10 @@ def address_of(options: Mapping[str, Any]) -> str | None:
         if port is None:
             return masked_text(host, options)
         return masked_text(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", options)
-    return masked_text(path, options) if isinstance(path, str) and path else None
+    if isinstance(path, str) and path:
+        return masked_text(path, options)
+    url = options.get("url")
+    return masked_url(url).partition("?")[0] if isinstance(url, str) and url else None
 
 
 def masked_value(name: object, value: object) -> Any:

@@ -47,7 +47,7 @@ RequestTimeout = float | Callable[[Any], float | None] | None
 
 
 class UnreleasedConnectionWarning(RuntimeWarning):
-    """A request did not give back a connection, which was closed at the end of the request."""
+    """A request did not give back a connection, or left something open on its own one, such as a transaction."""
 
 
 class Place:
@@ -147,7 +147,8 @@ class Scope:
     def end(self, error: BaseException | None) -> list[tuple[str, str]]:
         """Give back the request's own connections, and discard what else it has not given back.
 
-        Return of each of these where it was acquired, and a description.
+        What is left open on an own connection is reset, and never completed: a COMMIT after the response has left could
+        fail unseen. Return the complaints, each with the place that it is about.
         """
         self.is_over = True
         if not self._own:
@@ -159,9 +160,17 @@ class Scope:
                 return []
         own, self._own = self._own, {}
         raised: list[BaseException] = []
+        complaints: list[tuple[str, str]] = []
         for kept in own.values():
             try:
-                kept.block.__exit__(None if error is None else type(error), error, None)
+                if error is None and isinstance(kept.block, Lease) and kept.block.is_active:
+                    if not kept.block.is_settled:
+                        which = self.describe(kept.block, kept.connection)
+                        about = f"a request has left something open, which is reset: {which}"
+                        complaints.append((f"open {self._place_of(kept.block)}", about))
+                    kept.block.release(warn=False)
+                else:
+                    kept.block.__exit__(None if error is None else type(error), error, None)
             except BaseException as failure:
                 raised.append(failure)
         # Those of other threads are given back there, a little later.
@@ -172,7 +181,10 @@ class Scope:
             _discard(lease)
         if raised:
             raise raised[0]
-        return [(str(self._place_of(lease)), self.describe(lease, connection)) for lease, connection in left]
+        for lease, connection in left:
+            about = f"a request has not given back {self.describe(lease, connection)}"
+            complaints.append((str(self._place_of(lease)), about))
+        return complaints
 
     def __del__(self) -> None:
         # Flask did not end it before its context went: another teardown function has failed, or the response was never
@@ -314,16 +326,16 @@ class Scopes:
         if getattr(context, SCOPE, None) is scope:
             delattr(context, SCOPE)
         scope.body = None
-        for place, description in scope.end(error):
-            self._report(place, description)
+        for place, complaint in scope.end(error):
+            self._report(place, complaint)
 
-    def _report(self, place: str, description: str) -> None:
+    def _report(self, place: str, complaint: str) -> None:
         if place in self._reported:
             return
         self._reported.add(place)
         app = self._app()
         of_app = "" if app is None else f"app {app.name!r}: "
-        message = f"{of_app}a request has not given back {description}"
+        message = f"{of_app}{complaint}"
         if app is not None and (app.debug or app.testing):
             warnings.warn(message, UnreleasedConnectionWarning, stacklevel=2)
         else:

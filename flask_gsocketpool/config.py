@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
 import pkgutil
 import re
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
 from types import ModuleType
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from gsocketpool import (
     InvalidArgumentError,
     PoolError,
     StreamConnection,
     TcpConnection,
-    TlsConnection,
-    UnixConnection,
 )
+from gsocketpool.connectors import Connector
 from gsocketpool.exceptions import shown
 from gsocketpool.settings import Settings, check_seconds
+from gsocketpool.url import NO_LIMIT_OPTIONS, STREAMS, InvalidURLError, read_stream_options, read_url
 
 PREFIX = "SOCKETPOOL_"
 DEFAULT = "default"
@@ -35,21 +33,20 @@ DEFAULT_SETTINGS = {"max_connections": 10, "reap_interval": 30}
 #: Seconds that connections of a URL wait for their backend, unless told otherwise.
 DEFAULT_TIMEOUT = 10
 
-FACTORIES: dict[str, type[StreamConnection]] = {"tcp": TcpConnection, "tls": TlsConnection, "unix": UnixConnection}
 #: What says where a pool connects to, and what each of these means.
 TARGETS = {
     "url": "where to connect to: ``tcp://host:port``, ``tls://host:port`` or ``unix:///path``, with options in the"
     f" query, as in ``?timeout=2``. Without a ``timeout``, the connections have one of {DEFAULT_TIMEOUT} s, unless"
-    " their class has its own; ``timeout=none`` is for no limit.",
-    "factory": "a :class:`~gsocketpool.Connection` class, any callable that returns a connection, or where to import"
-    ' one from: ``"package.module:Name"`` or ``"package.module.Name"``. By default the class that goes with the URL.',
+    " their class has its own; ``timeout=none`` is for no limit. Or the URL of a client library for which there is a"
+    " connector, credentials included: ``postgresql://``, ``valkey://``, ``redis://``.",
+    "factory": "a :class:`~gsocketpool.Connection` class, any callable that returns a connection, a"
+    ' :class:`~gsocketpool.connectors.Connector`, or where to import one from: ``"package.module:Name"`` or'
+    ' ``"package.module.Name"``. By default the class or the connector that goes with the URL.',
     "options": "the keyword arguments for the factory, which override those of the URL, or a callable that returns all"
     " of them, asked at every open.",
 }
 #: How many connections and how long: the settings, with their types in words.
 SETTINGS = {field.name: str(field.type) for field in fields(Settings)}
-#: The options of connections where ``none`` stands for no limit, as for the settings.
-NO_LIMIT_OPTIONS = {"timeout", "lifetime"}
 #: The options of connections that a URL may give, and how.
 URL_OPTIONS = {
     "host": "tcp://host:port",
@@ -72,8 +69,6 @@ APP_WIDE = {
 
 #: Whether a string names something to import, and is no number.
 _IMPORT_NAME = re.compile(r":|^[^\W\d]\w*(\.[^\W\d]\w*)+$")
-#: What may stand before ``://``, and holds no secret.
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.IGNORECASE)
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -96,7 +91,8 @@ class ConfigurationError(PoolError, ValueError):
 class PoolConfig:
     """What one pool is made of: ``Pool(factory, options, **settings)``."""
 
-    factory: Callable[..., Any]
+    factory: Callable[..., Any] | Connector[Any]
+    #: Those of the factory. A connector has its own; these are what is known of them, to be shown or never shown.
     options: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
     settings: Mapping[str, Any]
     #: The keys that were given and used, by what they are about: ``{"url": "SOCKETPOOL_URL"}``. The rest is by default.
@@ -201,15 +197,16 @@ def _read_pool(given: Mapping[str, Any], name: str, key_of: Callable[[str], str]
             key_of(next(iter(given), "url")), f"says nothing about where to connect to: set {key_of('url')}"
         )
     settings = _read_settings({**DEFAULT_SETTINGS, "name": name, **given}, key_of)
-    factory, options, has_default_timeout = _read_target(given, key_of)
+    target = _read_target(given, key_of)
     # A target that is empty is passed over; of the other settings any value counts.
     keys = {setting: key_of(setting) for setting, value in given.items() if value or setting not in TARGETS}
-    return PoolConfig(factory, options, settings, keys, given.get("url") or None, has_default_timeout)
+    url = given.get("url") or None
+    return PoolConfig(target.factory, target.options, settings, keys, url, target.has_default_timeout)
 
 
 def _is_option(setting: object, given: Mapping[str, Any]) -> bool:
     """Return whether connections of ours, or of the factory among `given`, take an option called `setting`."""
-    factories: list[Any] = [*FACTORIES.values()]
+    factories: list[Any] = [*STREAMS.values()]
     with suppress(ConfigurationError):
         factories.append(_read_factory(given.get("factory"), ""))
     known: set[str] = set()
@@ -262,26 +259,42 @@ def _read_setting(value: Any, kind: str) -> Any:
 # Where to connect to
 
 
-def _read_target(
-    given: Mapping[str, Any], key_of: Callable[[str], str]
-) -> tuple[Callable[..., Any], Mapping[str, Any] | Callable[[], Mapping[str, Any]], bool]:
-    """Return the factory, its options, and whether the timeout among these is by default."""
-    factory: Callable[..., Any] = TcpConnection
-    from_url: dict[str, Any] = {}
-    if given.get("url"):
-        factory, from_url = _read_url(given["url"], key_of)
-    if given.get("factory"):
-        factory = _read_factory(given["factory"], key_of("factory"))
-    options = given.get("options") or {}
+@dataclass(frozen=True)
+class _Target:
+    """Where a pool connects to, and with what."""
+
+    factory: Callable[..., Any] | Connector[Any]
+    options: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+    has_default_timeout: bool = False
+
+
+def _read_target(given: Mapping[str, Any], key_of: Callable[[str], str]) -> _Target:
+    url, options = given.get("url"), given.get("options") or {}
+    if not callable(options) and not isinstance(options, Mapping):
+        raise ConfigurationError(key_of("options"), f"must map names to values, and is of type {_kind(options)}")
+    factory = _read_factory(given["factory"], key_of("factory")) if given.get("factory") else None
+    if url and not (isinstance(url, str) and url.partition("://")[0] in STREAMS):
+        return _read_client(url, factory, options, key_of)
+    if isinstance(factory, type) and issubclass(factory, Connector) and not url:
+        return _Target(_make_connector(factory, options, key_of("options")), options)
+    if isinstance(factory, Connector):
+        if options or url:
+            key = key_of("options" if options else "url")
+            raise ConfigurationError(key, "must be left out: the connector has all that it needs")
+        return _Target(factory, {})
+    from_url: Mapping[str, Any] = {}
+    if url:
+        with _complaints_of(key_of("url")):
+            from_url = read_stream_options(url)
+        factory = factory or STREAMS[url.partition("://")[0]]
+    factory = factory or TcpConnection
     if callable(options):
         if from_url:
             raise ConfigurationError(
                 key_of("options"),
                 f"can't be a callable beside {key_of('url')}: let it return the host and the port, too",
             )
-        return factory, options, False
-    if not isinstance(options, Mapping):
-        raise ConfigurationError(key_of("options"), f"must map names to values, and is of type {_kind(options)}")
+        return _Target(factory, options)
     merged = {**from_url, **options}
     for name in NO_LIMIT_OPTIONS & merged.keys():
         if isinstance(merged[name], str) and merged[name].strip().lower() == "none":
@@ -290,15 +303,52 @@ def _read_target(
     if has_default_timeout:
         merged["timeout"] = DEFAULT_TIMEOUT
     _check_options(factory, merged, key_of("url" if from_url and not options else "options"))
-    return factory, merged, has_default_timeout
+    return _Target(factory, merged, has_default_timeout)
 
 
-def _read_factory(given: Any, key: str) -> Callable[..., Any]:
+def _read_client(url: Any, factory: Any, options: Any, key_of: Callable[[str], str]) -> _Target:
+    """Read the URL of a client library, for which there is a connector."""
+    key = key_of("url")
+    if factory is not None:
+        raise ConfigurationError(key, f"chooses a connector: leave {key_of('factory')} out, or {key} and give options")
+    try:
+        with _complaints_of(key):
+            target = read_url(url, options)
+    except ConfigurationError as error:
+        hint = f"; for another client library, set {key_of('factory')} to a class or a connector for it"
+        raise ConfigurationError(key, f"{error.problem}{hint}") from None
+    except ImportError as error:
+        raise ConfigurationError(key, f"can't be used: {error}") from error
+    except InvalidArgumentError as error:
+        raise ConfigurationError(key_of("options"), f"can't be used: {error}") from None
+    # What is shown of the pool, and what is never shown.
+    known = {} if callable(options) else options
+    return _Target(target.factory, {"url": url, **known})
+
+
+def _make_connector(kind: Callable[..., Connector[Any]], options: Any, key: str) -> Connector[Any]:
+    if callable(options):
+        raise ConfigurationError(key, "must map names to values for a connector, each of which may be a callable")
+    try:
+        return kind(**options)
+    except (InvalidArgumentError, TypeError) as error:
+        raise ConfigurationError(key, f"can't be used: {error}") from None
+
+
+@contextmanager
+def _complaints_of(key: str) -> Iterator[None]:
+    try:
+        yield
+    except InvalidURLError as error:
+        raise ConfigurationError(key, error.problem) from None
+
+
+def _read_factory(given: Any, key: str) -> Any:
     factory = _import(given, key) if isinstance(given, str) else given
-    if not callable(factory):
-        raise ConfigurationError(key, f"must be a class, a callable or the name of one, and is {shown(given)}")
-    found: Callable[..., Any] = factory
-    return found
+    if not callable(factory) and not isinstance(factory, Connector):
+        allowed = "must be a class, a callable, a connector or the name of one"
+        raise ConfigurationError(key, f"{allowed}, and is {shown(given)}")
+    return factory
 
 
 def _import(given: str, key: str) -> Any:
@@ -321,60 +371,6 @@ def import_name(name: str) -> Any:
         # Given dots only, resolve_name() would hide an ImportError inside the module.
         name = ":".join(name.rsplit(".", 1))
     return pkgutil.resolve_name(name)
-
-
-def _read_url(given: Any, key_of: Callable[[str], str]) -> tuple[type[StreamConnection], dict[str, Any]]:
-    key = key_of("url")
-    if not isinstance(given, str):
-        raise ConfigurationError(key, f"must be a str, and is of type {_kind(given)}")
-    scheme, colon, _ = given.partition("://")
-    if colon and scheme not in FACTORIES and _SCHEME.fullmatch(scheme):
-        raise ConfigurationError(
-            key,
-            f"must start with tcp://, tls:// or unix://, not {scheme}://. For a client library, set {key_of('factory')}"
-            f" to a Connection class that wraps the client, and put what the client needs into {key_of('options')}",
-        )
-    # Before anything is said that may show a part of it.
-    if "@" in given.partition("?")[0]:
-        raise ConfigurationError(key, "must not hold credentials: the place for them is the options")
-    if scheme not in FACTORIES or not colon:
-        raise ConfigurationError(key, "must start with tcp://, tls:// or unix://")
-    try:
-        url = urlsplit(given)
-        port = url.port
-    except ValueError as error:
-        # What it says shows a part of the URL, which may be one of a password that has a ? inside.
-        why = "" if "@" in given else f": {error}"
-        raise ConfigurationError(key, f"can't be used{why}") from None
-    if url.fragment:
-        raise ConfigurationError(key, "must not have a fragment (#...)")
-    options: dict[str, Any]
-    if url.scheme == "unix":
-        if url.netloc or not url.path.strip("/"):
-            raise ConfigurationError(key, f"must look like unix:///path/of/the/socket, and is {_shown(url)!r}")
-        options = {"path": url.path}
-    else:
-        if not url.hostname or port is None or url.path.strip("/"):
-            raise ConfigurationError(key, f"must look like {url.scheme}://host:port, and is {_shown(url)!r}")
-        options = {"host": url.hostname, "port": port}
-    for name, value in parse_qsl(url.query, keep_blank_values=True):
-        if name in options:
-            raise ConfigurationError(key, f"says twice what {name!r} is")
-        options[name] = _read_option(value)
-    return FACTORIES[url.scheme], options
-
-
-def _shown(url: SplitResult) -> str:
-    """Return a URL without its query, which may hold secrets, or be the end of one."""
-    return "***" if "@" in url.query else url._replace(query="").geturl()
-
-
-def _read_option(value: str) -> Any:
-    # As Flask reads the environment: JSON where it is JSON.
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
 
 
 def _lacks_timeout(factory: Callable[..., Any]) -> bool:
@@ -401,7 +397,7 @@ def _check_options(factory: Callable[..., Any], options: Mapping[str, Any], key:
     except TypeError as error:
         name = getattr(factory, "__name__", repr(factory))
         raise ConfigurationError(key, f"does not fit {name}: {error}") from None
-    if factory in FACTORIES.values():
+    if factory in STREAMS.values():
         # Ours connect to nothing before they are opened, so they can be made to look at the values.
         try:
             factory(**options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from flask.globals import _cv_app
 from werkzeug.local import LocalProxy
@@ -12,6 +12,8 @@ from flask_gsocketpool._registry import EXTENSION, Pools, pools_of
 from flask_gsocketpool._request_scope import CurrentConnection, unwrapped
 from flask_gsocketpool.config import DEFAULT
 from gsocketpool import Lease, Pool
+
+C = TypeVar("C")
 
 
 def _pools() -> Pools:
@@ -106,6 +108,20 @@ current_pools = CurrentPools()
 
 #: The current app's default pool, that of the plain ``SOCKETPOOL_*`` keys.
 current_pool: Pool[Any] = _CurrentPool(_default_pool)  # type: ignore[assignment]
+
+
+def named_pool(name: str, kind: type[C] | None = None) -> Pool[C]:
+    """Return a stand-in for the pool called `name` of the current app, for a module to keep.
+
+    ``db = named_pool("db", psycopg.Connection)`` at the top of a module, and ``with db.connection() as conn:`` in a
+    view.
+
+    :param kind: the type of the pool's connections, for type checkers.
+    """
+    proxy: Any = LocalProxy(lambda: _pools()[name])
+    stand_in: Pool[C] = proxy
+    return stand_in
+
 
 #: The request's own connection of each pool: ``current_connections["cache"]``.
 current_connections = CurrentConnections()

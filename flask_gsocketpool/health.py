@@ -82,8 +82,8 @@ def _probe(app: Flask, pools: Pools, name: str) -> BaseException | None:
         with app.app_context():
             pool = pools[name]
             # A little less than the time there is, for the pool's own error says more than that it was over.
-            with pool.connection(timeout=max(0.0, deadline - time.monotonic() - READY_TIMEOUT / 10)):
-                return None
+            pool.ping(timeout=max(0.0, deadline - time.monotonic() - READY_TIMEOUT / 10))
+            return None
     except (Exception, gevent.Timeout) as error:
         return error
 

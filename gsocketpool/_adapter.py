@@ -1,9 +1,5 @@
 """The one seam to user code: asks a connection, and guards against every answer and error.
 
-A connection need not derive from :class:`~gsocketpool.Connection`. One that doesn't is asked what gsocketpool 0.1.6
-asked (``open``, ``close``, ``is_connected``, ``is_expired``) and nothing else: a stand-in from a test answers anything
-with something true, and what a class calls ``is_reusable`` may have nothing to do with pools.
-
 What every acquire and release asks, the core asks by itself, inside a guard of its own: another call would cost too
 much. This module chooses the question, once, when a connection has been opened.
 """
@@ -14,41 +10,44 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from types import FunctionType
-from typing import Any
+from typing import Any, Final
 
 import gevent
 
-from gsocketpool._records import (
-    CONNECTED_ONLY,
-    FOREIGN,
-    IN_CONTEXT,
-    IN_USE,
-    REUSABLE,
-    STREAM,
-    Entry,
-)
-from gsocketpool.connection import Connection, StreamConnection, TlsConnection, _sockets
-from gsocketpool.connection.base import raw_connection
+from gsocketpool._records import BY_ADAPTER, IN_USE, STREAM, Entry
+from gsocketpool._steps import Ask, Step, Steps
+from gsocketpool.exceptions import PoolError
 from gsocketpool.settings import timer_seconds
 
 logger = logging.getLogger("gsocketpool")
 
+#: What ends a greenlet, and is not taken for the error of a step that has raised it.
+ENDS = (gevent.GreenletExit, KeyboardInterrupt, SystemExit)
+
 #: Returns a context manager to enter around user code; None for nothing.
 Context = Callable[[], AbstractContextManager[object] | None]
 
-#: Those is_usable() of ours that don't block.
-_NON_BLOCKING = (Connection.is_usable, StreamConnection.is_usable, TlsConnection.is_usable)
+#: How a connection is asked: whether it may be handed out; how, when it comes back; and what completes a block.
+Questions = tuple[Ask | None, str, Step | None]
+
+#: The answer of a connection that may be kept once it was reset. No connection can answer it by itself.
+RESET: Final = object()
 
 
 class Adapter:
     """Asks the connections of one pool.
 
     :param context: entered around everything that a connection is asked; None for nothing.
+    :param reset: when a connection that comes back is reset, as :attr:`Settings.reset` has it.
     """
 
-    def __init__(self, context: Context | None) -> None:
+    def __init__(self, steps: Steps, context: Context | None, reset: str) -> None:
+        self._steps = steps
+        self.can_cancel = steps.can_cancel
         self._context = context
+        self._reset = reset
+        #: Whether the connections have a socket to look at; None until one was opened.
+        self.can_peek: bool | None = None
         #: The greenlets in which checks that may block are under way.
         self._asking: set[gevent.Greenlet] = set()
 
@@ -57,51 +56,64 @@ class Adapter:
         context = None if self._context is None else self._context()
         return nullcontext() if context is None else context
 
-    def how_to_ask(self, connection: Any) -> tuple[Callable[[Any], object] | None, str]:
-        """Return how to ask an open connection: whether it may be handed out, and, as a mode, whether it may be kept.
-
-        The former is None where it may block, and so takes a greenlet.
-        """
-        ask: Callable[[Any], object] | None
-        if not is_ours(connection):
-            ask, mode = _question(connection, "is_connected"), FOREIGN
-        elif _overrides_no_check(connection):
-            # There is nothing else to look at.
-            ask, mode = _question(connection, "is_connected"), CONNECTED_ONLY
-        else:
-            is_quick = _function(connection, "is_usable") in _NON_BLOCKING
-            ask = _question(connection, "is_usable") if is_quick else None
-            is_stream = _function(connection, "is_reusable") is StreamConnection.is_reusable
-            mode = STREAM if is_stream else REUSABLE
+    def how_to_ask(self, connection: Any) -> Questions:
+        """Return how to ask an open connection."""
+        ask, mode = self._steps.how_to_ask(connection)
+        self._note_what_can_be_peeked(connection)
         if self._context is None or (mode is STREAM and ask is not None):
             # The checks of our own streams need no context.
-            return ask, mode
-        return None if ask is None else partial(_ask_in_context, self._context, ask), IN_CONTEXT
+            return ask, mode, self._steps.completion(connection)
+        complete = self._steps.completion(connection)
+        return (
+            None if ask is None else partial(_ask_in_context, self._context, ask),
+            BY_ADAPTER,
+            None if complete is None else partial(self._do_in_context, complete, "completing what a block has done"),
+        )
+
+    def _do_in_context(self, step: Step, what: str, connection: Any) -> None:
+        """Take a step whose error must not get lost."""
+        with self.in_context():
+            step(connection)
+            return
+        raise PoolError(f"the context of the pool has suppressed what {what} raised")
+
+    def _note_what_can_be_peeked(self, connection: Any) -> None:
+        is_first = self.can_peek is None
+        self.can_peek = self._steps.can_peek(connection)
+        if is_first and not self.can_peek:
+            logger.debug("%r has no socket to look at: what has died while idle is noticed when it is used", connection)
 
     # Opening and closing
 
     def open_if_closed(self, connection: Any) -> None:
         """Open what a subclass's ``_create_connection()`` has returned closed."""
-        if not connection.is_connected():
-            connection.open()
+        self._steps.open_if_closed(connection)
 
-    def close_if_open(self, connection: Any) -> None:
-        """Close a connection. Some classes insist on being open then; one that is not may still have a socket."""
+    def close(self, connection: Any) -> None:
+        """Close a connection, which may block and raise."""
         with self.in_context():
-            if connection.is_connected():
-                connection.close()
-            else:
-                self.abort(connection)
+            self._steps.close(connection)
+
+    def cancel(self, connection: Any) -> None:
+        """Cancel what the server still does for a connection, which may block and raise."""
+        with self.in_context():
+            self._steps.cancel(connection)
 
     def abort(self, connection: Any) -> None:
         """Close a connection without a goodbye: it is the parent process's, or would not close."""
         try:
-            if is_ours(connection):
-                connection.abort()
-        except Exception:
+            self._steps.abort(connection)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
+            # Nothing is thrown at it from outside, since it does not switch; and others are still to be aborted.
             logger.warning("could not abort %r", connection, exc_info=True)
 
     # Checking
+
+    def ping(self, connection: Any) -> None:
+        """Exchange something cheap with the backend, which may block and raise."""
+        self._do_in_context(self._steps.ping, "a ping", connection)
 
     def is_usable(self, entry: Entry, seconds: float) -> bool:
         """Return whether a connection whose check may block is good. The check takes `seconds` at most.
@@ -112,8 +124,8 @@ class Adapter:
             return self._ask_in_greenlet(entry, seconds)
         try:
             with self.in_context():
-                # Without time there is only the check that no class can make block.
-                return Connection.is_usable(entry.connection)
+                # There is no time for more.
+                return bool(self._steps.is_usable_at_once(entry.connection))
         except Exception:
             logger.debug("%r failed its check", entry.connection, exc_info=True)
             return False
@@ -144,20 +156,11 @@ class Adapter:
             logger.debug("%r failed its check", entry.connection, exc_info=True)
             return False
 
-    def is_reusable(self, connection: Any, error: BaseException | None) -> bool:
-        """Return, inside of the context, whether a connection may be kept that comes back. It may raise."""
-        with self.in_context():
-            if is_ours(connection):
-                return connection.is_reusable(error) is True
-            return error is None and bool(connection.is_connected())
-
     def is_alive(self, connection: Any) -> bool:
         """Return whether an idle connection is open and silent. This never makes a round trip."""
         try:
             with self.in_context():
-                if not connection.is_connected():
-                    return False
-                return not is_ours(connection) or _sockets.is_silent(raw_connection(connection))
+                return bool(self._steps.is_alive(connection))
         except (Exception, gevent.Timeout):
             logger.debug("%r failed its check", connection, exc_info=True)
             return False
@@ -166,10 +169,43 @@ class Adapter:
         """Return whether an idle connection says that it is too old. One that fails to say so is."""
         try:
             with self.in_context():
-                return hasattr(connection, "is_expired") and bool(connection.is_expired())
+                return bool(self._steps.is_expired(connection))
         except (Exception, gevent.Timeout):
             logger.warning("%r could not say whether it is expired, and is closed", connection, exc_info=True)
             return True
+
+    # Keeping
+
+    def judge(self, connection: Any, error: BaseException | None) -> object:
+        """Return whether a connection that comes back may be kept: True, False or :data:`RESET`. It may raise."""
+        with self.in_context():
+            if not self._steps.is_reusable(connection, error):
+                return False
+            if self._reset == "never":
+                return True
+            if not self._steps.is_settled(connection):
+                return RESET if self._steps.can_reset(connection) else False
+            return RESET if self._reset == "always" and self._steps.can_reset_session(connection) else True
+        return False
+
+    def is_settled(self, connection: Any) -> bool:
+        """Return whether nothing is left open. What the connection raises counts as False."""
+        try:
+            with self.in_context():
+                return bool(self._steps.is_settled(connection))
+        except (Exception, gevent.Timeout):
+            pass
+        return False
+
+    def reset(self, connection: Any) -> bool:
+        """Reset a connection. Return whether it may be kept. It may block and raise."""
+        with self.in_context():
+            if not self._steps.is_settled(connection):
+                self._steps.reset(connection)
+            if self._reset == "always":
+                self._steps.reset_session(connection)
+            return bool(self._steps.is_reusable(connection, None)) and bool(self._steps.is_settled(connection))
+        return False
 
 
 def _ask_in_context(context: Context, ask: Callable[[Any], object], connection: Any) -> object:
@@ -178,40 +214,3 @@ def _ask_in_context(context: Context, ask: Callable[[Any], object], connection: 
         return ask(connection)
     with entered:
         return ask(connection)
-
-
-def _question(connection: Any, step: str) -> Callable[[Any], object]:
-    """Return what asks a connection by a step. Its class has that once; a bound method would be one for each."""
-    function = getattr(type(connection), step, None)
-    if isinstance(function, FunctionType) and _function(connection, step) is function:
-        return function
-    ask: Callable[[], object] = getattr(connection, step)
-    return lambda _: ask()
-
-
-def open_what_was_made(connection: Any) -> None:
-    """Open what a factory has returned. Only a real True counts as open: 0.1.6 opened whatever a factory made."""
-    if connection.is_connected() is not True:
-        connection.open()
-
-
-def is_ours(connection: Any) -> bool:
-    """Return whether a connection derives from Connection."""
-    # Not by isinstance(), which believes a stand-in that has this class for its specification.
-    return issubclass(type(connection), Connection)
-
-
-def _overrides_no_check(connection: Connection) -> bool:
-    steps = ("is_usable", "is_reusable", "get")
-    return all(_function(connection, step) is getattr(Connection, step) for step in steps)
-
-
-def _function(connection: Connection, step: str) -> object:
-    """Return the function that is called for a step; what the class has under that name, if it is no function."""
-    in_class = getattr(type(connection), step, None)
-    if not isinstance(in_class, FunctionType):
-        # Looking at a property would run it.
-        return in_class
-    # Not by way of __dict__, which Python would have to make for the connection, for good.
-    found = getattr(connection, step)
-    return found.__func__ if getattr(found, "__self__", None) is connection else found

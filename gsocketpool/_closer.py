@@ -11,11 +11,14 @@ from typing import Any
 import gevent
 
 from gsocketpool import _fork
-from gsocketpool._adapter import Adapter
+from gsocketpool._adapter import ENDS, Adapter
 from gsocketpool._threads import Thread
 from gsocketpool.settings import timer_seconds
 
 logger = logging.getLogger("gsocketpool")
+
+#: Seconds that cancelling may take, before the connection is closed.
+CANCEL_TIMEOUT = 2.0
 
 
 class Closer:
@@ -28,26 +31,32 @@ class Closer:
     def __init__(self, timeout: float, adapter: Adapter) -> None:
         self._timeout = timeout
         self._adapter = adapter
-        self._pending: list[Any] = []
+        #: The connections to close, and whether to cancel what the server does for them first.
+        self._pending: list[tuple[Any, bool]] = []
         self._at_work: dict[gevent.Greenlet, Any] = {}
+        #: Those of them that cancel first.
+        self._cancelling: set[gevent.Greenlet] = set()
         #: Connections whose closing is begun again after its greenlet was killed.
         self._begun_again: list[Any] = []
         #: The thread whose event loop does the rest for a pool that was collected.
         self._thread: Thread | None = None
 
     def __len__(self) -> int:
-        """How many connections are being closed."""
+        """How many connections are being closed or cancelled."""
         return len(self._pending) + len(self._at_work)
 
-    def add(self, connection: Any) -> None:
-        """Leave a connection to be closed by :meth:`start`."""
-        self._pending.append(connection)
+    def add(self, connection: Any, *, cancel: bool = False) -> None:
+        """Leave a connection to be closed by :meth:`start`.
+
+        :param cancel: whether it is in the middle of something, which the server is told to give up.
+        """
+        self._pending.append((connection, cancel))
 
     def start(self) -> None:
         """Begin to close what was left here."""
         while self._pending:
             # What fails to begin, near the recursion limit, stays here.
-            self._begin(self._pending[0])
+            self._begin(*self._pending[0])
             del self._pending[0]
 
     def wait(self) -> None:
@@ -55,7 +64,7 @@ class Closer:
         self.start()
         # By identity, and kept, so that no other connection can have the same.
         connections = {id(connection): connection for connection in self._at_work.values()}
-        deadline = time.monotonic() + self._timeout + 1
+        deadline = time.monotonic() + (CANCEL_TIMEOUT if self._cancelling else 0) + self._timeout + 1
         # One whose greenlet is killed is begun again, in another greenlet.
         while greenlets := [one for one, connection in self._at_work.items() if id(connection) in connections]:
             gevent.joinall(greenlets, timeout=timer_seconds(deadline - time.monotonic()))
@@ -70,10 +79,11 @@ class Closer:
 
     def abort_all(self) -> None:
         """Abort what is being closed: in a forked child, where it is the parent's."""
-        connections = [*self._at_work.values(), *self._pending]
+        connections = [*self._at_work.values(), *(connection for connection, _ in self._pending)]
         for greenlet in self._at_work:
             greenlet.kill(block=False)
         self._at_work.clear()
+        self._cancelling.clear()
         self._pending.clear()
         self._begun_again.clear()
         for connection in connections:
@@ -102,8 +112,9 @@ class Closer:
 
     def abort_rest(self) -> None:
         """Abort what no event loop will close any more: its thread has ended."""
-        rest = [*self._at_work.values(), *self._pending]
+        rest = [*self._at_work.values(), *(connection for connection, _ in self._pending)]
         self._at_work.clear()
+        self._cancelling.clear()
         self._pending.clear()
         for connection in rest:
             self._adapter.abort(connection)
@@ -121,22 +132,36 @@ class Closer:
                 with contextlib.suppress(ValueError):
                     orphans.remove(self)
 
-    def _begin(self, connection: Any) -> None:
-        greenlet = gevent.Greenlet(self._close, connection)
+    def _begin(self, connection: Any, cancel: bool) -> None:
+        cancel = cancel and self._adapter.can_cancel
+        greenlet = gevent.Greenlet(self._close, connection, cancel)
+        if cancel:
+            self._cancelling.add(greenlet)
         self._at_work[greenlet] = connection
         greenlet.rawlink(self._ended)
         greenlet.start()
 
-    def _close(self, connection: Any) -> bool:
+    def _close(self, connection: Any, cancel: bool) -> bool:
+        if cancel:
+            self._cancel(connection)
         self.close_within_timeout(connection)
         return True
+
+    def _cancel(self, connection: Any) -> None:
+        try:
+            with gevent.Timeout(CANCEL_TIMEOUT):
+                self._adapter.cancel(connection)
+        except ENDS:
+            raise
+        except BaseException:
+            logger.debug("could not cancel what is done for %r", connection, exc_info=True)
 
     def close_within_timeout(self, connection: Any) -> None:
         """Close `connection` in the present greenlet; abort it if that takes too long or raises."""
         limit = gevent.Timeout(self._timeout)
         try:
             with limit:
-                self._adapter.close_if_open(connection)
+                self._adapter.close(connection)
         except BaseException as error:
             self._adapter.abort(connection)
             if error is limit:
@@ -149,6 +174,7 @@ class Closer:
                 raise
 
     def _ended(self, greenlet: gevent.Greenlet) -> None:
+        self._cancelling.discard(greenlet)
         connection = self._at_work.pop(greenlet, None)
         if connection is None or greenlet.value is True:
             self._forget(connection)
@@ -158,7 +184,7 @@ class Closer:
         else:
             # A program that kills every greenlet there is has killed this one, perhaps before it began.
             self._begun_again.append(connection)
-            self._begin(connection)
+            self._begin(connection, False)
         self._leave_orphans()
 
     def _forget(self, connection: Any) -> None:

@@ -19,25 +19,34 @@ from gevent.hub import Waiter as Parking
 from gevent.hub import get_hub
 
 from gsocketpool import _callsite, _fork, _report
-from gsocketpool._adapter import Adapter, Context
+from gsocketpool._adapter import RESET, Adapter, Context
 from gsocketpool._closer import Closer
 from gsocketpool._lifecycle import Lifecycle, abort_connections, forget_connections
 from gsocketpool._reaper import Reaper
 from gsocketpool._records import (
+    BY_ADAPTER,
     CONNECTED_ONLY,
     FOREIGN,
-    IN_CONTEXT,
     IN_USE,
     REMOVED,
+    RESETTING,
     STREAM,
     Entry,
     Waiter,
 )
 from gsocketpool._state import DISCARDED, RETIRED, State
+from gsocketpool._steps import Steps
 from gsocketpool._threads import Thread, current, get_ident
 from gsocketpool._waiters import Waiters
 from gsocketpool.events import Listener, PoolEvents, tell
-from gsocketpool.exceptions import ConnectionNotFoundError, PoolClosedError, PoolExhaustedError, WrongThreadError, shown
+from gsocketpool.exceptions import (
+    ConnectionNotFoundError,
+    PoolClosedError,
+    PoolError,
+    PoolExhaustedError,
+    WrongThreadError,
+    shown,
+)
 from gsocketpool.settings import Settings, check_seconds
 
 logger = logging.getLogger("gsocketpool")
@@ -59,6 +68,7 @@ class Core:
         name: str,
         settings: Settings,
         events: PoolEvents | None,
+        steps: Steps,
         context: Context | None,
         clock: Callable[[], float] | None,
     ) -> None:
@@ -71,13 +81,15 @@ class Core:
         self._tells_acquired = self._listener.acquired is not None
         self._tells_released = self._listener.released is not None
         self._state = State(settings)
-        self._adapter = Adapter(context)
+        self._adapter = Adapter(steps, context, settings.reset)
         self._closer = Closer(settings.close_timeout, self._adapter)
         self._waiters = Waiters(self._state, self._clock)
         self._lifecycle = Lifecycle(
             self, self._state, settings, self._clock, self._adapter, self._closer, self._waiters, self._listener
         )
         self._reaper = Reaper(self._state, settings, self._clock, self._adapter, self._lifecycle, self._listener)
+        #: Where something was released that was left open.
+        self._warned_places: set[_callsite.Place] = set()
         self._held_counts = _report.HeldCounts(self._state)
         # Last, for from now on the pool is told of forks.
         _fork.tell_after_fork(self)
@@ -297,13 +309,16 @@ class Core:
                 )
             elif mode is FOREIGN:
                 answer = error is None and entry.connection.is_connected()
-            elif mode is IN_CONTEXT:
-                answer = self._adapter.is_reusable(entry.connection, error)
+            elif mode is BY_ADAPTER:
+                answer = self._adapter.judge(entry.connection, error)
             else:
                 answer = entry.connection.is_reusable(error) is True
             if answer:
                 # A method that let another greenlet run, though it should not, may have let it give this back.
                 if entry.status is IN_USE and entry.generation == generation:
+                    if answer is RESET:
+                        self._lifecycle.begin_reset(entry)
+                        return
                     outcome = state.give_back(entry, self._clock())
                     if outcome.__class__ is Waiter:
                         try:
@@ -332,9 +347,39 @@ class Core:
         except RecursionError:
             self._put_off(self._check_in, entry, generation, error, True)
 
+    def _complete(self, entry: Entry, generation: int) -> None:
+        """Complete what a block has done that ends well. It may wait; what it raises discards the connection."""
+        try:
+            if self._state.changing:
+                # The block is a collected generator's, in the middle of anything.
+                raise PoolError(f"pool {self.name!r}: what a block has done can't be completed while it is collected")
+            if entry.complete is not None:
+                entry.complete(entry.connection)
+        except BaseException:
+            self._discard(entry, generation, "error")
+            raise
+
+    def _release(self, entry: Entry, generation: int, place: list[_callsite.Place]) -> None:
+        """End a lease by hand at `place`, and warn if something is left open that a block would complete."""
+        if not entry.is_leased(generation):
+            return
+        if self._state.changing:
+            self._put_off(self._release, entry, generation, place)
+            return
+        if self._settings.reset != "never" and not self._warned_places.issuperset(place):
+            try:
+                is_settled = self._adapter.is_settled(entry.connection)
+            except BaseException:
+                self._remove_leased(entry, generation, "interrupted")
+                raise
+            if not is_settled:
+                self._warned_places.update(place)
+                self._run_callback(_log_unsettled, self.name, entry.connection, place)
+        self._check_in(entry, generation, None)
+
     def _discard(self, entry: Entry, generation: int, reason: str = "explicit") -> None:
         """Take out an entry whose connection must not be used again, unless its lease is over."""
-        if entry.status is REMOVED or entry.generation != generation:
+        if entry.status in (REMOVED, RESETTING) or entry.generation != generation:
             return
         if current.thread is not self._thread:
             self._run_in_owner(entry, self._discard, entry, generation, reason)
@@ -475,6 +520,15 @@ def _log_failed_question(connection: Any, failure: Exception) -> None:
     # Logging may switch, which the event loop's own greenlet can't.
     message = "%r could not say whether it can be used again, and is closed"
     gevent.spawn(logger.warning, message, connection, exc_info=failure)
+
+
+def _log_unsettled(name: str, connection: Any, place: list[_callsite.Place]) -> None:
+    # As above.
+    message = (
+        "pool %r: %r is released with something left open, which is reset and not completed: end the block of"
+        " connection(), in the thread of the pool, or complete it before. It is released %s"
+    )
+    gevent.spawn(logger.warning, message, name, connection, _callsite.describe(place))
 
 
 def _ensure_owner(reference: weakref.ref[Core]) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from gsocketpool import _callsite
 from gsocketpool._records import IN_USE, Entry
 from gsocketpool._threads import Thread, current
 from gsocketpool.exceptions import ConnectionNotFoundError
 
 if TYPE_CHECKING:
+    from gsocketpool._adapter import Adapter
     from gsocketpool.pool import Pool
 
 C = TypeVar("C")
@@ -23,11 +25,14 @@ _ENTERED: Any = object()
 class Leases(Protocol):
     """What a lease needs of its pool."""
 
+    _adapter: Adapter
     _tells_acquired: bool
     _thread: Thread | None
 
     def _check_out(self, timeout: float | None) -> Entry: ...
     def _check_in(self, entry: Entry, generation: int, error: BaseException | None, is_put_off: bool = ...) -> None: ...
+    def _complete(self, entry: Entry, generation: int) -> None: ...
+    def _release(self, entry: Entry, generation: int, place: list[_callsite.Place]) -> None: ...
     def _discard(self, entry: Entry, generation: int, reason: str = ...) -> None: ...
     def _transfer(self, entry: Entry) -> None: ...
     def _tell_acquired(self, lease: Any) -> None: ...
@@ -82,12 +87,23 @@ class Lease(Generic[C]):
         pool, entry = self._pool, self._entry
         # The connection may have been released, discarded or detached meanwhile, which is no error.
         if current.thread is pool._thread:
+            if error is None and entry is not None and entry.complete is not None:
+                try:
+                    if self.is_active:
+                        pool._complete(entry, self._generation)
+                except RecursionError:
+                    pool._put_off(pool._discard, entry, self._generation, "error")
+                    raise
             try:
                 pool._check_in(entry, self._generation, error)  # type: ignore[arg-type]
             except RecursionError:
                 pool._put_off(pool._check_in, entry, self._generation, error, True)
         elif entry is not None and self.is_active:
-            pool._run_in_owner(entry, pool._check_in, entry, self._generation, error)
+            if error is None and entry.complete is not None:
+                # Only the pool's own thread could complete it.
+                pool._run_in_owner(entry, pool._release, entry, self._generation, _callsite.callers(1))
+            else:
+                pool._run_in_owner(entry, pool._check_in, entry, self._generation, error)
 
     def __repr__(self) -> str:
         if self._entry is None:
@@ -120,6 +136,14 @@ class Lease(Generic[C]):
         return entry is not None and entry.generation == self._generation and entry.status is IN_USE
 
     @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left open that a reset would mend, such as a transaction.
+
+        :raises ConnectionNotFoundError: if the lease is not active.
+        """
+        return self._pool._adapter.is_settled(self._active_entry().connection)
+
+    @property
     def connection(self) -> C:
         """The connection.
 
@@ -128,13 +152,23 @@ class Lease(Generic[C]):
         connection: C = self._active_entry().connection
         return connection
 
-    def release(self) -> None:
+    def release(self, *, warn: bool = True) -> None:
         """Give the connection back, as :meth:`Pool.release` does. From another thread, the pool's own thread does so.
 
+        What a block would complete is not completed, but reset.
+
+        :param warn: whether to log a warning if something is left open.
         :raises ConnectionNotFoundError: if the lease is not active; nothing happens then.
         """
-        self._active_entry()
-        self.__exit__(None, None, None)
+        entry = self._active_entry()
+        pool, arguments = self._pool, (entry, self._generation, None)
+        give_back: Callable[..., None] = pool._check_in
+        if warn and entry.complete is not None:
+            give_back, arguments = pool._release, (entry, self._generation, _callsite.callers(1))  # type: ignore[assignment]
+        if current.thread is pool._thread:
+            give_back(*arguments)
+        else:
+            pool._run_in_owner(entry, give_back, *arguments)
 
     def discard(self, reason: str = "explicit") -> None:
         """Give back a connection that must not be used again, as :meth:`Pool.discard` does, from any thread.

@@ -18,10 +18,10 @@ from gevent import getcurrent
 from gevent.event import Event
 
 from gsocketpool import _fork
-from gsocketpool._adapter import Adapter
+from gsocketpool._adapter import ENDS, Adapter, Questions
 from gsocketpool._closer import Closer
-from gsocketpool._records import REMOVED, Entry
-from gsocketpool._state import RETIRED, State
+from gsocketpool._records import IDLE, REMOVED, RESETTING, Entry, Waiter
+from gsocketpool._state import DISCARDED, RETIRED, State
 from gsocketpool._waiters import Waiters
 from gsocketpool.events import Listener, tell, tell_in_loop
 from gsocketpool.exceptions import PoolError, add_note, described
@@ -33,9 +33,7 @@ logger = logging.getLogger("gsocketpool")
 #: Seconds between attempts to fill up to ``min_connections`` after a failure: the first, and the most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 
-#: How a connection is asked: what the adapter has chosen.
-Questions = tuple[Callable[[Any], object] | None, str]
-NOT_ASKED: Questions = (None, "")
+NOT_ASKED: Questions = (None, "", None)
 
 
 class Opens(Protocol):
@@ -76,6 +74,8 @@ class Lifecycle:
         #: event loop, too, and those of the parent have nothing to do in the child.
         self._forks = 0
         self._refill: Any = None
+        #: The greenlets that reset a connection each.
+        self._resetting: dict[gevent.Greenlet, Entry] = {}
         self._pause = FIRST_PAUSE
         self._complaints = Throttle(clock=clock)
         #: What the last failure said; None once an opening has succeeded.
@@ -108,9 +108,11 @@ class Lifecycle:
         return opener
 
     def after_fork(self) -> None:
-        """Forget the parent's failures and event loop, in a forked child."""
+        """Forget the parent's failures, greenlets and event loop, in a forked child."""
         self._stop_refill()
         self._forks += 1
+        self._stop_resets()
+        self._resetting.clear()
         self._loop = None
         self._pause = FIRST_PAUSE
         self._complaints = Throttle(clock=self._clock)
@@ -120,8 +122,9 @@ class Lifecycle:
         self.changed = Event()
 
     def stop(self) -> None:
-        """Open nothing more by itself."""
+        """Open and reset nothing more."""
         self._stop_refill()
+        self._stop_resets()
         self.changed.set()
 
     def capacity_changed(self) -> None:
@@ -236,21 +239,31 @@ class Lifecycle:
 
     def give_back(self, entry: Entry) -> None:
         """Give back an entry whose connection need not be asked."""
-        outcome = self._state.give_back(entry, self._clock())
+        self._follow_up(entry, self._state.give_back(entry, self._clock()))
+
+    def _follow_up(self, entry: Entry, outcome: Waiter | str | None) -> bool:
+        """Do what is due after an entry was given back. Return whether it was kept."""
         if isinstance(outcome, str):
             self.remove(entry, RETIRED, outcome)
-        elif outcome is not None:
+            return False
+        if outcome is not None:
             self._waiters.wake(outcome)
+        return True
 
-    def remove(self, entry: Entry, cause: str, reason: str) -> None:
-        """Take an entry out, and have its connection closed behind the caller's back."""
+    def remove(self, entry: Entry, cause: str, reason: str, *, cut_short: bool = False) -> None:
+        """Take an entry out, and have its connection closed behind the caller's back.
+
+        :param cut_short: whether the connection is taken from its user.
+        """
+        # What is discarded may be in the middle of something, unless it is idle or was about to be handed out.
+        cancel = cut_short or (cause is DISCARDED and entry.status is not IDLE and reason != "unusable")
         if self._state.remove(entry, self._clock(), cause, reason):
-            self.close_removed([entry], reason)
+            self.close_removed([entry], reason, cancel=cancel)
 
-    def close_removed(self, entries: list[Entry], reason: str) -> None:
+    def close_removed(self, entries: list[Entry], reason: str, *, cancel: bool = False) -> None:
         """Have the connections closed of entries that the state has removed."""
         for entry in entries:
-            self._closer.add(entry.connection)
+            self._closer.add(entry.connection, cancel=cancel)
         if entries:
             # The pool is kept until it has told of them. Without a listener it is not, for if the event loop of its
             # thread never runs again, it would be kept for good.
@@ -267,6 +280,70 @@ class Lifecycle:
             for connection in connections:
                 tell_in_loop(self._listener.closed, pool, connection, reason)
         self.capacity_changed()
+
+    # Resetting
+
+    def begin_reset(self, entry: Entry) -> None:
+        """End a lease, and have the connection reset before its next one. This does not switch."""
+        # First, for near the recursion limit it may fail. It does nothing unless the next step was done.
+        self._loop.run_callback(self._start_reset, entry)
+        self._state.begin_reset(entry, self._clock())
+
+    def _start_reset(self, entry: Entry) -> None:
+        if entry.status is RESETTING:
+            greenlet = gevent.Greenlet(self._reset, entry)
+            self._resetting[greenlet] = entry
+            greenlet.rawlink(self._reset_ended)
+            greenlet.start()
+
+    def _reset(self, entry: Entry) -> bool:
+        """Return whether the connection may be kept."""
+        connection = entry.connection
+        limit = gevent.Timeout(self._settings.reset_timeout)
+        try:
+            with limit:
+                is_good = self._adapter.reset(connection)
+                # A reset that has swallowed the limit has lost what it was waiting for.
+                is_late = not limit.pending
+            if is_good and not is_late:
+                return True
+            error: BaseException | None = limit if is_late else None
+        except ENDS:
+            raise
+        except BaseException as raised:
+            error = raised
+        if entry.status is not RESETTING:
+            # The pool was closed meanwhile, or a fork has copied this greenlet.
+            pass
+        elif error is limit:
+            logger.warning("resetting %r took longer than %s s", connection, self._settings.reset_timeout)
+        elif error is None:
+            logger.warning("%r was reset, and still can't be used again", connection)
+        else:
+            logger.warning("resetting %r failed", connection, exc_info=error)
+        if error is not None:
+            # Its traceback would keep what reset() had in its locals.
+            error.__traceback__ = None
+        return False
+
+    def _reset_ended(self, greenlet: gevent.Greenlet) -> None:
+        entry = self._resetting.pop(greenlet, None)
+        if entry is None or entry.status is not RESETTING:
+            # A fork has copied the greenlet, or the pool was closed.
+            return
+        if greenlet.value is not True or self._pool() is None:
+            self.remove(entry, DISCARDED, "not_reset")
+            return
+        is_kept = self._follow_up(entry, self._state.end_reset(entry, self._clock()))
+        if is_kept and self._listener.released is not None:
+            self.tell_released(entry.connection)
+
+    def _stop_resets(self) -> None:
+        for greenlet in self._resetting:
+            greenlet.kill(block=False)
+        for entry in self._state.all_entries():
+            if entry.status is RESETTING:
+                self.remove(entry, DISCARDED, "not_reset")
 
     def tell_released(self, connection: Any) -> None:
         """Have the listener told of a connection that came back."""
@@ -317,6 +394,7 @@ def abort_connections(state: State, adapter: Adapter) -> None:
 
 def forget_connections(state: State, adapter: Adapter) -> None:
     """Abort the connections of the parent process, in a forked child, and empty the state."""
+    adapter.can_peek = None
     for connection in state.reset_after_fork():
         adapter.abort(connection)
         _fork.keep_alive(connection)

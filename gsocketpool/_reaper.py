@@ -130,7 +130,8 @@ class Reaper:
             for entry, generation in dead
             if entry.is_leased(generation) and self._state.remove(entry, self._clock(), DISCARDED, "holder_dead")
         ]
-        self._lifecycle.close_removed(taken, "holder_dead")
+        # They may be in the middle of something.
+        self._lifecycle.close_removed(taken, "holder_dead", cancel=True)
         for entry in taken:
             logger.error(
                 "pool %r took %r back: its greenlet has ended without releasing it. It was acquired %s",

@@ -10,6 +10,7 @@ from typing import Any, Final
 OPENING: Final = "opening"
 IDLE: Final = "idle"
 IN_USE: Final = "in use"
+RESETTING: Final = "resetting"
 REMOVED: Final = "removed"
 
 # How a connection is asked whether it may be kept, when it comes back.
@@ -21,8 +22,8 @@ STREAM: Final = "stream"
 REUSABLE: Final = "reusable"
 #: By ``is_connected()`` alone: the class does not derive from Connection.
 FOREIGN: Final = "foreign"
-#: By the adapter, in the pool's context.
-IN_CONTEXT: Final = "in a context"
+#: By the adapter: in the pool's context, or where something may be left open.
+BY_ADAPTER: Final = "by the adapter"
 
 #: An expiry before any time there is.
 DRAINED: Final = -math.inf
@@ -35,6 +36,7 @@ class Entry:
         "ask",
         "callsite",
         "callsite_generation",
+        "complete",
         "connection",
         "duplicate",
         "expires_at",
@@ -65,6 +67,8 @@ class Entry:
         self.is_new = True
         #: Asks a connection whether it may be handed out; None where that may block, and so takes a greenlet.
         self.ask: Callable[[Any], object] | None = None
+        #: Completes what a block has done over a connection; None where there is nothing to complete.
+        self.complete: Callable[[Any], object] | None = None
         #: How it is asked whether it may be kept.
         self.return_mode: str = CONNECTED_ONLY
         #: Where it was acquired, if leaks are looked for, and in which generation.

@@ -42,20 +42,23 @@ class HeldCounts:
 
 
 def census(state: State) -> str:
+    resetting = f" {state.resetting} resetting," if state.resetting else ""
     return (
-        f"{state.in_use} in use, {len(state.idle)} idle, {len(state.opening)} opening,"
+        f"{state.in_use} in use, {len(state.idle)} idle, {len(state.opening)} opening,{resetting}"
         f" at most {state.max_connections}; {len(state.waiters)} waiting"
     )
 
 
-def snapshot(name: str, state: State, closing: int) -> PoolStats:
+def snapshot(name: str, state: State, closing: int, can_peek: bool | None) -> PoolStats:
     return PoolStats(
         name=name,
         max_connections=state.max_connections,
         idle=len(state.idle),
         in_use=state.in_use,
         opening=len(state.opening),
+        resetting=state.resetting,
         closing=closing,
+        can_peek=can_peek,
         waiting=len(state.waiters),
         acquired_at_once=state.acquired_at_once,
         acquired_after_wait=state.acquired_after_wait,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Hashable, Iterable
 from itertools import takewhile
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from gsocketpool._records import CONNECTED_ONLY, DRAINED, IDLE, IN_USE, REMOVED, Entry, Waiter
+from gsocketpool._records import CONNECTED_ONLY, DRAINED, IDLE, IN_USE, REMOVED, RESETTING, Entry, Waiter
 from gsocketpool.settings import Settings
 
 P = ParamSpec("P")
@@ -72,10 +72,12 @@ class State:
         self.changing = False
         #: The idle entries; the last one was used last.
         self.idle: list[Entry] = []
-        #: The idle and in-use entries by the id() of their connection: its class may define any ``__eq__`` it likes.
+        #: All entries but those being opened, by the id() of their connection: its class may define any ``__eq__``.
         self.entries: dict[int, Entry] = {}
-        #: How many are idle or in use.
+        #: How many are idle, in use or resetting.
         self.size = 0
+        #: How many are resetting.
+        self.resetting = 0
         #: The entries being opened, by the greenlet that opens them.
         self.opening: dict[Hashable, Entry] = {}
         #: The queue, in the order of coming.
@@ -108,10 +110,10 @@ class State:
 
     @property
     def in_use(self) -> int:
-        return self.size - len(self.idle)
+        return self.size - len(self.idle) - self.resetting
 
     def all_entries(self) -> list[Entry]:
-        """Return every idle and in-use entry."""
+        """Return every idle, in-use and resetting entry."""
         found = []
         for first in list(self.entries.values()):
             entry: Entry | None = first
@@ -194,17 +196,36 @@ class State:
             self.changing = False
 
     @_changes
+    def begin_reset(self, entry: Entry, now: float) -> None:
+        """End a lease; the entry is neither idle nor in use until its reset has ended."""
+        self.use_time += now - entry.in_use_since
+        entry.status = RESETTING
+        entry.holder = None
+        self.resetting += 1
+
+    @_changes
+    def end_reset(self, entry: Entry, now: float) -> Waiter | str | None:
+        """Give back an entry that was reset, as :meth:`give_back` does."""
+        # All in one step: what the collector finds must not give it back in between, once it is in use.
+        entry.status = IN_USE
+        entry.in_use_since = now
+        self.resetting -= 1
+        return self.give_back(entry, now)
+
+    @_changes
     def remove(self, entry: Entry, now: float, cause: str, reason: str = "") -> bool:
-        """Take an idle or in-use entry out for good; its place is free. Return False if that has been done already."""
+        """Take an entry out for good; its place is free. Return False if that has been done already."""
         if entry.status is REMOVED:
             return False
         key = id(entry.connection)
         counts = self.discarded if cause is DISCARDED else self.retired
         count = counts.get(reason, 0) + 1
-        was_idle = entry.status is IDLE
+        status = entry.status
         self._unregister(entry, key)
-        if was_idle:
+        if status is IDLE:
             self.idle.remove(entry)
+        elif status is RESETTING:
+            self.resetting -= 1
         else:
             self.use_time += now - entry.in_use_since
         if cause is DETACHED:
@@ -371,6 +392,7 @@ class State:
         expires_at: float = math.inf,
         ask: Callable[[Any], object] | None = None,
         return_mode: str = CONNECTED_ONLY,
+        complete: Callable[[Any], object] | None = None,
     ) -> None:
         """Count a new connection. Its entry is in use without a holder; give it back to hand it out."""
         self.open_time += took
@@ -380,6 +402,7 @@ class State:
         entry.in_use_since = now
         entry.ask = ask
         entry.return_mode = return_mode
+        entry.complete = complete
         # It may have been drained meanwhile.
         entry.expires_at = min(expires_at, entry.expires_at)
         entry.duplicate = self.entries.get(key)
@@ -430,8 +453,9 @@ class State:
         self._drain()
 
     def _drain(self) -> None:
-        for entry in [*self.entries_in_use(), *self.opening.values()]:
-            entry.expires_at = DRAINED
+        for entry in [*self.all_entries(), *self.opening.values()]:
+            if entry.status is not IDLE:
+                entry.expires_at = DRAINED
 
     @_changes
     def resize(self, max_connections: int) -> list[Entry]:
@@ -489,6 +513,7 @@ class State:
         self.opening.clear()
         self.closed_on_release.clear()
         self.size = 0
+        self.resetting = 0
         self.has_surplus = False
         self.filling_paused_until = -math.inf
         self._reset_counts()

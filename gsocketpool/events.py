@@ -38,7 +38,7 @@ class PoolEvents:
         """A connection was handed out. The greenlet that acquired it runs this, before it gets the connection."""
 
     def released(self, pool: Pool[Any], connection: Any) -> None:
-        """A connection came back, and the pool keeps it; by now it may be in use again.
+        """A connection came back, was reset if need be, and the pool keeps it; by now it may be in use again.
 
         The event loop's own greenlet runs this: it must not wait.
         """

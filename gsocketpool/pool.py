@@ -13,14 +13,15 @@ from typing import Any, Generic, NoReturn, TypeVar
 import gevent
 from gevent import getcurrent
 
-from gsocketpool import _report
-from gsocketpool._adapter import open_what_was_made
+from gsocketpool import _callsite, _report
 from gsocketpool._core import Core
 from gsocketpool._lease import Lease
 from gsocketpool._lifecycle import close_half_open
 from gsocketpool._records import IDLE, IN_USE, Entry
 from gsocketpool._state import DETACHED, RETIRED
+from gsocketpool._steps import ConnectionSteps, ConnectorSteps, Steps, open_what_was_made
 from gsocketpool._threads import current
+from gsocketpool.connectors import Connector
 from gsocketpool.events import PoolEvents
 from gsocketpool.exceptions import (
     ConnectionNotFoundError,
@@ -31,6 +32,7 @@ from gsocketpool.exceptions import (
 )
 from gsocketpool.settings import LONGEST_WAIT, Settings, check_count, check_seconds, timer_seconds
 from gsocketpool.stats import PoolStats
+from gsocketpool.url import read_url
 
 #: The errors are here for code written for 0.1.6, which imports them from this module.
 __all__ = ["ConnectionNotFoundError", "Pool", "PoolExhaustedError"]
@@ -47,9 +49,10 @@ class Pool(Core, Generic[C]):
     closed without a goodbye, in use or not, unless it is the main thread. After a fork, the child's copy of a pool
     starts empty. A pool that is collected closes its idle connections in the event loop's next turn.
 
-    :param factory: a :class:`Connection` class, or any callable that returns a connection, open or not.
+    :param factory: a :class:`Connection` class, any callable that returns a connection, open or not, or a
+        :class:`~gsocketpool.connectors.Connector`, which makes and handles the connections of a client library.
     :param options: the keyword arguments for the factory, or a callable that returns them, which is asked at every
-        open: for credentials that rotate.
+        open: for credentials that rotate. A connector has options of its own.
     :param initial_connections: how many connections to open here and now; what opening raises is raised. In the event
         loop's own greenlet, which can't wait, they are opened in the background.
     :param max_connections: the limit on connections that are idle, in use or being opened.
@@ -70,6 +73,11 @@ class Pool(Core, Generic[C]):
     :param idle_timeout: seconds without use after which a connection is retired; None for no limit.
     :param leak_threshold: seconds of use after which a connection is reported in the log, once, with the place where it
         was acquired; None for no report.
+    :param reset: when a connection that comes back is reset, if its class or connector can do that: ``"unsettled"``, if
+        something is left open, such as a transaction; ``"always"``, after each use, so that no session state, such as a
+        setting or a lock, reaches the next user; ``"never"``.
+    :param reset_timeout: seconds that a reset may take; then the connection is discarded.
+    :param ping_timeout: seconds that :meth:`ping` may take once it has a connection.
     :param events: what to tell of the moments of a connection's life; None for nothing.
     :param context: returns a context manager to enter around everything that a connection is asked, such as an app's
         context, or None where there is nothing to enter.
@@ -79,7 +87,7 @@ class Pool(Core, Generic[C]):
 
     def __init__(
         self,
-        factory: Callable[..., C],
+        factory: Callable[..., C] | Connector[C],
         options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         initial_connections: int = 0,
         max_connections: int = 200,
@@ -96,12 +104,25 @@ class Pool(Core, Generic[C]):
         max_lifetime: float | None = None,
         idle_timeout: float | None = None,
         leak_threshold: float | None = None,
+        reset: str = "unsettled",
+        reset_timeout: float = 5.0,
+        ping_timeout: float = 5.0,
         events: PoolEvents | None = None,
         context: Callable[[], AbstractContextManager[object] | None] | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        if not callable(factory):
-            raise InvalidArgumentError("factory", factory, "a Connection class or a callable")
+        steps: Steps
+        kind: Any = factory
+        if isinstance(kind, type) and issubclass(kind, Connector):
+            raise InvalidArgumentError("factory", factory, "an instance of a connector, not its class")
+        if isinstance(factory, Connector):
+            steps = ConnectorSteps(factory)
+            if options is not None:
+                raise InvalidArgumentError("options", options, "left out: a connector has options of its own")
+        elif callable(factory):
+            steps = ConnectionSteps()
+        else:
+            raise InvalidArgumentError("factory", factory, "a Connection class, a callable or a Connector")
         if options is not None and not isinstance(options, Mapping) and not callable(options):
             raise InvalidArgumentError(
                 "options", options, "a mapping of keyword arguments or a callable that returns one"
@@ -126,9 +147,12 @@ class Pool(Core, Generic[C]):
             max_lifetime=max_lifetime,
             idle_timeout=idle_timeout,
             leak_threshold=leak_threshold,
+            reset=reset,
+            reset_timeout=reset_timeout,
+            ping_timeout=ping_timeout,
         )
         default_name = getattr(factory, "__name__", type(factory).__name__)
-        super().__init__(default_name if name is None else name, settings, events, context, clock)
+        super().__init__(default_name if name is None else name, settings, events, steps, context, clock)
         self._factory = factory
         self._options = {} if options is None else options
         if initial_connections:
@@ -140,8 +164,35 @@ class Pool(Core, Generic[C]):
         if min_connections:
             self._ensure_owner()
 
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        **settings: Any,
+    ) -> Pool[Any]:
+        """Make a pool from a URL.
+
+        :param url: ``tcp://host:port``, ``tls://host:port`` or ``unix:///path``, with options in the query as in
+            ``?timeout=2``; or the URL of a client library for which there is a connector, such as ``postgresql://`` or
+            ``redis://``, where ``scheme+driver://`` chooses among libraries. It may hold credentials, which are shown
+            nowhere.
+        :param options: keyword arguments for the connection or the connector, which override those of the URL, or a
+            callable that returns them, which is asked at every open.
+        :param settings: the other arguments of the pool.
+        :raises InvalidURLError: if the URL can't be used.
+        :raises ImportError: if the client library is not installed; it names the extra to install.
+        """
+        target = read_url(url, options)
+        return cls(target.factory, target.options, **settings)
+
     def _create_connection(self) -> C:
         """Make a connection and open it. A subclass may override it; what it returns need not be open."""
+        if isinstance(self._factory, Connector):
+            client: C = self._factory.connect()
+            if client is None:
+                raise InvalidArgumentError("factory", client, "a connector whose connect() returns an open client")
+            return client
         options = self._options() if callable(self._options) else self._options
         if not isinstance(options, Mapping):
             raise InvalidArgumentError("options", options, "a callable that returns a mapping of keyword arguments")
@@ -239,7 +290,10 @@ class Pool(Core, Generic[C]):
             entry = self._find(connection, IN_USE)
         if current.thread is not self._thread:
             self._ensure_owner()
-        self._check_in(entry, entry.generation, None)
+        if entry.complete is not None:
+            self._release(entry, entry.generation, _callsite.callers(1))
+        else:
+            self._check_in(entry, entry.generation, None)
 
     def discard(self, connection: C) -> None:
         """Give back a connection that must not be used again, or take out an idle one. It is closed in the background.
@@ -408,6 +462,21 @@ class Pool(Core, Generic[C]):
                 last_open_error=last_error,
             )
 
+    def ping(self, timeout: float | None = None) -> None:
+        """Acquire a connection, exchange something cheap with the backend, and give the connection back.
+
+        Only a class or a connector with a ``ping()`` exchanges anything; with others, this is an acquire.
+
+        :param timeout: as for :meth:`acquire`, whose errors it raises. The exchange takes ``ping_timeout`` at most.
+        :raises TimeoutError: if the exchange takes longer. What it raises is raised as it is, and the connection is
+            discarded.
+        """
+        seconds = self._settings.ping_timeout
+        with self.connection(timeout) as connection:
+            late = TimeoutError(f"pool {self.name!r}: the backend did not answer a ping within {seconds:g} s")
+            with gevent.Timeout(seconds, late):
+                self._adapter.ping(connection)
+
     def _wait_until(self, condition: Callable[[], bool], timeout: float | None) -> None:
         deadline = math.inf if timeout is None else self._clock() + timeout
         while not condition():
@@ -461,7 +530,7 @@ class Pool(Core, Generic[C]):
         state = self._state
         self._wait_until(lambda: not state.size and not state.opening, timeout)
         for entry in state.entries_in_use():
-            self._lifecycle.remove(entry, RETIRED, "closed")
+            self._lifecycle.remove(entry, RETIRED, "closed", cut_short=True)
         # An opening that does not heed being killed must not keep this from ending.
         gevent.joinall(openers, timeout=self._settings.close_timeout)
         close_half_open(state, self._closer)
@@ -495,7 +564,7 @@ class Pool(Core, Generic[C]):
 
     def stats(self) -> PoolStats:
         """Return a snapshot of what the pool is doing and has done."""
-        return _report.snapshot(self.name, self._state, closing=len(self._closer))
+        return _report.snapshot(self.name, self._state, closing=len(self._closer), can_peek=self._adapter.can_peek)
 
     def __repr__(self) -> str:
         closed = ", closed" if self._state.closed else ""

@@ -10,6 +10,9 @@ from gsocketpool.exceptions import InvalidArgumentError
 
 NO_LIMIT = ", or None for no limit"
 
+#: When a connection that comes back is reset: if it is not settled, after each use, or never.
+RESETS = ("unsettled", "always", "never")
+
 #: The most seconds that anything here waits, some 30 years: more than that not every event loop's timer can count.
 LONGEST_WAIT = 1e9
 
@@ -35,6 +38,9 @@ class Settings:
     max_lifetime: float | None = None
     idle_timeout: float | None = None
     leak_threshold: float | None = None
+    reset: str = "unsettled"
+    reset_timeout: float = 5.0
+    ping_timeout: float = 5.0
 
     def __post_init__(self) -> None:
         check_count("max_connections", self.max_connections, least=1)
@@ -50,7 +56,9 @@ class Settings:
             raise InvalidArgumentError("reap_expired_connections", self.reap_expired_connections, "True or False")
         if self.name is not None and not isinstance(self.name, str):
             raise InvalidArgumentError("name", self.name, "a str or None")
-        for name in ("reap_interval", "close_timeout"):
+        if self.reset not in RESETS:
+            raise InvalidArgumentError("reset", self.reset, " or ".join(repr(one) for one in RESETS))
+        for name in ("reap_interval", "close_timeout", "reset_timeout", "ping_timeout"):
             self._cap(name, check_seconds(name, getattr(self, name)))
         for name in ("acquire_timeout", "open_timeout", "max_lifetime", "idle_timeout", "leak_threshold"):
             seconds = getattr(self, name)

@@ -16,7 +16,7 @@ class PoolStats:
 
     #: The pool's name.
     name: str
-    #: The limit on ``idle + in_use + opening``.
+    #: The limit on ``idle + in_use + opening + resetting``.
     max_connections: int
     #: Connections ready to be acquired.
     idle: int
@@ -24,7 +24,9 @@ class PoolStats:
     in_use: int
     #: Connections being opened.
     opening: int
-    #: Connections being closed. They don't count towards the limit.
+    #: Connections that are made settled before their next use.
+    resetting: int
+    #: Connections being closed or cancelled. They don't count towards the limit.
     closing: int
     #: Callers in the queue.
     waiting: int
@@ -36,6 +38,8 @@ class PoolStats:
     timed_out: int
     #: Acquires turned away at once because ``max_waiting`` were in the queue.
     refused: int
+    #: Whether idle connections have a socket to look at; None until one was opened.
+    can_peek: bool | None
     #: Connections opened.
     opened: int
     #: Connections that could not be opened.

@@ -10,7 +10,18 @@ from gevent.hub import Hub
 from gevent.server import StreamServer
 
 from gsocketpool import PoolError
+from tests import patched
+from tests.databases import conninfo as conninfo
 from tests.scripted import Backend, Clock
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    return patched.run_if_marked(pyfuncitem)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    patched.stop(config)
 
 
 @pytest.hookimpl(wrapper=True)

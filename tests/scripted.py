@@ -9,6 +9,7 @@ import gevent
 from gevent.event import Event
 
 from gsocketpool import Connection, Pool
+from gsocketpool.connectors import Connector
 
 #: Seconds after which a test that waits for something gives up.
 PATIENCE = 10.0
@@ -168,3 +169,110 @@ def spawn_acquire(pool: Pool[Any], **arguments: Any) -> gevent.Greenlet:
     greenlet = gevent.spawn(pool.acquire, **arguments)
     settle()
     return greenlet
+
+
+class Client:
+    """A client that knows nothing of pools. Equal to every other one, and without a hash."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.is_open = True
+        #: Whether something was begun and not completed.
+        self.is_begun = False
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"<client {self.number}>"
+
+    def begin(self) -> None:
+        """Leave something open."""
+        self.is_begun = True
+
+
+class ScriptedConnector(Connector[Client]):
+    """Takes every step, notes it, and does as it is told.
+
+    :param acts: by the name of a step, what it does instead of the usual, given the client.
+    """
+
+    def __init__(self, **acts: Callable[[Client], Any]) -> None:
+        self.acts = acts
+        self.clients: list[Client] = []
+        #: The steps that were taken, those that are asked at any time left out.
+        self.steps: list[str] = []
+
+    @property
+    def open(self) -> list[Client]:
+        """The clients that are open at present."""
+        return [client for client in self.clients if client.is_open]
+
+    def connect(self) -> Client:
+        client = Client(len(self.clients))
+        self.clients.append(client)
+        self._usually("connect", client, lambda: None)
+        return client
+
+    def is_settled(self, connection: Client) -> bool:
+        return self._answer("is_settled", connection, lambda: not connection.is_begun)
+
+    def complete(self, connection: Client) -> None:
+        self._do("complete", connection, lambda: setattr(connection, "is_begun", False))
+
+    def reset(self, connection: Client) -> None:
+        self._do("reset", connection, lambda: setattr(connection, "is_begun", False))
+
+    def reset_session(self, connection: Client) -> None:
+        self._do("reset_session", connection, lambda: None)
+
+    def is_reusable(self, connection: Client, error: BaseException | None) -> bool:
+        return self._answer("is_reusable", connection, lambda: error is None)
+
+    def peek_target(self, connection: Client) -> Any:
+        return self._usually("peek_target", connection, lambda: None)
+
+    def close(self, connection: Client) -> None:
+        self._do("close", connection, lambda: setattr(connection, "is_open", False))
+
+    def abort(self, connection: Client) -> None:
+        self._do("abort", connection, lambda: setattr(connection, "is_open", False))
+
+    def cancel(self, connection: Client) -> None:
+        self._do("cancel", connection, lambda: None)
+
+    def ping(self, connection: Client) -> None:
+        self._do("ping", connection, lambda: None)
+
+    def _do(self, step: str, client: Client, usual: Callable[[], object]) -> None:
+        self.steps.append(step)
+        self._usually(step, client, usual)
+
+    def _answer(self, step: str, client: Client, usual: Callable[[], bool]) -> bool:
+        answer: bool = self._usually(step, client, usual)
+        return answer
+
+    def _usually(self, step: str, client: Client, usual: Callable[[], Any]) -> Any:
+        act = self.acts.get(step)
+        return usual() if act is None else act(client)
+
+
+def raising(error: BaseException) -> Callable[[Client], Any]:
+    """An act of a step that raises."""
+
+    def act(client: Client) -> None:
+        raise error
+
+    return act
+
+
+class Untold:
+    """An answer that raises an error when it is asked whether it is true."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __bool__(self) -> bool:
+        raise self.error

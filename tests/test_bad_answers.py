@@ -10,17 +10,7 @@ import pytest
 
 from gsocketpool import Pool
 from tests.connections import outcome
-from tests.scripted import PATIENCE, Plain, eventually, numbers, settle
-
-
-class Untold:
-    """An answer that raises an error when it is asked whether it is true."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-    def __bool__(self) -> bool:
-        raise self.error
+from tests.scripted import PATIENCE, Plain, Untold, eventually, numbers, settle
 
 
 def neither() -> Untold:

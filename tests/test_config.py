@@ -161,6 +161,9 @@ VALUES = {
     "max_lifetime": 100.0,
     "idle_timeout": 10.0,
     "leak_threshold": 20.0,
+    "reset": "always",
+    "reset_timeout": 3.0,
+    "ping_timeout": 2.0,
 }
 
 
@@ -336,8 +339,11 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ),
         ({"FACTORY": "Name"}, "_FACTORY can't be imported from 'Name': No module named 'Name'"),
         ({"FACTORY": "tests.test_config"}, "_FACTORY must look like 'package.module:Name', and is 'tests.test_config'"),
-        ({"FACTORY": "tests.test_config:URL"}, "_FACTORY must be a class, a callable or the name of one, and is"),
-        ({"FACTORY": 5}, "_FACTORY must be a class, a callable or the name of one, and is 5"),
+        (
+            {"FACTORY": "tests.test_config:URL"},
+            "_FACTORY must be a class, a callable, a connector or the name of one, and is",
+        ),
+        ({"FACTORY": 5}, "_FACTORY must be a class, a callable, a connector or the name of one, and is 5"),
         # Wrong options.
         ({"OPTIONS": [1]}, "_OPTIONS must map names to values, and is of type list"),
         ({"OPTIONS": {1: 2}}, "_OPTIONS must have str for names"),
@@ -355,16 +361,16 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         # Wrong URLs.
         ({"URL": 5}, "_URL must be a str, and is of type int"),
         (
-            {"URL": "redis://localhost:1"},
-            "_URL must start with tcp://, tls:// or unix://, not redis://. For a client library, set SOCKETPOOL_F",
+            {"URL": "amqp://localhost:1"},
+            "_URL must start with one of tcp://, tls://, unix://, postgresql://, postgres://, valkey://, valkeys://,"
+            " redis://, rediss://, not amqp://; for another client library, set SOCKETPOOL_FACTORY to a class or a",
         ),
         (
             {"POOLS": {"a": {"url": "postgresql+x://me:secret@h/b"}}},
-            "_POOLS['a']['url'] must start with tcp://, tls:// or unix://, not postgresql+x://. For a client library,"
-            " set SOCKETPOOL_POOLS['a']['factory'] to",
+            "_POOLS['a']['url'] must start with postgresql:// or one of postgresql+psycopg://, not postgresql+x://",
         ),
-        ({"URL": "localhost:2000"}, "_URL must start with tcp://, tls:// or unix://"),
-        ({"URL": "//localhost"}, "_URL must start with tcp://, tls:// or unix://"),
+        ({"URL": "localhost:2000"}, "_URL must start with one of tcp://, tls://, unix://, "),
+        ({"URL": "//localhost"}, "_URL must start with one of tcp://, tls://, unix://, "),
         ({"URL": "tcp://localhost"}, "_URL must look like tcp://host:port, and is 'tcp://localhost'"),
         ({"URL": "tcp://:2000"}, "_URL must look like tcp://host:port, and is 'tcp://:2000'"),
         ({"URL": "tcp://h:1/path"}, "_URL must look like tcp://host:port, and is 'tcp://h:1/path'"),
@@ -444,8 +450,11 @@ def test_no_complaint_tells_a_secret() -> None:
         {"URL": "tcp://user:hunter2?x@host:1"},
         {"URL": "tcp://hunter2?x@host:1"},
         {"URL": "unix://user:hunter2?x@host"},
-        {"URL": "redis://:hunter2@host:1/0"},
-        {"URL": "redis://host:1/0?password=hunter2"},
+        {"URL": "amqp://:hunter2@host:1/0"},
+        {"URL": "amqp://host:1/0?password=hunter2"},
+        {"URL": "redis://:hunter2@host:1/0", "OPTIONS": {"retry": 3}},
+        {"URL": "redis://:hunter2@host:1/0", "FACTORY": Options},
+        {"URL": "postgresql+hunter2://host:1/0"},
         {"URL": "me:hunter2://x@host"},
         {"URL": "hunter2@x://host"},
         {"URL": URL, "PASSWORD": "hunter2", "FACTORY": Options},

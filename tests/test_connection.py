@@ -30,7 +30,7 @@ def test_a_step_that_a_class_lacks_is_named(step: str) -> None:
         getattr(Nameless(), step)()
 
 
-@pytest.mark.parametrize("raw", [None, object(), "a client object", 7])
+@pytest.mark.parametrize("raw", [None, object(), "a client object", 7.0])
 def test_a_class_without_a_socket_is_usable_when_it_is_connected(raw: Any) -> None:
     connection = Classic(raw)
     assert connection.is_usable()

@@ -29,6 +29,10 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
 
 
+#: Their examples need a server, and are run by the tests of what they tell of.
+WITH_A_SERVER = {"psycopg.rst"}
+
+
 def blocks(document: Path) -> list[str]:
     """The examples in Python of a document, each line where it stands in it."""
     found: list[list[str]] = []
@@ -49,8 +53,12 @@ def is_of_tests(block: str) -> bool:
 
 
 def is_of_another_process(block: str) -> bool:
-    """Whether an example patches its process, or takes a library that is not here."""
-    return "patch_all(" in block or re.search("^from (celery|flask_sock) import", block, re.MULTILINE) is not None
+    """Whether an example patches its process, or takes a library that is not here, or a connector: no pool does yet."""
+    return (
+        "patch_all(" in block
+        or "Connector(" in block
+        or re.search("^from (celery|flask_sock) import", block, re.MULTILINE) is not None
+    )
 
 
 def examples(document: Path) -> str:
@@ -91,7 +99,7 @@ def app():
 
 @pytest.mark.parametrize(
     "document",
-    [path for path in DOCUMENTS if examples(path)],
+    [path for path in DOCUMENTS if examples(path) and path.name not in WITH_A_SERVER],
     ids=lambda path: path.name,
 )
 def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,6 +231,8 @@ def test_the_readme_knows_the_defaults() -> None:
             assert shown == str(default).lower()
         elif default is None:
             assert shown in ("no limit", "off", "``default``")
+        elif isinstance(default, str):
+            assert shown == f"``{default}``"
         else:
             assert float(shown.removesuffix(" s")) == default
 

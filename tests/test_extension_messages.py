@@ -271,13 +271,13 @@ def test_an_option_of_the_connection_among_the_keys_is_told_where_it_belongs(opt
 @pytest.mark.parametrize(
     "url",
     [
-        "redis://localhost:6379/0",
-        "redis://:hunter2@localhost:6379/0",
-        "postgresql://localhost/shop",
-        "postgresql://me:hunter2@localhost/shop",
+        "amqp://localhost:6379/0",
+        "amqp://:hunter2@localhost:6379/0",
+        "mongodb://localhost/shop",
+        "mongodb://me:hunter2@localhost/shop",
     ],
 )
-def test_the_url_of_a_client_library_is_refused_with_the_key_to_set_instead(url: str) -> None:
+def test_the_url_of_an_unknown_client_library_is_refused_with_the_key_to_set_instead(url: str) -> None:
     error = refusal(URL=url)
     assert error.key == "SOCKETPOOL_URL"
     assert "hunter2" not in str(error)

@@ -11,15 +11,17 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 import gevent
 import pytest
 from gevent.hub import Hub, get_hub
 
-from gsocketpool import Pool, PoolClosedError, PoolError, PoolExhaustedError
+from gsocketpool import Pool, PoolClosedError, PoolError, PoolEvents, PoolExhaustedError
 from gsocketpool._reaper import _sweep_for_ever
+from gsocketpool.connectors import Connector
 from tests.scripted import PATIENCE, Backend, ScriptedConnection, settle
 from tests.switches import Switches, greenlets_there_are
 
@@ -58,6 +60,87 @@ class SwitchingAndChecked(Switching):
         return self.is_open and bool(self.backend.answer)
 
 
+class Transaction(Switching):
+    """Has something left open after each use, and every step of its ending switches."""
+
+    is_begun = False
+
+    def is_settled(self) -> bool:
+        return not self.is_begun
+
+    def complete(self) -> None:
+        gevent.sleep(0)
+        self.is_begun = False
+        gevent.sleep(0)
+
+    def reset(self) -> None:
+        gevent.sleep(0)
+        self.is_begun = False
+        gevent.sleep(0)
+
+    reset_session = complete
+
+
+class TransactionConnector(Connector[Any]):
+    """The same for clients that know nothing of pools: what makes them is called here, and not by the pool."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+        self.connections: list[Any] = []
+
+    def connect(self) -> Any:
+        connection = self.make()
+        try:
+            connection.open()
+        except BaseException:
+            # Nobody else knows it yet.
+            connection.abort()
+            raise
+        return connection
+
+    def is_settled(self, connection: Any) -> bool:
+        return not connection.is_begun
+
+    def is_reusable(self, connection: Any, error: BaseException | None) -> bool:
+        return error is None and connection.is_open
+
+    def complete(self, connection: Any) -> None:
+        Transaction.complete(connection)
+
+    def reset(self, connection: Any) -> None:
+        Transaction.reset(connection)
+
+    def cancel(self, connection: Any) -> None:
+        gevent.sleep(0)
+
+    def abort(self, connection: Any) -> None:
+        connection.abort()
+
+
+class Listening(PoolEvents):
+    """Hears of everything, and never switches: what is thrown while it does is its own."""
+
+    def opened(self, pool: Pool[Any], connection: Any) -> None:
+        pass
+
+    def acquired(self, lease: Any) -> None:
+        pass
+
+    def waiting(self, pool: Pool[Any]) -> None:
+        pass
+
+    def released(self, pool: Pool[Any], connection: Any) -> None:
+        pass
+
+    def closed(self, pool: Pool[Any], connection: Any, reason: str) -> None:
+        pass
+
+
+@contextmanager
+def context() -> Iterator[None]:
+    yield
+
+
 class World:
     """One run of a scenario: a backend, a pool and its callers, and what has gone wrong."""
 
@@ -66,9 +149,14 @@ class World:
         self.size = size
         self.wrongs: list[str] = []
         self.backend = Backend()
-        kind = SwitchingAndChecked if scenario.is_checked else Switching
+        kind = scenario.kind or (SwitchingAndChecked if scenario.is_checked else Switching)
+
+        def make() -> Any:
+            return self.backend._made(kind(self.backend, {}))
+
         self.pool: Pool[Any] = Pool(
-            lambda: self.backend._made(kind(self.backend, {})),
+            TransactionConnector(make) if scenario.has_connector else make,
+            **scenario.settings,
             max_connections=size,
             min_connections=size if scenario.is_filled else 0,
         )
@@ -105,12 +193,19 @@ class World:
         """What must hold whenever any greenlet can run."""
         if self.pool.size > self.size:
             self.wrongs.append(f"there are {self.pool.size} connections")
+        stats = self.pool.stats()
+        if stats.idle + stats.in_use + stats.resetting + stats.opening != self.pool.size or stats.resetting < 0:
+            self.wrongs.append(f"the numbers do not agree: {stats}")
 
     def check_whole(self) -> None:
         """When all have ended, whatever has been thrown: nothing is lost, and nothing is left."""
         pool = self.pool
+        for _ in range(20):
+            # What is reset at the end of the last caller's use.
+            if pool.stats().resetting:
+                gevent.sleep(0)
         if not pool._state.closed:
-            if pool.stats().waiting or pool.stats().in_use:
+            if pool.stats().resetting or pool.stats().waiting or pool.stats().in_use:
                 self.wrongs.append(f"something was left behind: {pool}")
             self.backend.answer = True
             taken: list[Any] = []
@@ -144,6 +239,12 @@ class Scenario:
     is_filled: bool = False
     #: What may come out of a caller without having been thrown at it.
     allowed: type[BaseException] | tuple[()] = ()
+    #: What connections are, if it is not one of the usual two.
+    kind: type[Switching] | None = None
+    #: Whether a connector handles them.
+    has_connector: bool = False
+    #: What the pool is told besides.
+    settings: dict[str, Any] = field(default_factory=dict)
     #: What to do before the callers come.
     prepare: Callable[[World], object] = lambda world: None
 
@@ -160,6 +261,42 @@ def use_and_release(world: World, number: int) -> None:
 def use_in_a_block(world: World, number: int) -> None:
     with world.pool.connection() as connection, world.using(connection):
         pass
+
+
+def begin_in_a_block(world: World, number: int) -> None:
+    """A transaction, which is completed."""
+    with world.pool.connection() as connection, world.using(connection):
+        if connection.is_begun:
+            world.wrongs.append(f"{connection} was handed out with something left open")
+        connection.is_begun = True
+
+
+def begin_and_release(world: World, number: int) -> None:
+    """A transaction, which is reset."""
+    connection = world.pool.acquire()
+    try:
+        with world.using(connection):
+            if connection.is_begun:
+                world.wrongs.append(f"{connection} was handed out with something left open")
+            connection.is_begun = True
+    finally:
+        world.pool.release(connection)
+
+
+def close_or_begin(world: World, number: int) -> None:
+    if number == 0:
+        for _ in range(4):
+            gevent.sleep(0)
+        world.pool.close(timeout=PATIENCE)
+    else:
+        begin_and_release(world, number)
+
+
+def begin_and_drain(world: World, number: int) -> None:
+    begin_and_release(world, number)
+    if number == 0:
+        world.pool.drain()
+        begin_and_release(world, number)
 
 
 def use_and_discard(world: World, number: int) -> None:
@@ -263,6 +400,33 @@ SCENARIOS = {
     "drop": Scenario(drop_or_use, {"_open", "_close"}, idle=True, allowed=PoolError),
     "sweeps": Scenario(use_in_a_block, {"_sweep_for_ever", "_close", "_open"}, idle=True, prepare=sweep_all_the_time),
     "wait until ready": Scenario(fill_and_use, {"_open"}, is_filled=True),
+    "complete": Scenario(begin_in_a_block, set(), idle=True, kind=Transaction),
+    "complete, with a connector": Scenario(begin_in_a_block, set(), idle=True, kind=Transaction, has_connector=True),
+    "complete, with a connector, a context and events": Scenario(
+        begin_in_a_block,
+        {"_open"},
+        kind=Transaction,
+        has_connector=True,
+        settings={"context": context, "events": Listening()},
+    ),
+    "reset": Scenario(begin_and_release, {"_reset"}, idle=True, kind=Transaction),
+    "reset, with a connector": Scenario(
+        begin_and_release, {"_reset"}, idle=True, kind=Transaction, has_connector=True, settings={"clock": monotonic}
+    ),
+    "reset always, with a connector, a context and events": Scenario(
+        begin_in_a_block,
+        {"_reset"},
+        idle=True,
+        kind=Transaction,
+        has_connector=True,
+        settings={"reset": "always", "context": context, "events": Listening()},
+    ),
+    "drain while resetting": Scenario(
+        begin_and_drain, {"_reset", "_close", "_open"}, idle=True, kind=Transaction, has_connector=True
+    ),
+    "close while resetting": Scenario(
+        close_or_begin, {"_close"}, idle=True, kind=Transaction, has_connector=True, allowed=PoolClosedError
+    ),
     "close": Scenario(close_or_use, {"_close"}, idle=True, allowed=PoolClosedError),
     "close while opening": Scenario(close_or_use, {"_open", "_close"}, allowed=PoolClosedError),
 }

@@ -37,7 +37,14 @@ FLOORS = [
     {"gsocketpool._report", "gsocketpool._waiters", "gsocketpool.connection.tcp", "gsocketpool.connection.unix"},
     {"gsocketpool.connection.tls"},
     {"gsocketpool.connection", "gsocketpool.connectors._base"},
-    {"gsocketpool.connectors"},
+    {"gsocketpool.connectors", "gsocketpool.connectors._resp"},
+    {
+        "gsocketpool._steps",
+        "gsocketpool.connectors.psycopg",
+        "gsocketpool.connectors.redis",
+        "gsocketpool.connectors.valkey",
+        "gsocketpool.url",
+    },
     {"gsocketpool._adapter"},
     {"gsocketpool._closer"},
     {"gsocketpool._lifecycle"},
@@ -205,8 +212,12 @@ def state_written_by(tree: ast.AST) -> list[str]:
 #: A call costs a twentieth of an acquire.
 THE_EXCEPTION = {"gsocketpool._core": ["state.acquired_at_once"]}
 
-#: The others, the kit and the extension, have attributes of the same names.
-CORE = {name for name in MODULES if name.startswith("gsocketpool") and not name.startswith("gsocketpool.testing")}
+#: The others, the kit, the clients' connectors and the extension, have attributes of the same names.
+CORE = {
+    name
+    for name in MODULES
+    if name.startswith("gsocketpool") and not name.startswith(("gsocketpool.testing", "gsocketpool.connectors."))
+} | {"gsocketpool.connectors._base"}
 
 
 @pytest.mark.parametrize("module", sorted(CORE - {"gsocketpool._state"}))
@@ -215,7 +226,7 @@ def test_the_state_alone_writes_state(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - CORE))
-def test_the_kit_and_the_extension_have_no_state_to_write(module: str) -> None:
+def test_the_kit_the_connectors_and_the_extension_have_no_state_to_write(module: str) -> None:
     assert not imports(MODULES[module]) & {"gsocketpool._state", "gsocketpool._records"}
     written_by = state_written_by(ast.parse(MODULES[module].read_text()))
     assert not [text for text in written_by if "._state." in text or "entry." in text]
@@ -280,7 +291,14 @@ def test_the_core_needs_gevent_alone() -> None:
     for module, path in MODULES.items():
         if module.startswith("gsocketpool"):
             roots = {name.split(".")[0] for name in imports(path)}
-            assert roots <= set(sys.stdlib_module_names) | own | {"gevent"}
+            # A connector is named after its library, and nothing imports it.
+            library = {module.rpartition(".")[2]} if module.startswith("gsocketpool.connectors.") else set()
+            assert roots <= set(sys.stdlib_module_names) | own | {"gevent"} | library
+
+
+def test_nothing_imports_a_connector_for_a_library() -> None:
+    connectors = {name for name in MODULES if name.startswith("gsocketpool.connectors.") and "._" not in name}
+    assert not [name for name, path in MODULES.items() if imports(path) & connectors]
 
 
 def test_the_configuration_needs_no_flask() -> None:

@@ -48,12 +48,26 @@ class Noted(Plain):
     def is_expired(self):
         return True
 
+class Settling(Noted):
+    is_begun = False
+
+    def is_settled(self):
+        return not self.is_begun
+
+    def complete(self):
+        self.is_begun = False
+
+    def reset(self):
+        self.is_begun = False
+
+kind = Settling if settings.pop("settles", False) else Noted
+
 def deep(levels, function):
     return deep(levels - 1, function) if levels else function()
 
 def block():
-    with pool.connection():
-        pass
+    with pool.connection() as connection:
+        connection.is_begun = True
 
 def failing_block():
     with pool.connection():
@@ -63,6 +77,7 @@ def discard():
     pool.discard(held)
 
 def release():
+    held.is_begun = True
     pool.release(held)
 
 def acquire():
@@ -90,7 +105,7 @@ outcomes, lost, unknown = set(), [], []
 for left in range(1, 40):
     made.clear()
     is_given_back = way in ("discard", "release")
-    pool = Pool(Noted, max_connections=2 if way == "resize" else 1, reap_expired_connections=False, **settings)
+    pool = Pool(kind, max_connections=2 if way == "resize" else 1, reap_expired_connections=False, **settings)
     held = pool.acquire()
     if way == "resize":
         pool.release(pool.acquire())
@@ -118,12 +133,14 @@ print(json.dumps({"outcomes": sorted(outcomes), "lost": lost, "unknown": unknown
 
 
 #: What the pool is set to, and how many calls deep a connection looks whether it is open.
-CASES: dict[str, tuple[dict[str, float], int]] = {
+CASES: dict[str, tuple[dict[str, float | str], int]] = {
     "plain": ({}, 0),
     "with places": ({"leak_threshold": 60}, 0),
     "with a time for being idle": ({"idle_timeout": 60}, 0),
     "with a check that takes much of the stack": ({}, 10),
     "with listeners": ({"listens": True}, 0),
+    "with something to complete": ({"settles": True}, 0),
+    "with something to reset after each use": ({"settles": True, "reset": "always"}, 0),
 }
 
 
@@ -228,9 +245,10 @@ def test_a_block_left_by_an_error_leaves_no_connection_open(name: str) -> None:
     assert unknown == []
 
 
+@pytest.mark.parametrize("name", ["plain", "with something to complete", "with something to reset after each use"])
 @pytest.mark.parametrize("way", ["discard", "release"])
-def test_giving_back_leaves_no_connection_open(way: str) -> None:
-    outcomes, _, unknown = near_the_limit(way)
+def test_giving_back_leaves_no_connection_open(way: str, name: str) -> None:
+    outcomes, _, unknown = near_the_limit(way, name)
     if outcomes != ["RecursionError", "well"]:
         pytest.fail(f"unexpected outcomes: {outcomes}")
     assert unknown == []

@@ -97,6 +97,7 @@ ACTS: dict[str, Callable[[Pool[Any], Any], object]] = {
     "resize": lambda pool, connection: pool.resize(pool.stats().max_connections),
     "wait_ready": lambda pool, connection: pool.wait_ready(0.01),
     "fill": lambda pool, connection: pool.fill(pool.stats().max_connections),
+    "ping": lambda pool, connection: pool.ping(0.01),
     "close": lambda pool, connection: pool.close(timeout=0.01),
     "look": lambda pool, connection: (pool.stats(), repr(pool), pool.size),
 }
@@ -291,6 +292,7 @@ METHODS: dict[str, Callable[[Pool[Any], Any], object]] = {
     "resize": lambda pool, held: pool.resize(1),
     "wait_ready": lambda pool, held: pool.wait_ready(),
     "fill": lambda pool, held: pool.fill(2),
+    "ping": lambda pool, held: pool.ping(),
     "close": lambda pool, held: pool.close(),
     "with": lambda pool, held: pool.__enter__().__exit__(None, None, None),
 }
@@ -375,7 +377,7 @@ def test_a_closed_pool_does_nothing_any_more(name: str) -> None:
         outcome = METHODS[name](pool, held)
     except PoolClosedError as error:
         outcome = error
-    refused = name.startswith(("acquire", "connection", "lease", "wait_ready", "fill"))
+    refused = name.startswith(("acquire", "connection", "lease", "wait_ready", "fill", "ping"))
     assert isinstance(outcome, PoolClosedError) is refused
     if name not in ("release", "discard", "detach"):
         pool.release(held)

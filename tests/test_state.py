@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from gsocketpool._records import DRAINED, IDLE, IN_USE, OPENING, REMOVED, Entry, Waiter
+from gsocketpool._records import DRAINED, IDLE, IN_USE, OPENING, REMOVED, RESETTING, Entry, Waiter
 from gsocketpool._state import DETACHED, DISCARDED, REMEMBERED, RETIRED, State
 from gsocketpool.settings import Settings
 
@@ -274,6 +274,55 @@ def test_connections_closed_by_a_release_are_remembered_by_identity_and_not_for_
     assert not state.forget_closed(connections[1])
 
 
+def test_an_entry_that_is_reset_is_neither_idle_nor_in_use_and_counts() -> None:
+    state = idle_state(1)
+    entry = pop_idle(state, now=1)
+    generation = entry.generation
+    state.begin_reset(entry, 4)
+    assert (state.size, state.in_use, len(state.idle), state.resetting) == (1, 0, 0, 1)
+    assert (entry.status, entry.holder, state.use_time) == (RESETTING, None, 3)
+    assert not entry.is_leased(generation)
+    assert state.all_entries() == [entry]
+    assert state.entries_in_use() == []
+    for status in (IDLE, IN_USE):
+        assert state.find(entry.connection, status) is None
+    assert not state.is_opening_due(4, more=1)
+    assert state.end_reset(entry, 9) is None
+    assert (state.size, state.in_use, len(state.idle), state.resetting) == (1, 0, 1, 0)
+    assert state.use_time == 3
+
+
+def test_the_longest_waiter_gets_what_was_reset() -> None:
+    state = idle_state(1)
+    entry = pop_idle(state)
+    first, second = waiter_of("first"), waiter_of("second")
+    for waiter in (first, second):
+        state.enqueue(waiter, 0)
+    state.begin_reset(entry, 0)
+    assert state.end_reset(entry, 0) is first
+    assert (entry.holder, first.is_served, state.resetting) == ("first", True, 0)
+
+
+def test_what_is_drained_while_it_is_reset_is_not_kept() -> None:
+    state = idle_state(1)
+    entry = pop_idle(state)
+    state.begin_reset(entry, 0)
+    state.drain()
+    assert state.end_reset(entry, 0) == "drain"
+    assert state.remove(entry, 0, RETIRED, "drain")
+    assert (state.size, state.resetting, state.in_use) == (0, 0, 0)
+
+
+def test_what_is_removed_while_it_is_reset_is_counted_once() -> None:
+    state = idle_state(1)
+    entry = pop_idle(state, now=1)
+    state.begin_reset(entry, 3)
+    assert state.remove(entry, 9, DISCARDED, "not_reset")
+    assert not state.remove(entry, 9, DISCARDED, "not_reset")
+    assert (state.size, state.resetting, state.in_use, state.use_time) == (0, 0, 0, 2)
+    assert state.discarded == {"not_reset": 1}
+
+
 def test_a_change_that_fails_is_over() -> None:
     state = State(Settings())
     state.enqueue(waiter_of("a"), 0)
@@ -293,6 +342,7 @@ class Machine(RuleBasedStateMachine):
     waiting = Bundle("waiting")
     using = Bundle("using")
     opening = Bundle("opening")
+    resetting = Bundle("resetting")
 
     def __init__(self) -> None:
         super().__init__()
@@ -347,9 +397,9 @@ class Machine(RuleBasedStateMachine):
         assert not self.state.remove(entry, self.now, cause, reason), "it is removed once"
         self.removed[cause] += 1
 
-    def give_back(self, entry: Entry) -> list[tuple[Hashable, Entry]]:
+    def give_back(self, entry: Entry, step: Callable[..., Waiter | str | None] | None = None) -> list[Any]:
         is_over, is_new, generation = self.now >= entry.expires_at, entry.is_new, entry.generation
-        outcome = self.state.give_back(entry, self.now)
+        outcome = (step or self.state.give_back)(entry, self.now)
         if isinstance(outcome, str):
             assert outcome in ("closed", "drain", "lifetime", "surplus")
             assert entry.is_leased(generation), "nothing has happened yet"
@@ -477,6 +527,34 @@ class Machine(RuleBasedStateMachine):
             return multiple()
         return multiple(*self.give_back(entry))
 
+    # Resetting
+
+    @rule(target=resetting, use=consumes(using))
+    def begin_reset(self, use: tuple[Entry, int]) -> object:
+        entry, generation = use
+        if not entry.is_leased(generation):
+            return multiple()
+        before = self.state.resetting
+        self.state.begin_reset(entry, self.now)
+        assert self.state.resetting == before + 1
+        assert not entry.is_leased(generation)
+        assert entry.holder is None
+        assert self.state.find(entry.connection, IN_USE) is self.state.find(entry.connection, IDLE) is None
+        return entry
+
+    @rule(target=opening, entry=consumes(resetting))
+    def end_reset(self, entry: Entry) -> object:
+        if entry.status is not RESETTING:
+            return multiple()
+        return multiple(*self.give_back(entry, self.state.end_reset))
+
+    @rule(target=opening, entry=consumes(resetting))
+    def fail_to_reset(self, entry: Entry) -> object:
+        """It has raised, took too long, was killed, or the pool was closed."""
+        if entry.status is RESETTING:
+            self.remove(entry, DISCARDED, "not_reset")
+        return multiple(*self.settle())
+
     @rule(target=opening, which=st.integers(0, 20))
     def given_back_for_a_waiter_that_has_not_woken(self, which: int) -> object:
         """As a second release does in the turn of a hand-over: the waiter finds that it has lost it."""
@@ -600,7 +678,7 @@ class Machine(RuleBasedStateMachine):
         connections = self.state.reset_after_fork()
         known = [entry.connection for entry in entries if entry.connection is not None]
         assert list(map(id, connections)) == list(map(id, known)), "each has to be aborted"
-        assert self.state.size == len(self.state.opening) == len(self.state.idle) == 0
+        assert self.state.size == len(self.state.opening) == len(self.state.idle) == self.state.resetting == 0
         assert all(entry.status is REMOVED for entry in entries)
         assert not any(waiter.is_served for waiter in self.served)
         assert list(self.state.waiters) == waiters
@@ -636,6 +714,9 @@ class Machine(RuleBasedStateMachine):
         assert len(entries) == state.size == len(set(map(id, entries)))
         assert {id(entry) for entry in entries if entry.status is IDLE} == set(map(id, state.idle))
         assert len(state.entries_in_use()) == state.in_use
+        assert sum(entry.status is RESETTING for entry in entries) == state.resetting
+        assert len(state.idle) + state.in_use + state.resetting == state.size
+        assert all(entry.holder is None for entry in entries if entry.status is RESETTING)
         assert all(entry.status is OPENING for entry in state.opening.values())
         assert not any(id(entry) in self.drained for entry in state.idle), "drained ones are not kept"
         if state.size + len(state.opening) > state.max_connections:
@@ -673,8 +754,9 @@ class Machine(RuleBasedStateMachine):
             return
         for opener, entry in [*self.state.opening.items()]:
             self.state.opening_failed(opener, entry, 0.0, OSError())
-        for entry in self.state.entries_in_use():
-            self.state.remove(entry, self.now, DISCARDED, "explicit")
+        for entry in self.state.all_entries():
+            if entry.status is not IDLE:
+                self.state.remove(entry, self.now, DISCARDED, "explicit")
         self.state.pop_all_idle("drain")
         self.state.fail_waiters(OSError)
         self.state.max_opening = 100

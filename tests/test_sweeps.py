@@ -231,7 +231,7 @@ def server_for(kind: Any) -> Server:
     return Server(tls=server_context("localhost") if kind is TlsConnection else None)
 
 
-KINDS = [TcpConnection, TlsConnection, Pinging, Wrapping]
+KINDS = [TcpConnection, TlsConnection, Wrapping]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -249,6 +249,21 @@ def test_a_sweep_closes_what_has_died_and_counts_it_no_more(kind: Any) -> None:
             assert numbers(pool) == (0, 1, 0, 0)
             eventually(lambda: dying.get().fileno() == -1)
             assert pool.acquire() is living
+
+
+def test_a_sweep_does_not_look_at_a_class_with_a_check_of_its_own() -> None:
+    """To such a class, being readable may mean nothing."""
+    with Server() as server:
+        questions = Questions(Pinging, server)
+        with ending(Pool(questions, reap_interval=0.01)) as pool:
+            dying = pool.acquire()
+            peer = server.next_peer()
+            pool.release(dying)
+            peer.close()
+            assert pool.stats().can_peek is False
+            pool._reaper.sweep(pool)
+            assert pool.stats().idle == 1
+            assert pool.acquire() is not dying
 
 
 def test_what_has_died_is_replaced_where_min_connections_asks_for_it() -> None:

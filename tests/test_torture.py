@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import gevent
+import gevent.socket
 import pytest
 
 from gsocketpool import (
@@ -22,7 +23,9 @@ from gsocketpool import (
     TlsConnection,
     UnixConnection,
 )
+from gsocketpool.connectors import Connector
 from gsocketpool.testing import FlakyServer, TortureError, exchange_line, torture
+from tests.scripted import Client, ScriptedConnector
 from tests.servers import client_context, server_context
 
 KINDS = ["tcp", "unix", "tls"]
@@ -151,6 +154,151 @@ def test_a_wrong_argument_is_refused(name: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         torture(Echo, exchange=Echo.echo, **{name: -1})
     assert caught.value.argument == name
+
+
+# Connectors
+
+
+class Echoing(ScriptedConnector):
+    """Its clients send back what they were sent last, and switch in every step."""
+
+    def connect(self) -> Client:
+        gevent.sleep(0)
+        client = super().connect()
+        client.unread = []  # type: ignore[attr-defined]
+        return client
+
+    def is_reusable(self, connection: Any, error: BaseException | None) -> bool:
+        return error is None and connection.is_open and not connection.unread
+
+    def complete(self, connection: Client) -> None:
+        gevent.sleep(0)
+        connection.is_begun = connection.number % 3 == 0
+        gevent.sleep(0)
+
+    def reset(self, connection: Client) -> None:
+        gevent.sleep(0)
+        connection.is_begun = False
+        gevent.sleep(0)
+
+    def cancel(self, connection: Client) -> None:
+        gevent.sleep(0)
+
+    def close(self, connection: Client) -> None:
+        gevent.sleep(0)
+        connection.is_open = False
+
+    def abort(self, connection: Client) -> None:
+        connection.is_open = False
+
+
+def echo(client: Any, message: bytes) -> bytes:
+    assert not client.is_begun or client.unread == []
+    client.begin()
+    if not client.is_open:
+        raise ConnectionError("it is closed")
+    client.unread.append(message)
+    gevent.sleep(0)
+    if not client.is_open:
+        raise ConnectionError("it is closed")
+    reply: bytes = client.unread.pop(0)
+    return reply
+
+
+@pytest.mark.parametrize("reset", ["unsettled", "always"])
+@pytest.mark.parametrize("limit", [1, 8])
+def test_a_torture_of_a_connector(limit: int, reset: str) -> None:
+    connector = Echoing()
+    with Pool(connector, max_connections=limit, max_opening=None, reap_interval=3600, reset=reset) as pool:
+        report = torture(pool, seed=limit, rounds=10_000, exchange=echo, greenlets=2 * limit + 28, forks=3)
+    assert report.exchanges > 2_000
+    assert report.thrown > 4_000
+    assert report.forks == 3
+    assert not connector.open
+
+
+def test_a_torture_makes_a_pool_of_a_connector() -> None:
+    report = torture(Echoing(), seed=1, rounds=500, exchange=echo, forks=1)
+    assert report.exchanges
+
+
+class LineClient:
+    """A client with a socket, which begins a transaction with each line that it exchanges."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.sock = gevent.socket.create_connection((host, port), timeout=0.1)
+        self.is_exchanging = self.is_begun = False
+
+    def fileno(self) -> int:
+        descriptor: int = self.sock.fileno()
+        return descriptor
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def ask(self, message: bytes) -> bytes:
+        assert not self.is_exchanging
+        self.is_exchanging = self.is_begun = True
+        self.sock.sendall(message + b"\n")
+        reply = b""
+        while b"\n" not in reply:
+            data = self.sock.recv(4096)
+            if not data:
+                raise ConnectionError("closed by the server")
+            reply += data
+        reply, _, more = reply.partition(b"\n")
+        # More than was asked for is of no exchange.
+        self.is_exchanging = bool(more)
+        return reply
+
+    def end(self, how: bytes) -> None:
+        reply = self.ask(how)
+        if reply != how or self.is_exchanging:
+            raise ConnectionError(f"{how!r} was answered {reply!r}")
+        self.is_begun = False
+
+
+class LineConnector(Connector[LineClient]):
+    """Leaves to the pool what has a default."""
+
+    def __init__(self, server: FlakyServer) -> None:
+        self.server = server
+
+    def connect(self) -> LineClient:
+        return LineClient(self.server.host, self.server.port)
+
+    def is_settled(self, connection: LineClient) -> bool:
+        return not connection.is_begun
+
+    def is_reusable(self, connection: LineClient, error: BaseException | None) -> bool:
+        return not connection.is_exchanging and connection.fileno() >= 0
+
+    def complete(self, connection: LineClient) -> None:
+        if connection.is_begun and not connection.is_exchanging:
+            connection.end(b"commit")
+
+    def reset(self, connection: LineClient) -> None:
+        connection.end(b"rollback")
+
+    def cancel(self, connection: LineClient) -> None:
+        gevent.sleep(0.001)
+
+
+@pytest.mark.parametrize("limit", [1, 4])
+def test_a_torture_of_a_client_with_a_socket(limit: int) -> None:
+    with FlakyServer() as server:
+        report = torture(
+            LineConnector(server),
+            seed=limit,
+            rounds=600,
+            exchange=lambda client, message: client.ask(message),
+            server=server,
+            max_connections=limit,
+        )
+        assert report.exchanges > 60
+        assert report.faults.total() > 6
+        assert report.forks == 2
+        server.wait_until(lambda: not server.open_connections)
 
 
 # What is broken is found

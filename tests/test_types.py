@@ -28,6 +28,16 @@ import flask_gsocketpool.testing
 from flask import Flask
 from flask_gsocketpool import GSocketPool, current_connections, current_pool, current_pools
 from gsocketpool import Pool, TcpConnection
+from gsocketpool.connectors import Connector
+from http.client import HTTPConnection
+
+
+class HttpConnector(Connector[HTTPConnection]):
+    def connect(self) -> HTTPConnection:
+        return HTTPConnection("localhost", 2000)
+
+    def is_settled(self, connection: HTTPConnection) -> bool:
+        return True
 
 
 class LineConnection(TcpConnection):
@@ -61,6 +71,15 @@ def use(app: Flask, worker: Any) -> None:
         reveal_type(conn)  # by lambda
     with Pool(partial(LineConnection, "localhost", 2000)).connection() as conn:
         reveal_type(conn)  # by partial
+    clients = Pool(HttpConnector(), reset="always", reset_timeout=1, ping_timeout=1)
+    reveal_type(clients)  # by connector
+    with clients.connection() as client:
+        reveal_type(client)  # client
+    lease = clients.lease()
+    reveal_type(lease.connection)  # leased client
+    reveal_type(lease.is_settled)  # settled
+    lease.release(warn=False)
+    clients.ping(timeout=1)
     reveal_type(pool.stats())  # stats
     reveal_type(current_pool)  # current pool
     reveal_type(current_pools)  # current pools
@@ -85,6 +104,7 @@ def make_mistakes(app: Flask) -> None:
     Pool(LineConnection, max_connection=1)
     current_pool.aquire()
     GSocketPool("app")
+    Pool(HttpConnector()).acquire().ask("?")
 """
 
 
@@ -147,6 +167,10 @@ def revealed(said: dict[int, str], what: str) -> str:
         ("with options that are called", "LineConnection"),
         ("by lambda", "LineConnection"),
         ("by partial", "LineConnection"),
+        ("by connector", "gsocketpool.pool.Pool[http.client.HTTPConnection]"),
+        ("client", "http.client.HTTPConnection"),
+        ("leased client", "http.client.HTTPConnection"),
+        ("settled", "bool"),
         ("stats", "gsocketpool.stats.PoolStats"),
         ("current pool", "gsocketpool.pool.Pool[Any]"),
         ("current pools", "flask_gsocketpool.globals.CurrentPools"),

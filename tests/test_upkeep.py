@@ -77,7 +77,9 @@ def test_what_is_refused(arguments: dict[str, Any], complaint: str) -> None:
 
 
 def test_a_factory_that_can_not_be_called_is_refused() -> None:
-    with pytest.raises(InvalidArgumentError, match="factory must be a Connection class or a callable, not 'x'"):
+    with pytest.raises(
+        InvalidArgumentError, match="factory must be a Connection class, a callable or a Connector, not 'x'"
+    ):
         Pool("x")  # type: ignore[arg-type]
 
 

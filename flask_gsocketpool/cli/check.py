@@ -37,7 +37,7 @@ OPEN_TIMEOUT = 10.0
 @as_json_option
 @with_appcontext
 def check(timeout: float | None, as_json: bool) -> None:
-    """Open one connection of each pool, and close it.
+    """Open one connection of each pool, ping the backend if the connection can do that, and close it.
 
     All pools are tried at the same time, so that all of it takes --timeout at the most, and the import of the app
     before it. What is not closed by then ends with the process. What blocks the whole process, as a client of the
@@ -85,7 +85,7 @@ def _open_one(pool: Pool[Any]) -> BaseException | None:
     """Return the error if a connection can't be opened. Raised here, it would be printed as well."""
     try:
         # Its opening is what is bounded.
-        pool.acquire(timeout=math.inf)
+        pool.ping(timeout=math.inf)
     except (Exception, gevent.Timeout) as error:
         return error
     return None

@@ -20,6 +20,11 @@ def is_socket(candidate: Any) -> bool:
     return isinstance(candidate, _SOCKETS)
 
 
+def can_peek(candidate: Any) -> bool:
+    """Return whether this is something that :func:`is_silent` can look at."""
+    return type(candidate) is int or is_socket(candidate)
+
+
 def is_readable(descriptor: int) -> bool:
     """Return whether a descriptor is closed, or has something to read or the end of its stream. It never switches."""
     if descriptor < 0:
@@ -31,7 +36,12 @@ def is_readable(descriptor: int) -> bool:
 
 
 def is_silent(candidate: Any) -> bool:
-    """Return whether a socket is open and has nothing to read. True for what is not a socket. This never switches."""
+    """Return whether a socket or a descriptor is open and has nothing to read; True for anything else.
+
+    This never switches.
+    """
+    if type(candidate) is int:
+        return not is_readable(candidate)
     if not isinstance(candidate, _SOCKETS):
         return True
     if isinstance(candidate, gevent.ssl.SSLSocket):
@@ -73,20 +83,31 @@ def abort(candidate: Any) -> None:
     First another file takes the descriptor's place: a greenlet that the fork has copied may be about to read from it,
     and closing alone would let it until the event loop has come round.
     """
-    if not is_socket(candidate):
-        return
-    descriptor = candidate.fileno()
-    if descriptor < 0:
+    if type(candidate) is int:
+        replace(candidate)
+    if not is_socket(candidate) or candidate.fileno() < 0:
         return
     # Where there is no descriptor to spare for that, closing must do.
     with contextlib.suppress(OSError):
-        null = os.open(os.devnull, os.O_RDWR)
-        try:
-            os.dup2(null, descriptor, inheritable=False)
-        finally:
-            os.close(null)
+        replace(candidate)
     try:
         candidate.close()
     except (AttributeError, ValueError):
         # Its event loop was destroyed, and then gevent fails, after it has let go of the socket's watchers.
         candidate._sock.close()
+
+
+def replace(candidate: Any) -> None:
+    """Put another file in the place of a socket's descriptor, or of a descriptor itself. This never switches.
+
+    The socket is closed, without a shutdown, while its number stays taken: whatever closes that number later closes
+    nothing else.
+    """
+    descriptor = candidate.fileno() if is_socket(candidate) else candidate
+    if not isinstance(descriptor, int) or descriptor < 0:
+        return
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(null, descriptor, inheritable=False)
+    finally:
+        os.close(null)

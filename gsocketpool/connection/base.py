@@ -40,7 +40,8 @@ class Connection:
     def get(self) -> Any:
         """Return the raw connection: a socket, or the client object that is wrapped.
 
-        If it is a socket, the defaults use it to see whether the connection is still good, and to abort it.
+        If it is a socket or a descriptor, the defaults use it to see whether the connection is still good, and to abort
+        it.
         """
         raise NotImplementedError(f"{type(self).__name__} has no get()")
 
@@ -78,6 +79,41 @@ class Connection:
             only a class that knows the exchange to be complete should answer True to an error.
         """
         return error is None and not self._unfinished_exchanges and self.is_connected()
+
+    def is_settled(self) -> bool:
+        """Return whether nothing is left open that :meth:`reset` would mend, such as a transaction. It must not block.
+
+        The pool asks this of a reusable connection, if the class overrides it. By default every connection is settled.
+        """
+        return True
+
+    def reset(self) -> None:
+        """Make an unsettled connection settled. It may block, within ``reset_timeout``.
+
+        The pool calls it in a greenlet of its own. A class that does not override it has its unsettled connections
+        discarded.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no reset()")
+
+    def reset_session(self) -> None:
+        """End what outlives a transaction: settings, locks. It may block, within ``reset_timeout``.
+
+        A pool with ``reset="always"`` calls it after each use of a settled connection. By default this is
+        :meth:`reset`.
+        """
+        self.reset()
+
+    def complete(self) -> None:
+        """Complete what a block has done, when it ends well: a COMMIT, for instance. It may block, in the caller.
+
+        What it raises leaves the block, and the connection is discarded. By default there is nothing to complete.
+        """
+
+    def ping(self) -> None:
+        """Exchange something cheap with the backend, and raise if that fails. It may block, within ``ping_timeout``.
+
+        Health checks use it. By default nothing is exchanged.
+        """
 
     def exchange(self) -> AbstractContextManager[None]:
         """Return a context manager for one exchange, from its request to the end of its reply.

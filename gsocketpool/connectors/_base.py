@@ -70,9 +70,11 @@ class Connector(ABC, Generic[C]):
         """Return the socket or the descriptor that shows whether an idle connection is alive. It must not block.
 
         An idle connection whose socket can be read is dead or out of step. Return None if being readable means nothing,
-        as with a client that gets messages at any time. By default this is the client's own ``fileno()``, if it has
-        one.
+        as with a client that gets messages at any time. By default this is the client if it is a socket, or its
+        ``fileno()`` if it has one. Return the socket itself if the client uses TLS, which sends records of its own.
         """
+        if _sockets.is_socket(connection):
+            return connection
         fileno = getattr(connection, "fileno", None)
         return fileno() if callable(fileno) else None
 
@@ -92,8 +94,8 @@ class Connector(ABC, Generic[C]):
     def cancel(self, connection: C) -> None:
         """Cancel what the server still does for a connection, before :meth:`close`. It may block, for 2 s at most.
 
-        The pool calls this in a greenlet of its own, for connections that are discarded while in use. By default there
-        is nothing to cancel.
+        The pool calls this in a greenlet of its own, for connections that are discarded while in use or being reset.
+        What it raises does no harm. By default there is nothing to cancel.
         """
 
     def ping(self, connection: C) -> None:

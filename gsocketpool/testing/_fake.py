@@ -75,6 +75,11 @@ class FakePool(Generic[C]):
         """
         self._last_lease(connection).discard()
 
+    def ping(self, timeout: float | None = None) -> None:
+        """Acquire the connection and give it back: nothing is exchanged."""
+        with self.connection(timeout):
+            pass
+
     def close(self, timeout: float = 5.0) -> None:
         """Hand out nothing any more, at once. The connection is left alone."""
         self._closed = True
@@ -98,7 +103,9 @@ class FakePool(Generic[C]):
             idle=0,
             in_use=len(self._leases),
             opening=0,
+            resetting=0,
             closing=0,
+            can_peek=None,
             waiting=0,
             acquired_at_once=self._acquired,
             acquired_after_wait=0,
@@ -148,6 +155,11 @@ class FakeLease(Generic[C]):
         return any(lease is self for lease in self.pool._leases)
 
     @property
+    def is_settled(self) -> bool:
+        """Always True: nothing is known of the connection."""
+        return True
+
+    @property
     def connection(self) -> C:
         """The connection.
 
@@ -156,9 +168,10 @@ class FakeLease(Generic[C]):
         self._require_active()
         return self.pool._connection
 
-    def release(self) -> None:
+    def release(self, *, warn: bool = True) -> None:
         """Give the connection back.
 
+        :param warn: of no effect.
         :raises ConnectionNotFoundError: if the lease is not active.
         """
         self._require_active()

@@ -141,10 +141,13 @@ class Run(Generic[C]):
             aim = exchanging if exchanging and self._random.random() < 0.6 else self._workers
             self._random.choice(aim).strike(error)
             return
-        # Closings are rare and short.
-        own: list[Any] = [one for one in self._pool._closer._at_work if one.gr_frame is not None]
+        # Closings and resets are rare and short.
+        pool = self._pool
+        own: list[Any] = [
+            one for one in (*pool._closer._at_work, *pool._lifecycle._resetting) if one.gr_frame is not None
+        ]
         if not own or self._random.random() < 0.5:
-            openers: list[Any] = list(self._pool._state.opening)
+            openers: list[Any] = list(pool._state.opening)
             own += [one for one in openers if one.gr_frame is not None]
         if own:
             self._report.thrown += 1

@@ -9,6 +9,7 @@ from random import SystemRandom
 from typing import Any, TypeVar
 
 from gsocketpool import Pool
+from gsocketpool.connectors import Connector
 from gsocketpool.settings import check_count
 from gsocketpool.testing._checks import Checks
 from gsocketpool.testing._report import TortureError, TortureReport
@@ -28,7 +29,7 @@ def exchange_line(connection: Any, message: bytes) -> bytes:
 
 
 def torture(
-    pool: Pool[C] | Callable[[], C],
+    pool: Pool[C] | Callable[[], C] | Connector[C],
     *,
     seed: int | None = None,
     rounds: int = 1000,
@@ -45,8 +46,8 @@ def torture(
     each fault spoils some answers or openings. In some rounds an `OSError` or a `gevent.Timeout` is caught inside the
     block, which then ends well. In the end, the server is well again, and all must be as if nothing had happened.
 
-    :param pool: a pool that no other code uses, or a factory of connections. The torture makes a pool of a factory, and
-        closes it at the end.
+    :param pool: a pool that no other code uses; or a factory of connections, or a connector, of which the torture makes
+        a pool that it closes at the end.
     :param seed: decides everything that is decided here; a new one by default. The same seed does the same again, as
         far as the kernel takes the same turns.
     :param rounds: how often connections are used, all greenlets together.

@@ -1,0 +1,296 @@
+"""The connector for PostgreSQL by psycopg 3."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+try:
+    import psycopg
+except ImportError as error:
+    raise ImportError("PsycopgConnector needs psycopg: pip install 'gsocketpool[psycopg]'") from error
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.rows import tuple_row
+
+from gsocketpool.connection import _sockets
+from gsocketpool.connectors import Connector
+from gsocketpool.exceptions import InvalidArgumentError
+from gsocketpool.settings import check_count
+
+PsycopgConnection: TypeAlias = "psycopg.Connection[Any]"
+
+#: How long a cancellation may take, in seconds.
+CANCEL_TIMEOUT = 2.0
+
+#: What a repr may show. Everything else may be a secret.
+_SHOWN = ("service", "host", "hostaddr", "port", "user", "dbname")
+#: Stands for a value that may be a secret, in errors.
+_HIDDEN = "***"
+
+#: Options of psycopg's own that are callables. They are passed on, and not called.
+_FACTORIES = ("row_factory", "cursor_factory")
+
+#: What callers can set on a client without an exchange.
+_SETTINGS = (
+    *("autocommit", "isolation_level", "read_only", "deferrable"),
+    *("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max"),
+)
+_settings_of: Callable[[PsycopgConnection], tuple[Any, ...]] = attrgetter(*_SETTINGS)
+
+#: Its first result is whether prepared statements must end, too: if the caller has prepared some by SQL, or has used
+#: temporary tables. psycopg's own statements would fail on another table of the same name.
+_RESET_SESSION = """
+SELECT pg_catalog.pg_my_temp_schema() <> 0
+    OR EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql);
+CLOSE ALL;
+SET SESSION AUTHORIZATION DEFAULT;
+RESET ALL;
+SELECT pg_catalog.pg_advisory_unlock_all();
+DISCARD TEMP;
+DISCARD SEQUENCES;
+"""
+
+
+class PsycopgConnector(Connector[PsycopgConnection]):
+    """Teaches a pool to handle psycopg's connections: ``Pool(PsycopgConnector("postgresql://…"))``.
+
+    A block commits when it ends well, and rolls back when an exception leaves it. psycopg must be imported after gevent
+    has patched Python, or its waits block the process.
+
+    :param conninfo: a URL or a key=value string, as ``psycopg.connect()`` takes it.
+    :param autocommit: whether each statement is a transaction of its own. Without it a block that reads costs a BEGIN
+        and a COMMIT.
+    :param listens: True for connections that LISTEN while they are idle. The pool then does not notice by itself that
+        an idle one has died, and ``reset="always"`` keeps the channels.
+    :param configure: called with each new connection. What it does is committed; what it sets on the client, its
+        ``row_factory`` for one, is what a reset goes back to.
+    :param options: what else ``psycopg.connect()`` takes. `conninfo` and each option, except ``row_factory`` and
+        ``cursor_factory``, may be a callable, which each connect asks anew: ``password=read_password``.
+    :raises InvalidArgumentError: for what ``psycopg.connect()`` would refuse. It never shows a secret.
+    """
+
+    def __init__(
+        self,
+        conninfo: str | Callable[[], str] = "",
+        *,
+        autocommit: bool | Callable[[], bool] = False,
+        listens: bool = False,
+        configure: Callable[[PsycopgConnection], object] | None = None,
+        **options: Any,
+    ) -> None:
+        if not isinstance(listens, bool):
+            raise InvalidArgumentError("listens", listens, "True or False")
+        if configure is not None and not callable(configure):
+            raise InvalidArgumentError("configure", configure, "a callable or None")
+        self._conninfo = conninfo
+        self._options = {"autocommit": autocommit, **options}
+        self._listens = listens
+        self._configure = configure
+        #: What callers can set on each client, as connect() gave it.
+        self._given: WeakKeyDictionary[PsycopgConnection, tuple[Any, ...]] = WeakKeyDictionary()
+        if not callable(conninfo):
+            _check_conninfo(conninfo)
+        for name, value in self._options.items():
+            _check_name(name)
+            if name in _FACTORIES or not callable(value):
+                _check_option(name, value)
+
+    def __repr__(self) -> str:
+        given = {} if callable(self._conninfo) else conninfo_to_dict(self._conninfo)
+        given.update({name: value for name, value in self._options.items() if value is not None})
+        shown = [f"{name}={given[name]}" for name in _SHOWN if name in given and not callable(given[name])]
+        return f"{type(self).__name__}({' '.join(shown)})"
+
+    def connect(self) -> PsycopgConnection:
+        """Return an open client. It asks `conninfo` and the options that are callables."""
+        conninfo = self._conninfo
+        if callable(conninfo):
+            conninfo = _check_conninfo(conninfo())
+        options = {name: _asked(name, value) for name, value in self._options.items()}
+        try:
+            connection: PsycopgConnection = psycopg.connect(conninfo, **options)
+        except BaseException as error:
+            # The half-open socket is a local there, and lives as long as the exception, which gevent keeps for a while.
+            traceback.clear_frames(error.__traceback__)
+            raise
+        try:
+            if self._configure is not None:
+                self._configure(connection)
+                self.complete(connection)
+            settings, *handlers = _set_on(connection)
+            self._given[connection] = (settings, *map(list, handlers))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def is_settled(self, connection: PsycopgConnection) -> bool:
+        """Return whether no transaction is open, and the client is set as :meth:`connect` gave it."""
+        return (
+            connection.pgconn.transaction_status == TransactionStatus.IDLE
+            and _set_on(connection) == self._given[connection]
+        )
+
+    def complete(self, connection: PsycopgConnection) -> None:
+        """Commit. As in psycopg's own ``with`` block, this rolls back if a statement has failed in the transaction.
+
+        If the block has caught what cut an exchange short, a Timeout for one, this raises: nothing is committed.
+        """
+        status = connection.pgconn.transaction_status
+        # Without a transaction commit() has nothing to do, and still waits for the lock, which a generator that the
+        # caller has kept may never release.
+        if status == TransactionStatus.IDLE:
+            return
+        # In autocommit mode, what the statements before did is committed.
+        if status == TransactionStatus.ACTIVE and connection.autocommit:
+            return
+        connection.commit()
+
+    def reset(self, connection: PsycopgConnection) -> None:
+        """Roll back, and set the client as :meth:`connect` gave it."""
+        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            connection.rollback()
+        self._restore(connection)
+
+    def reset_session(self, connection: PsycopgConnection) -> None:
+        """End what outlives a transaction: settings, advisory locks, temporary tables, LISTEN, statements, sequences.
+
+        The statements that psycopg has prepared by itself go on unless a temporary table was used.
+        """
+        self.reset(connection)
+        script = _RESET_SESSION if self._listens else _RESET_SESSION + "UNLISTEN *;"
+        autocommit = connection.autocommit
+        # What fails from here on is discarded: nothing has to be set back.
+        connection.autocommit = True
+        # The caller's cursor_factory may be of any kind.
+        cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+        (must_forget,) = cursor.execute(script, prepare=False).fetchone() or (True,)
+        if must_forget:
+            cursor.execute("BEGIN; DEALLOCATE ALL", prepare=False)
+            # With this psycopg forgets its own statements, and it has no other public way in all of its versions.
+            connection.rollback()
+        connection.autocommit = autocommit
+        # Notifications that came meanwhile were meant for the last caller. Only newer versions keep them.
+        backlog = getattr(connection, "_notifies_backlog", None)
+        if backlog and not self._listens:
+            backlog.clear()
+
+    def is_reusable(self, connection: PsycopgConnection, error: BaseException | None) -> bool:
+        """Return whether the connection is open and no reply is still to come, whatever error has left the block."""
+        pgconn = connection.pgconn
+        return (
+            # UNKNOWN, if it is closed.
+            pgconn.transaction_status in _REUSABLE
+            and pgconn.pipeline_status == PipelineStatus.OFF
+            # A generator that the caller has kept, of notifies() for one, holds the lock while it is suspended.
+            and not connection.lock.locked()
+            # Within transaction() and in a two-phase transaction, psycopg refuses both commit() and rollback().
+            and not getattr(connection, "_num_transactions", 0)
+            and getattr(connection, "_tpc", None) is None
+        )
+
+    def peek_target(self, connection: PsycopgConnection) -> int | None:
+        """Return the descriptor; None if the connection is closed, or gets notifications while it is idle."""
+        return None if self._listens else _descriptor(connection)
+
+    def abort(self, connection: PsycopgConnection) -> None:
+        """Cut a connection off without a goodbye."""
+        _sockets.replace(_descriptor(connection))
+
+    def cancel(self, connection: PsycopgConnection) -> None:
+        """Cancel the query that still runs, if libpq can do that without blocking the process, as from 17 on it can."""
+        if connection.pgconn.transaction_status == TransactionStatus.ACTIVE and _can_cancel():
+            connection.cancel_safe(timeout=CANCEL_TIMEOUT)
+
+    def ping(self, connection: PsycopgConnection) -> None:
+        """Send an empty query, outside of any transaction."""
+        autocommit = connection.autocommit
+        if not autocommit:
+            connection.autocommit = True
+        connection.execute("")
+        # A connection that fails is not used again: nothing has to be set back.
+        if not autocommit:
+            connection.autocommit = False
+
+    def _restore(self, connection: PsycopgConnection) -> None:
+        settings, *given = self._given[connection]
+        for name, value in zip(_SETTINGS, settings, strict=True):
+            if getattr(connection, name) != value:
+                setattr(connection, name, value)
+        _, *present = _set_on(connection)
+        for kind, handlers, wanted in zip(("notice", "notify"), present, given, strict=True):
+            for handler in list(handlers):
+                getattr(connection, f"remove_{kind}_handler")(handler)
+            for handler in wanted:
+                getattr(connection, f"add_{kind}_handler")(handler)
+
+
+_REUSABLE = (TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR)
+
+
+def _set_on(connection: PsycopgConnection) -> tuple[Any, ...]:
+    """Return all that callers can set on a client: the :data:`_SETTINGS`, and the lists of its handlers."""
+    return (
+        _settings_of(connection),
+        # Nothing public lists them.
+        getattr(connection, "_notice_handlers", []),
+        getattr(connection, "_notify_handlers", []),
+    )
+
+
+def _descriptor(connection: PsycopgConnection) -> int | None:
+    return None if connection.closed else connection.fileno()
+
+
+def _can_cancel() -> bool:
+    capabilities = getattr(psycopg, "capabilities", None)
+    return capabilities is not None and capabilities.has_cancel_safe()
+
+
+def _asked(name: str, value: Any) -> Any:
+    """Return the value of an option, for a connect."""
+    return _check_option(name, value()) if callable(value) and name not in _FACTORIES else value
+
+
+def _check_conninfo(conninfo: Any) -> str:
+    if not isinstance(conninfo, str):
+        raise InvalidArgumentError("conninfo", type(conninfo), "a str, or a callable that returns one")
+    if not _is_parsed(conninfo, {}):
+        raise InvalidArgumentError("conninfo", _HIDDEN, "a URL or a key=value string that libpq can read")
+    return conninfo
+
+
+def _check_name(name: str) -> None:
+    if name not in ("autocommit", "prepare_threshold", "context", *_FACTORIES) and not _is_parsed("", {name: ""}):
+        raise InvalidArgumentError(name, _HIDDEN, "an option of psycopg.connect() or a parameter of libpq")
+
+
+def _check_option(name: str, value: Any) -> Any:
+    if name == "autocommit":
+        if not isinstance(value, bool):
+            raise InvalidArgumentError(name, value, "True or False, or a callable that returns one")
+    elif name == "prepare_threshold":
+        if value is not None:
+            check_count(name, value, otherwise=", or None to prepare nothing")
+    elif name in _FACTORIES:
+        if value is not None and not callable(value):
+            raise InvalidArgumentError(name, value, "a callable or None")
+    elif name != "context" and not isinstance(value, str | int | float | os.PathLike | None):
+        # Only the type, since this may be a password.
+        raise InvalidArgumentError(name, type(value), "a str, a number or None, or a callable that returns one")
+    return value
+
+
+def _is_parsed(conninfo: str, options: Mapping[str, str]) -> bool:
+    # libpq's own message may quote a password, so it is not even kept as a context.
+    try:
+        make_conninfo(conninfo, **options)
+    except psycopg.Error:
+        return False
+    return True

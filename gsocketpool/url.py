@@ -1,0 +1,162 @@
+"""From a URL to what a pool is made of."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from gsocketpool.connection import StreamConnection, TcpConnection, TlsConnection, UnixConnection
+from gsocketpool.connectors import Connector
+from gsocketpool.exceptions import PoolError
+
+#: The connections of ours, by scheme.
+STREAMS: dict[str, type[StreamConnection]] = {"tcp": TcpConnection, "tls": TlsConnection, "unix": UnixConnection}
+
+#: The connectors, by driver: where each is imported from when it is used.
+DRIVERS = {
+    "psycopg": "gsocketpool.connectors.psycopg:PsycopgConnector",
+    "valkey": "gsocketpool.connectors.valkey:ValkeyConnector",
+    "redis": "gsocketpool.connectors.redis:RedisConnector",
+}
+
+#: The drivers of each scheme of a client library, the default one first: ``scheme+driver://`` chooses another.
+CLIENTS = {
+    "postgresql": ("psycopg",),
+    "postgres": ("psycopg",),
+    "valkey": ("valkey", "redis"),
+    "valkeys": ("valkey", "redis"),
+    "redis": ("redis", "valkey"),
+    "rediss": ("redis", "valkey"),
+}
+
+#: The options of our connections where ``none`` stands for no limit.
+NO_LIMIT_OPTIONS = {"timeout", "lifetime"}
+
+#: What may stand before ``://``, and holds no secret.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}")
+
+Options = Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None
+
+
+class InvalidURLError(PoolError, ValueError):
+    """A URL does not say where to connect to. The text shows no credentials."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        #: What is wrong with it, and what would be right.
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"url {self.problem}"
+
+
+class Target(NamedTuple):
+    """What a pool is made of: ``Pool(factory, options)``."""
+
+    factory: Callable[..., Any] | Connector[Any]
+    options: Options
+
+
+def read_url(url: str, options: Options = None) -> Target:
+    """Return what to make a pool of, for a URL and options that override it.
+
+    :param url: ``tcp://host:port``, ``tls://host:port`` or ``unix:///path``, or the URL of a client library for which
+        there is a connector, such as ``postgresql://`` or ``redis://``; its ``scheme+driver://`` chooses the library.
+    :param options: the keyword arguments of the connection or the connector, or a callable that returns them, which is
+        asked at every open.
+    :raises InvalidURLError: if the URL can't be used.
+    :raises ImportError: if the client library is not installed; it names the extra.
+    """
+    if not isinstance(url, str):
+        raise InvalidURLError(f"must be a str, and is of type {type(url).__name__}")
+    scheme, colon, rest = url.partition("://")
+    name, _, driver = scheme.partition("+")
+    if not colon or not _SCHEME.fullmatch(scheme) or name not in (*STREAMS, *CLIENTS):
+        given = f", not {scheme}://" if colon and _SCHEME.fullmatch(scheme) else ""
+        known = ", ".join(f"{known}://" for known in (*STREAMS, *CLIENTS))
+        raise InvalidURLError(f"must start with one of {known}{given}")
+    if name in STREAMS:
+        if driver:
+            raise InvalidURLError(f"has no choice of drivers: write {name}://")
+        return _stream(name, url, options)
+    drivers = CLIENTS[name]
+    if driver and driver not in drivers:
+        choices = ", ".join(f"{name}+{one}://" for one in drivers)
+        raise InvalidURLError(f"must start with {name}:// or one of {choices}, not {scheme}://")
+    return Target(_connector(driver or drivers[0], f"{name}://{rest}", options), None)
+
+
+def _stream(scheme: str, url: str, options: Options) -> Target:
+    given = read_stream_options(url)
+    if not callable(options):
+        return Target(STREAMS[scheme], {**given, **(options or {})})
+    ask: Callable[[], Mapping[str, Any]] = options
+    return Target(STREAMS[scheme], lambda: {**given, **ask()})
+
+
+def _connector(driver: str, url: str, options: Options) -> Connector[Any]:
+    kind: type[Connector[Any]] = pkgutil.resolve_name(DRIVERS[driver])
+    make: Callable[..., Connector[Any]] = kind
+    if not callable(options):
+        return make(url, **(options or {}))
+    ask: Callable[[], Mapping[str, Any]] = options
+
+    class AskingForOptions(kind):  # type: ignore[valid-type, misc]
+        """Makes each connection with what the options are then."""
+
+        def connect(self) -> Any:
+            return make(url, **ask()).connect()
+
+    asking: Connector[Any] = AskingForOptions(url)
+    return asking
+
+
+def read_stream_options(url: str) -> dict[str, Any]:
+    """Return the options that a ``tcp://``, ``tls://`` or ``unix://`` URL says.
+
+    :raises InvalidURLError: if the URL can't be used.
+    """
+    # Before anything is said that may show a part of it.
+    if "@" in url.partition("?")[0]:
+        raise InvalidURLError("must not hold credentials: the place for them is the options")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        # What it says shows a part of the URL, which may be one of a password that has a ? inside.
+        why = "" if "@" in url else f": {error}"
+        raise InvalidURLError(f"can't be used{why}") from None
+    if parts.fragment:
+        raise InvalidURLError("must not have a fragment (#...)")
+    options: dict[str, Any]
+    if parts.scheme == "unix":
+        if parts.netloc or not parts.path.strip("/"):
+            raise InvalidURLError(f"must look like unix:///path/of/the/socket, and is {_shown(parts)!r}")
+        options = {"path": parts.path}
+    else:
+        if not parts.hostname or port is None or parts.path.strip("/"):
+            raise InvalidURLError(f"must look like {parts.scheme}://host:port, and is {_shown(parts)!r}")
+        options = {"host": parts.hostname, "port": port}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name in options:
+            raise InvalidURLError(f"says twice what {name!r} is")
+        is_no_limit = name in NO_LIMIT_OPTIONS and value.strip().lower() == "none"
+        options[name] = None if is_no_limit else _read_option(value)
+    return options
+
+
+def _shown(url: SplitResult) -> str:
+    """Return a URL without its query, which may hold secrets, or be the end of one."""
+    return "***" if "@" in url.query else url._replace(query="").geturl()
+
+
+def _read_option(value: str) -> Any:
+    # As Flask reads the environment: JSON where it is JSON.
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
