@@ -21,7 +21,7 @@ SEEDS = range(8)
 #: Each costs seconds, so the suite tries one, and the torture all.
 FEW = SEEDS[:1]
 #: Seconds for an exchange: more than a loaded machine needs, and less than a torture has for a round.
-TIMEOUT = 0.1
+TIMEOUT = 0.2
 
 STRANGER = "a reply reached the wrong caller"
 HIDDEN = "was thrown, and"
@@ -415,17 +415,17 @@ GOOD = pytest.mark.parametrize("kind", [TcpConnection, Guarded, TakesItsTimeToSa
 @GOOD
 def test_a_class_that_is_not_broken_is_not_blamed(kind: type[Any]) -> None:
     for seed in FEW:
-        run(kind, seed, rounds=100, timeout=4 * TIMEOUT)
+        run(kind, seed, rounds=100, timeout=2 * TIMEOUT)
 
 
 @pytest.mark.torture
 @GOOD
 def test_a_class_that_is_not_broken_is_not_blamed_for_long(kind: type[Any]) -> None:
     for seed in SEEDS:
-        run(kind, seed, forks=2, timeout=4 * TIMEOUT)
+        run(kind, seed, forks=2, timeout=2 * TIMEOUT)
 
 
 def test_a_class_with_a_half_open_client_in_a_local_is_not_blamed() -> None:
     for seed in FEW:
         with gevent.Timeout(3, AssertionError("the torture waits for a socket to be closed that it keeps itself")):
-            run(HasAHalfOpenClientInALocal, seed, rounds=60, forks=0, timeout=4 * TIMEOUT)
+            run(HasAHalfOpenClientInALocal, seed, rounds=60, forks=0, timeout=2 * TIMEOUT)

@@ -230,10 +230,11 @@ def test_those_who_wait_share_a_timer_and_each_is_woken_in_time(backend: Backend
             pool.release(pool.acquire(timeout=timeout))
         ended.append(timeout)
 
-    waiting = [gevent.spawn(wait, timeout) for timeout in (0.03, math.inf, 0.01, PATIENCE, 0.02)]
-    gevent.joinall([waiting[0], waiting[2], waiting[4]], timeout=PATIENCE)
-    assert ended == [0.01, 0.02, 0.03]
-    waiting[3].kill()
+    waiting = [gevent.spawn(wait, timeout) for timeout in (PATIENCE, math.inf, 0.03, 0.01, 0.02)]
+    gevent.joinall(waiting[2:], timeout=PATIENCE)
+    # On a busy machine, their times may all be over at once.
+    assert sorted(ended) == [0.01, 0.02, 0.03]
+    waiting[0].kill()
     settle()
     # An armed timer would keep the event loop alive, though nobody waits for anything that it brings.
     gevent.sleep(0.001)

@@ -6,6 +6,7 @@ import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from random import Random
 from typing import Any
 
 import gevent
@@ -47,12 +48,13 @@ def impatient(kind: str, timeout: float) -> Iterator[Any]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_send_sends_all_to_a_slow_reader(kind: str) -> None:
-    message = array.array("I", range(1_000_000)).tobytes()
+    # More than the kernel takes by itself.
+    message = Random(1).randbytes(20_000_000)
     with exchange(kind) as (connection, peer):
         sender = spawn_waiting(connection.send, message)
         received = bytearray()
         while len(received) < len(message):
-            received += peer.recv(40_000)
+            received += peer.recv(200_000)
             gevent.sleep(0)
         assert sender.get(timeout=PATIENCE) is None
         assert received == message
