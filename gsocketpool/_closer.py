@@ -91,13 +91,13 @@ class Closer:
             _fork.keep_alive(connection)
         self._leave_orphans()
 
-    def outlive_pool(self, loop: Any, thread: Thread, stop_reaper: Callable[[], None]) -> None:
+    def outlive_pool(self, loop: Any, thread: Thread, *stops: Callable[[], None]) -> None:
         """Have the event loop of `thread` close what was left here, for a pool that is being collected.
 
         That takes no lock and runs no user code, so this may be called anywhere. Once the thread has ended, there is no
         event loop to leave it to, and what was left is aborted here and now.
 
-        :param stop_reaper: what the event loop calls first.
+        :param stops: what the event loop calls first, to stop the pool's greenlets.
         """
         self._thread = thread
         _fork.orphans.append(self)
@@ -108,7 +108,7 @@ class Closer:
         if loop is None or thread.has_ended:
             self.abort_rest()
         else:
-            loop.run_callback_threadsafe(self._finish, stop_reaper)
+            loop.run_callback_threadsafe(self._finish, stops)
 
     def abort_rest(self) -> None:
         """Abort what no event loop will close any more: its thread has ended."""
@@ -120,8 +120,9 @@ class Closer:
             self._adapter.abort(connection)
         self._leave_orphans()
 
-    def _finish(self, stop_reaper: Callable[[], None]) -> None:
-        stop_reaper()
+    def _finish(self, stops: tuple[Callable[[], None], ...]) -> None:
+        for stop in stops:
+            stop()
         self.start()
         self._leave_orphans()
 

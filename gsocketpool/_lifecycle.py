@@ -338,12 +338,14 @@ class Lifecycle:
         if is_kept and self._listener.released is not None:
             self.tell_released(entry.connection)
 
-    def _stop_resets(self) -> None:
+    def kill_resets(self) -> None:
+        """Cut short the resets that are under way. What becomes of their connections is the caller's to decide."""
         for greenlet in self._resetting:
             greenlet.kill(block=False)
-        for entry in self._state.all_entries():
-            if entry.status is RESETTING:
-                self.remove(entry, DISCARDED, "not_reset")
+
+    def _stop_resets(self) -> None:
+        self.kill_resets()
+        self.close_removed(self._state.pop_all_resetting(), "not_reset", cancel=True)
 
     def tell_released(self, connection: Any) -> None:
         """Have the listener told of a connection that came back."""

@@ -32,7 +32,7 @@ class Named(Protocol):
 
 
 class Reaper:
-    """Named one pool. It never holds the pool, or the pool would not be collected."""
+    """Sweeps one pool. It never holds the pool, or the pool would not be collected."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Reaper:
         self.quiet_until = -math.inf
         #: Looks for dead holders a moment later, for the callers that wait.
         self._look: gevent.Greenlet | None = None
-        #: Named every ``sweep_interval``.
+        #: Sweeps every ``sweep_interval``.
         self.greenlet: gevent.Greenlet | None = None
 
     def start(self, pool: Named) -> None:

@@ -472,6 +472,13 @@ class State:
         return self._pop(self.idle[:], RETIRED, reason)
 
     @_changes
+    def pop_all_resetting(self) -> list[Entry]:
+        """Remove every entry that is being reset, and return them."""
+        found = [entry for entry in self.all_entries() if entry.status is RESETTING]
+        self.resetting -= len(found)
+        return self._pop(found, DISCARDED, "not_reset")
+
+    @_changes
     def pop_expired(self, now: float) -> list[Entry]:
         """Remove the idle entries whose time is up, and return them."""
         old = self._pop([entry for entry in self.idle if now >= entry.expires_at], RETIRED, "lifetime")

@@ -76,7 +76,8 @@ def read_url(url: str, options: Options = None) -> Target:
     scheme, colon, rest = url.partition("://")
     name, _, driver = scheme.partition("+")
     if not colon or not _SCHEME.fullmatch(scheme) or name not in (*STREAMS, *CLIENTS):
-        given = f", not {scheme}://" if colon and _SCHEME.fullmatch(scheme) else ""
+        # Not what follows a plus: nothing may stand there, and it may be a part of a password.
+        given = f", not {name}://" if colon and not driver and _SCHEME.fullmatch(scheme) else ""
         known = ", ".join(f"{known}://" for known in (*STREAMS, *CLIENTS))
         raise InvalidURLError(f"must start with one of {known}{given}")
     if name in STREAMS:
@@ -86,7 +87,7 @@ def read_url(url: str, options: Options = None) -> Target:
     drivers = CLIENTS[name]
     if driver and driver not in drivers:
         choices = ", ".join(f"{name}+{one}://" for one in drivers)
-        raise InvalidURLError(f"must start with {name}:// or one of {choices}, not {scheme}://")
+        raise InvalidURLError(f"must start with one of {name}://, {choices}")
     return Target(_connector(driver or drivers[0], f"{name}://{rest}", options), None)
 
 

@@ -19,6 +19,7 @@ from gsocketpool import Pool, PoolEvents, TcpConnection, _fork
 from gsocketpool._adapter import Adapter
 from gsocketpool._closer import Closer
 from gsocketpool._reaper import _sweep_for_ever
+from gsocketpool._steps import ConnectionSteps
 from gsocketpool._threads import Thread
 from tests.connections import check_echo
 from tests.scripted import PATIENCE, Backend, Plain, ScriptedConnection, end_event_loop, eventually, settle
@@ -295,7 +296,7 @@ def test_a_thread_that_ends_as_its_pool_is_collected_leaves_no_connection_open()
             pass
 
     thread = Thread()
-    closer = Closer(1, Adapter(None))
+    closer = Closer(1, Adapter(ConnectionSteps(), None, "never"))
     connection = Plain()
     connection.open()
     closer.add(connection)

@@ -928,7 +928,7 @@ def test_a_thread_that_has_ended_resets_nothing_any_more() -> None:
     gc.collect()
     leases.pop().release()
     assert not connector.open
-    assert connector.steps == ["abort"]
+    assert set(connector.steps) == {"abort"}
 
 
 # Garbage
