@@ -19,6 +19,8 @@ logger = logging.getLogger("gsocketpool")
 
 #: Seconds that cancelling may take, before the connection is closed.
 CANCEL_TIMEOUT = 2.0
+#: Seconds that a pool's end waits, beyond the limits, for greenlets that were cut short.
+GRACE = 1.0
 
 
 class Closer:
@@ -64,7 +66,7 @@ class Closer:
         self.start()
         # By identity, and kept, so that no other connection can have the same.
         connections = {id(connection): connection for connection in self._at_work.values()}
-        deadline = time.monotonic() + (CANCEL_TIMEOUT if self._cancelling else 0) + self._timeout + 1
+        deadline = time.monotonic() + (CANCEL_TIMEOUT if self._cancelling else 0) + self._timeout + GRACE
         # One whose greenlet is killed is begun again, in another greenlet.
         while greenlets := [one for one, connection in self._at_work.items() if id(connection) in connections]:
             gevent.joinall(greenlets, timeout=timer_seconds(deadline - time.monotonic()))

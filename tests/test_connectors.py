@@ -793,9 +793,10 @@ def test_a_cancel_has_a_limit_of_its_own_and_the_close_follows(monkeypatch: pyte
     assert connector.steps == ["cancel", "close"]
 
 
-def test_ending_a_pool_waits_for_what_is_cancelled() -> None:
+def test_ending_a_pool_waits_for_what_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """However short the time to close is: cancelling has a time of its own."""
-    connector = ScriptedConnector(cancel=lambda client: gevent.sleep(1.2))
+    monkeypatch.setattr("gsocketpool._closer.GRACE", 0.01)
+    connector = ScriptedConnector(cancel=lambda client: gevent.sleep(0.05))
     pool = Pool(connector, close_timeout=0.01)
     pool.acquire()
     pool.close(timeout=0)

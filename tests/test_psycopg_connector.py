@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from uuid import uuid4
 
 import gevent
@@ -458,9 +459,9 @@ def test_cancel_gives_up_in_time_and_lets_others_run() -> None:
         ),
     ):
         interrupt(lambda: sleeping(connection))
-        ticks = gevent.spawn(lambda: [gevent.sleep(0.1) for _ in range(5)])
+        ticks = gevent.spawn(lambda: [gevent.sleep(0.01) for _ in range(5)])
         began = time.monotonic()
-        with pytest.raises(psycopg.Error):
+        with pytest.raises(psycopg.Error), mock.patch("gsocketpool.connectors.psycopg.CANCEL_TIMEOUT", 0.2):
             connector.cancel(connection)
         assert time.monotonic() - began < PATIENCE / 2
         assert ticks.ready()

@@ -1027,8 +1027,17 @@ def run_dropping_at(line: int, act: Callable[[Pool[Client]], None], read: Reads)
     return has_fired, wrongs
 
 
-@pytest.mark.parametrize("read", [read_and_release, read_in_a_block, read_in_a_block_that_ends_well])
-@pytest.mark.parametrize("act", [release, complete])
+@pytest.mark.parametrize(
+    ("act", "read"),
+    [
+        (release, read_and_release),
+        (complete, read_in_a_block),
+        (complete, read_in_a_block_that_ends_well),
+        pytest.param(release, read_in_a_block, marks=pytest.mark.torture),
+        pytest.param(release, read_in_a_block_that_ends_well, marks=pytest.mark.torture),
+        pytest.param(complete, read_and_release, marks=pytest.mark.torture),
+    ],
+)
 def test_garbage_at_every_line_of_the_package(
     act: Callable[[Pool[Client]], None], read: Reads, monkeypatch: pytest.MonkeyPatch, errors_behind: list[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import re
 import ssl
 import subprocess
@@ -77,7 +78,10 @@ def default_context() -> ssl.SSLContext:
     return context
 
 
-@pytest.fixture(params=libraries())
+LIBRARIES = list(libraries())
+
+
+@pytest.fixture(params=LIBRARIES)
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Library:
     """A library that waits as it does where gevent has patched Python."""
     found: Library = request.param
@@ -87,7 +91,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
     directory = tmp_path_factory.mktemp("valkey")
     with ValkeyServer(data_dir=directory, databases=4) as server:
@@ -842,8 +846,17 @@ def play(connector: Any, client: Any, use: Callable[[Any], object], at: int | No
 USES = [get, pipeline, transaction, pipeline_without_a_block, by_hand, pubsub, blocking, lock, much]
 
 
-@pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
-@pytest.mark.parametrize("error", [gevent.Timeout(), gevent.GreenletExit()], ids=["timeout", "kill"])
+def interruptions() -> Iterator[Any]:
+    """Every use with every library and error. The suite has each use once, and each library with each error."""
+    cases = list(itertools.product(LIBRARIES, (gevent.Timeout(), gevent.GreenletExit())))
+    for number, use in enumerate(USES):
+        for place, (library, error) in enumerate(cases):
+            marks = [] if place == number % len(cases) else [pytest.mark.torture]
+            name = f"{use.__name__}-{library.id}-{type(error).__name__}"
+            yield pytest.param(use, *library.values, error, marks=marks, id=name)
+
+
+@pytest.mark.parametrize(("use", "library", "error"), list(interruptions()), indirect=["library"])
 def test_after_an_interruption_the_next_user_gets_its_own_replies(
     library: Library, server: Any, other: Any, use: Callable[[Any], object], error: BaseException
 ) -> None:
