@@ -1,5 +1,7 @@
 """A web application that talks to an echo server and to Valkey through pools of connections.
 
+It speaks the echo server's protocol, which is lines, itself. For Valkey, the pool hands out clients of valkey-py.
+
 Deploy it with ``gunicorn -k gevent "example_app:create_app()"``, the addresses of the backends being in
 ``FLASK_SOCKETPOOL_URL`` and ``FLASK_SOCKETPOOL_POOLS__valkey__url``. ``python -m example_app`` brings its own backends.
 """
@@ -9,11 +11,16 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import valkey.exceptions
 from flask import Flask, Response, abort, jsonify, render_template, request
 from flask.typing import ResponseReturnValue
+from valkey import Valkey
 from werkzeug.exceptions import BadRequest
 
-from flask_gsocketpool import GSocketPool, current_pool, current_pools
+from flask_gsocketpool import GSocketPool, current_pool, current_pools, named_pool
+
+#: Hands out clients of valkey-py, which comes with gsocketpool[valkey].
+store = named_pool("valkey", Valkey)
 
 #: The most bytes that a line may have.
 LONGEST_LINE = 4000
@@ -28,14 +35,7 @@ def create_app() -> Flask:
         SOCKETPOOL_URL="tcp://127.0.0.1:2000",
         SOCKETPOOL_OPTIONS={"timeout": 5},
         SOCKETPOOL_MAX_CONNECTIONS=10,
-        SOCKETPOOL_POOLS={
-            "valkey": {
-                "factory": "example_app.valkey:ValkeyConnection",
-                "url": "tcp://127.0.0.1:6379",
-                "options": {"timeout": 5},
-                "max_connections": 10,
-            }
-        },
+        SOCKETPOOL_POOLS={"valkey": {"url": "valkey://127.0.0.1:6379", "max_connections": 10}},
     )
     app.config.from_prefixed_env()
     GSocketPool(app)
@@ -45,8 +45,8 @@ def create_app() -> Flask:
     app.add_url_rule("/kv/<key>", view_func=get_value)
     app.add_url_rule("/kv/<key>", view_func=put_value, methods=["PUT"])
     app.add_url_rule("/pools", view_func=get_pools)
-    app.register_error_handler(ConnectionError, answer_bad_gateway)
-    app.register_error_handler(TimeoutError, answer_bad_gateway)
+    for error in (ConnectionError, TimeoutError, valkey.exceptions.ConnectionError, valkey.exceptions.TimeoutError):
+        app.register_error_handler(error, answer_bad_gateway)
     return app
 
 
@@ -59,8 +59,8 @@ def show_page() -> ResponseReturnValue:
             reply = ask_echo(line)
         except BadRequest as error:
             problem = error.description
-    with current_pools["valkey"].connection() as valkey:
-        visits = valkey.command("INCR", "visits")
+    with store.connection() as client:
+        visits = client.incr("visits")
     page = render_template(
         "page.html",
         line=line,
@@ -80,8 +80,8 @@ def get_echo() -> ResponseReturnValue:
 
 def get_value(key: str) -> ResponseReturnValue:
     """``GET /kv/<key>``: the value that was put there."""
-    with current_pools["valkey"].connection() as valkey:
-        value = valkey.command("GET", f"kv:{key}")
+    with store.connection() as client:
+        value = client.get(f"kv:{key}")
     if value is None:
         abort(404, f"There is no value for {key!r}.")
     return Response(value, mimetype="application/octet-stream")
@@ -90,8 +90,8 @@ def get_value(key: str) -> ResponseReturnValue:
 def put_value(key: str) -> ResponseReturnValue:
     """``PUT /kv/<key>``: keeps the body as it is, whatever its content type says."""
     value = request.get_data()
-    with current_pools["valkey"].connection() as valkey:
-        valkey.command("SET", f"kv:{key}", value)
+    with store.connection() as client:
+        client.set(f"kv:{key}", value)
     return "", 204
 
 

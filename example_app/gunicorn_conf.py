@@ -1,5 +1,10 @@
 """The settings of gunicorn that the demo needs beyond those on its command line."""
 
+# First of all, so that the app and its client libraries are imported into a patched Python, also with --preload.
+from gevent import monkey
+
+monkey.patch_all()
+
 from typing import Any
 
 # Newer versions put a socket into the home directory otherwise; older ones pass over this.

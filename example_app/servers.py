@@ -258,5 +258,5 @@ class Demo:
     def _web_environment(self) -> dict[str, str]:
         return {
             "FLASK_SOCKETPOOL_URL": f"tcp://{HOST}:{self.ports.echo}",
-            "FLASK_SOCKETPOOL_POOLS__valkey__url": f"tcp://{HOST}:{self.ports.valkey}",
+            "FLASK_SOCKETPOOL_POOLS__valkey__url": f"valkey://{HOST}:{self.ports.valkey}",
         }

@@ -17,10 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-import gevent
-import gevent.server
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -28,10 +25,7 @@ from flask.testing import FlaskClient
 from example_app import create_app
 from example_app.ports import find_free, first_free, why_unavailable
 from example_app.servers import Demo, Ports, Server, ServerError
-from example_app.valkey import ValkeyConnection, ValkeyError
 from flask_gsocketpool import current_pools
-from gsocketpool import Pool
-from tests.scripted import eventually
 
 pytestmark = pytest.mark.servers
 
@@ -64,16 +58,10 @@ def client(app: Flask) -> FlaskClient:
     return app.test_client()
 
 
-@pytest.fixture
-def pool(demo: Demo) -> Iterator[Pool[ValkeyConnection]]:
-    with Pool(ValkeyConnection, {"host": "127.0.0.1", "port": demo.ports.valkey}) as pool:
-        yield pool
-
-
 def addresses(demo: Demo) -> dict[str, str]:
     return {
         "FLASK_SOCKETPOOL_URL": f"tcp://127.0.0.1:{demo.ports.echo}",
-        "FLASK_SOCKETPOOL_POOLS__valkey__url": f"tcp://127.0.0.1:{demo.ports.valkey}",
+        "FLASK_SOCKETPOOL_POOLS__valkey__url": f"valkey://127.0.0.1:{demo.ports.valkey}",
     }
 
 
@@ -180,7 +168,7 @@ def test_the_page_fetches_nothing_from_elsewhere(client: FlaskClient) -> None:
 def test_a_backend_that_is_down_is_a_bad_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
     echo, valkey = find_free(2)
     monkeypatch.setenv("FLASK_SOCKETPOOL_URL", f"tcp://127.0.0.1:{echo}")
-    monkeypatch.setenv("FLASK_SOCKETPOOL_POOLS__valkey__url", f"tcp://127.0.0.1:{valkey}")
+    monkeypatch.setenv("FLASK_SOCKETPOOL_POOLS__valkey__url", f"valkey://127.0.0.1:{valkey}")
     client = create_app().test_client()
     for path in ("/echo?text=hello", "/kv/key", "/"):
         answer = client.get(path)
@@ -192,121 +180,7 @@ def test_a_backend_that_is_down_is_a_bad_gateway(monkeypatch: pytest.MonkeyPatch
 def test_the_configuration_has_defaults() -> None:
     config = create_app().config
     assert config["SOCKETPOOL_URL"] == "tcp://127.0.0.1:2000"
-    assert config["SOCKETPOOL_POOLS"]["valkey"]["url"] == "tcp://127.0.0.1:6379"
-
-
-# The Valkey connection
-
-
-def test_replies_of_every_kind(pool: Pool[ValkeyConnection]) -> None:
-    with pool.connection() as valkey:
-        assert valkey.command("PING") == "PONG"
-        assert valkey.command("SET", "text", "Grüße") == "OK"
-        assert valkey.command("GET", "text") == "Grüße".encode()
-        assert valkey.command("SET", b"\x00\r\n", b"\r\n\xff" * 50_000) == "OK"
-        assert valkey.command("GET", b"\x00\r\n") == b"\r\n\xff" * 50_000
-        assert valkey.command("GET", "nothing") is None
-        assert valkey.command("SET", "number", 41) == "OK"
-        assert valkey.command("INCR", "number") == 42
-        assert valkey.command("INCRBYFLOAT", "float", 1.5) == b"1.5"
-        assert valkey.command("DEL", "list") in (0, 1)
-        assert valkey.command("LRANGE", "list", 0, -1) == []
-        assert valkey.command("MGET", "number", "nothing") == [b"42", None]
-        assert valkey.command("BLPOP", "list", 0.01) is None
-    assert pool.stats().idle == 1
-
-
-def test_replies_can_be_nested(pool: Pool[ValkeyConnection]) -> None:
-    script = "return {1, {'two', {}, {false, redis.error_reply('SOME error')}}, redis.status_reply('fine')}"
-    with pool.connection() as valkey:
-        one, nested, fine = expect_list(valkey.command("EVAL", script, 0))
-    assert (one, fine) == (1, "fine")
-    two, empty, (nothing, error) = nested
-    assert (two, empty, nothing) == (b"two", [], None)
-    assert isinstance(error, ValkeyError)
-    assert "SOME error" in str(error)
-    assert pool.stats().idle == 1
-
-
-def expect_list(reply: object) -> list[Any]:
-    assert isinstance(reply, list)
-    return reply
-
-
-def test_an_error_leaves_the_connection_in_the_pool(pool: Pool[ValkeyConnection]) -> None:
-    with pytest.raises(ValkeyError, match="unknown command"), pool.connection() as first:
-        first.command("NONSENSE")
-    with pool.connection() as second:
-        assert second is first
-        assert second.command("PING") == "PONG"
-    assert not pool.stats().discarded
-
-
-def test_an_error_of_the_callers_does_so_too(pool: Pool[ValkeyConnection]) -> None:
-    with suppress(KeyError), pool.connection() as valkey:
-        valkey.command("PING")
-        raise KeyError
-    assert pool.stats().idle == 1
-
-
-def test_an_interrupted_exchange_does_not(pool: Pool[ValkeyConnection]) -> None:
-    with pytest.raises(gevent.Timeout), gevent.Timeout(0.05), pool.connection() as valkey:
-        valkey.command("BLPOP", "nobody pushes here", 0)
-    assert pool.stats().discarded == {"error": 1}
-    eventually(lambda: not valkey.is_connected())
-
-
-def test_nor_does_it_if_nobody_hears_of_the_interruption(pool: Pool[ValkeyConnection]) -> None:
-    with pool.connection() as valkey, gevent.Timeout(0.05, False):
-        valkey.command("BLPOP", "nobody pushes here", 0)
-    assert pool.stats().discarded == {"not_reusable": 1}
-
-
-def test_a_reply_that_ends_early_is_no_reply() -> None:
-    for sent in (b"", b"$5\r\nab", b"*2\r\n:1\r\n", b"?what\r\n", b"$many\r\n", b"+" + b"x" * 70_000):
-        with answering(sent) as port, Pool(ValkeyConnection, {"host": "127.0.0.1", "port": port}) as pool:
-            with pytest.raises(ConnectionError), pool.connection() as valkey:
-                valkey.command("PING")
-            assert pool.stats().discarded == {"error": 1}
-
-
-@contextmanager
-def answering(data: bytes) -> Iterator[int]:
-    """A server that sends `data` to whoever sends it something."""
-
-    def answer(client: Any, _address: object) -> None:
-        client.recv(1024)
-        client.sendall(data)
-
-    server = gevent.server.StreamServer(("127.0.0.1", 0), answer)
-    server.start()
-    try:
-        yield server.server_port
-    finally:
-        server.stop()
-
-
-def test_a_session_with_state_is_not_passed_on(pool: Pool[ValkeyConnection]) -> None:
-    with suppress(ValkeyError), pool.connection() as valkey:
-        valkey.command("MULTI")
-        valkey.command("NONSENSE")
-    with pool.connection() as valkey:
-        valkey.command("select", 3)
-    assert pool.stats().discarded == {"error": 1, "not_reusable": 1}
-    # Opened anew, it is like a new one.
-    eventually(lambda: not valkey.is_connected())
-    valkey.open()
-    assert valkey.command("PING") == "PONG"
-    assert valkey.is_reusable(None)
-    valkey.close()
-
-
-def test_a_command_of_something_else_is_not_sent(pool: Pool[ValkeyConnection]) -> None:
-    with pytest.raises(TypeError, match="NoneType"), pool.connection() as valkey:
-        valkey.command("SET", "key", None)  # type: ignore[arg-type]
-    with pool.connection() as valkey:
-        assert valkey.command("PING") == "PONG"
-    assert pool.stats().opened == 1
+    assert config["SOCKETPOOL_POOLS"]["valkey"]["url"] == "valkey://127.0.0.1:6379"
 
 
 # The echo server
@@ -568,12 +442,15 @@ def test_a_server_that_does_not_stop_is_made_to(tmp_path: Path, monkeypatch: pyt
     assert wait_until(lambda: not processes_with(tmp_path))
 
 
-def test_it_deploys_as_any_application_does(demo: Demo, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments", [[], ["--preload", "-c", "example_app/gunicorn_conf.py"]], ids=["bare", "preload"]
+)
+def test_it_deploys_as_any_application_does(demo: Demo, tmp_path: Path, arguments: list[str]) -> None:
     (port,) = find_free(1)
     gunicorn = subprocess.Popen(
         [
             *(sys.executable, "-m", "gunicorn", "-k", "gevent", "--bind", f"127.0.0.1:{port}"),
-            "example_app:create_app()",
+            *(*arguments, "example_app:create_app()"),
         ],
         cwd=ROOT,
         env={**os.environ, **addresses(demo), "HOME": str(tmp_path), "TMPDIR": str(tmp_path)},
@@ -594,3 +471,5 @@ def test_it_deploys_as_any_application_does(demo: Demo, tmp_path: Path) -> None:
         printed, _ = gunicorn.communicate(timeout=PATIENCE)
     assert gunicorn.returncode == 0, printed
     assert "Traceback" not in printed
+    # valkey-py would block the worker.
+    assert "before gevent patched" not in printed
