@@ -53,6 +53,19 @@ def test_config_tells_where_each_setting_comes_from(backend: Backend) -> None:
     assert ["pool", "cache"] in lines
 
 
+def test_config_shows_connectors_by_their_classes_and_urls_without_their_secrets() -> None:
+    urls = {"db": f"postgresql://me:{SECRET}@localhost/app", "cache": f"valkey://:{SECRET}@localhost:6379/0"}
+    app = make_app(SOCKETPOOL_POOLS={name: {"url": url} for name, url in urls.items()})
+    found = run_json(app, "config")["pools"]
+    assert found["db"]["factory"]["value"] == "gsocketpool.connectors.psycopg:PsycopgConnector"
+    assert found["cache"]["factory"]["value"] == "gsocketpool.connectors.valkey:ValkeyConnector"
+    assert found["db"]["url"]["value"] == "postgresql://***@localhost/app"
+    assert found["cache"]["url"]["value"] == "valkey://***@localhost:6379/0"
+    shown = run(app, "config").stdout
+    assert "gsocketpool.connectors.psycopg:PsycopgConnector" in shown
+    assert SECRET not in shown
+
+
 def test_config_tells_of_a_default_timeout() -> None:
     urls = {"short": "tcp://localhost:2000", "long": "tcp://localhost:2000?timeout=20"}
     found = run_json(make_app(SOCKETPOOL_POOLS={name: {"url": url} for name, url in urls.items()}), "config")["pools"]

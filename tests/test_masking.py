@@ -38,6 +38,9 @@ def test_addresses(options: dict[str, Any], address: str | None) -> None:
         ("authentication failed: no such user", "authentication failed: no such user"),
         ("redis://me:hunter2@db:1/0 is down", "redis://***@db:1/0 is down"),
         ("redis://me@db:1/0 is down", "redis://***@db:1/0 is down"),
+        ("valkey://me:hunter2@db:1/0 is down", "valkey://***@db:1/0 is down"),
+        ("valkey://db:1/0 and valkeys://db:1 are down", "valkey://db:1/0 and valkeys://db:1 are down"),
+        ("valkey_key: //hunter2", "valkey_key: ***"),
         ("redis://db:1 is down, says me@example.com", "redis://db:1 is down, says me@example.com"),
         ("dbname=x password=hunter2 user=me", "dbname=x password=*** user=me"),
         ("{'password': 'hunter\\'2', 'host': 'db'}", "{'password': ***, 'host': 'db'}"),
@@ -73,6 +76,7 @@ def test_secrets_of_the_options_in_texts(secret: object, text: str) -> None:
     [
         ("tcp://db:1", "tcp://db:1"),
         ("tcp://db:1?timeout=2&x", "tcp://db:1?timeout=2&x"),
+        ("valkey://db:1/0?db=1", "valkey://db:1/0?db=1"),
         ("tcp://db:1?password=hunter2&timeout=2", "tcp://db:1?password=***&timeout=2"),
         ("tcp://me:hunter2@db:1?%74oken=a", "tcp://***@db:1?%74oken=***"),
         ("tcp://me:hun'ter 2@db:1", "tcp://***@db:1"),
