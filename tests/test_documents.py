@@ -53,11 +53,11 @@ def is_of_tests(block: str) -> bool:
 
 
 def is_of_another_process(block: str) -> bool:
-    """Whether an example patches its process, or takes a library that is not here, or a connector: no pool does yet."""
+    """Whether an example patches its process, or takes a library that is not here, or a database of its own."""
     return (
         "patch_all(" in block
         or "Connector(" in block
-        or re.search("^from (celery|flask_sock) import", block, re.MULTILINE) is not None
+        or re.search("^(from (celery|flask_sock) import|import psycopg)", block, re.MULTILINE) is not None
     )
 
 
