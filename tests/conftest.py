@@ -12,6 +12,7 @@ from gevent.server import StreamServer
 from gsocketpool import PoolError
 from tests import patched
 from tests.databases import conninfo as conninfo
+from tests.databases import own_servers as own_servers
 from tests.scripted import Backend, Clock
 
 

