@@ -178,15 +178,22 @@ class Adapter:
 
     def judge(self, connection: Any, error: BaseException | None) -> object:
         """Return whether a connection that comes back may be kept: True, False or :data:`RESET`. It may raise."""
+        if self._context is None:
+            # Most pools have none, and entering an empty one would take as long as all the rest.
+            return self._judge(connection, error)
         with self.in_context():
-            if not self._steps.is_reusable(connection, error):
-                return False
-            if self._reset == "never":
-                return True
-            if not self._steps.is_settled(connection):
-                return RESET if self._steps.can_reset(connection) else False
-            return RESET if self._reset == "always" and self._steps.can_reset_session(connection) else True
+            return self._judge(connection, error)
         return False
+
+    def _judge(self, connection: Any, error: BaseException | None) -> object:
+        steps, reset = self._steps, self._reset
+        if not steps.is_reusable(connection, error):
+            return False
+        if reset == "never":
+            return True
+        if not steps.is_settled(connection):
+            return RESET if steps.can_reset(connection) else False
+        return RESET if reset == "always" and steps.can_reset_session(connection) else True
 
     def is_settled(self, connection: Any) -> bool:
         """Return whether nothing is left open. What the connection raises counts as False."""

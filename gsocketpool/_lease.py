@@ -89,7 +89,7 @@ class Lease(Generic[C]):
         if current.thread is pool._thread:
             if error is None and entry is not None and entry.complete is not None:
                 try:
-                    if self.is_active:
+                    if entry.generation == self._generation and entry.status is IN_USE:
                         pool._complete(entry, self._generation)
                 except RecursionError:
                     pool._put_off(pool._discard, entry, self._generation, "error")

@@ -149,6 +149,7 @@ class ConnectorSteps:
         self._can_reset = type(connector).reset is not Connector.reset
         self._can_reset_session = self._can_reset or type(connector).reset_session is not Connector.reset_session
         self.can_cancel = type(connector).cancel is not Connector.cancel
+        self._peek_target = connector.peek_target
         # The same objects for all connections: a bound method would be one for each.
         self._ask = self.is_alive
         self._complete = connector.complete if type(connector).complete is not Connector.complete else None
@@ -172,10 +173,10 @@ class ConnectorSteps:
         return self.is_alive(connection)
 
     def is_alive(self, connection: Any) -> object:
-        return _sockets.is_silent(self._connector.peek_target(connection))
+        return _sockets.is_silent(self._peek_target(connection))
 
     def can_peek(self, connection: Any) -> bool:
-        return _sockets.can_peek(self._connector.peek_target(connection))
+        return _sockets.can_peek(self._peek_target(connection))
 
     def is_expired(self, connection: Any) -> object:
         return False

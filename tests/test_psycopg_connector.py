@@ -396,7 +396,7 @@ def test_a_connection_that_the_server_has_ended_is_not_reusable(conninfo: str) -
         with pytest.raises(psycopg.OperationalError) as raised:
             connection.execute("SELECT 1")
         assert not connector.is_reusable(connection, raised.value)
-        assert connector.peek_target(connection) is None
+        assert connector.peek_target(connection) == -1
 
 
 @patched
@@ -404,7 +404,7 @@ def test_a_connection_that_the_caller_has_closed_is_not_reusable(conninfo: str) 
     with connected(conninfo) as (connector, connection):
         connection.close()
         assert not connector.is_reusable(connection, None)
-        assert connector.peek_target(connection) is None
+        assert connector.peek_target(connection) == -1
         # Nothing of this does any harm.
         connector.cancel(connection)
         connector.abort(connection)

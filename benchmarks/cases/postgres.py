@@ -8,18 +8,25 @@ from typing import Any
 
 from benchmarks import servers
 from benchmarks.cases.base import Case, Figure, Figures, Table
-from benchmarks.contestants import DEDICATED, OURS
+from benchmarks.contestants import DEDICATED, OURS, resetting
 from benchmarks.throughput import rate
 
 CONNECTIONS = 10
 SPAN = 0.6
 
+CONNECTOR = f"{OURS.name}, PsycopgConnector"
+PSYCOPG_POOL, SQLALCHEMY = "psycopg_pool", "SQLAlchemy QueuePool"
+
 #: By the names of those who take part, functions of :mod:`benchmarks.clients.postgres`.
 CLIENTS = {
     OURS.name: "pooled",
-    "psycopg_pool": "psycopgs_own",
-    "SQLAlchemy QueuePool": "sqlalchemys",
+    CONNECTOR: "connector",
+    PSYCOPG_POOL: "psycopgs_own",
+    SQLALCHEMY: "sqlalchemys",
     DEDICATED.name: "dedicated",
+    resetting(CONNECTOR): "connector_resetting",
+    resetting(PSYCOPG_POOL): "psycopgs_own_resetting",
+    resetting(SQLALCHEMY): "sqlalchemys_resetting",
 }
 
 

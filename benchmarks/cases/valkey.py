@@ -8,15 +8,29 @@ from typing import Any
 
 from benchmarks import servers
 from benchmarks.cases.base import Case, Figure, Figures, Table
-from benchmarks.contestants import DEDICATED, OURS
+from benchmarks.contestants import DEDICATED, OURS, resetting
 from benchmarks.throughput import rate
 
 CONNECTIONS = 10
 SPAN = 0.4
 REDIS, REDIS_POOL = "redis-py", "redis-py, its pool alone"
 
+BY_HAND = f"{OURS.name}, redis-py by hand"
+REDIS_CONNECTOR, VALKEY_CONNECTOR = f"{OURS.name}, RedisConnector", f"{OURS.name}, ValkeyConnector"
+
 #: By the names of those who take part, functions of :mod:`benchmarks.clients.valkey`.
-CLIENTS = {OURS.name: "pooled", REDIS: "redis_client", REDIS_POOL: "redis_pool", DEDICATED.name: "dedicated"}
+CLIENTS = {
+    OURS.name: "pooled",
+    BY_HAND: "by_hand",
+    REDIS_CONNECTOR: "redis_connector",
+    VALKEY_CONNECTOR: "valkey_connector",
+    REDIS: "redis_client",
+    REDIS_POOL: "redis_pool",
+    DEDICATED.name: "dedicated",
+    resetting(REDIS_CONNECTOR): "redis_connector_resetting",
+    resetting(VALKEY_CONNECTOR): "valkey_connector_resetting",
+    resetting(REDIS): "redis_client_resetting",
+}
 
 
 def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import psycopg
 import psycopg_pool
 from psycopg.pq import TransactionStatus
+from sqlalchemy import event
 from sqlalchemy.pool import QueuePool
 
 from benchmarks.throughput import Prepare
 from gsocketpool import Connection, Pool
+from gsocketpool.connectors.psycopg import PsycopgConnector
 
 QUERY = "SELECT 1"
+
+#: What ends a session's state: DISCARD ALL, but for the statements that psycopg has prepared and goes on to use.
+RESET = (
+    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; SELECT pg_advisory_unlock_all(); DISCARD TEMP;"
+    " DISCARD SEQUENCES; UNLISTEN *"
+)
 
 
 class PsycopgConnection(Connection):
@@ -37,8 +45,10 @@ class PsycopgConnection(Connection):
     def is_reusable(self, error: BaseException | None) -> bool:
         return super().is_reusable(error) and self.client.pgconn.transaction_status == TransactionStatus.IDLE
 
-    def get(self) -> Any:
-        return self.client
+    def get(self) -> int:
+        # By this the pool sees whether it has died while it was idle.
+        descriptor: int = self.client.fileno()
+        return descriptor
 
 
 @contextmanager
@@ -54,10 +64,9 @@ def pooled(conninfo: str, size: int) -> Iterator[Prepare]:
 
 
 @contextmanager
-def psycopgs_own(conninfo: str, size: int) -> Iterator[Prepare]:
-    """psycopg_pool."""
-    settings = {"autocommit": True}
-    with psycopg_pool.ConnectionPool(conninfo, kwargs=settings, min_size=size, max_size=size, timeout=60) as pool:
+def connector(conninfo: str, size: int, reset: str = "unsettled") -> Iterator[Prepare]:
+    """gsocketpool with its connector."""
+    with Pool(PsycopgConnector(conninfo, autocommit=True), max_connections=size, reset=reset) as pool:
 
         def act() -> None:
             with pool.connection() as client:
@@ -66,10 +75,37 @@ def psycopgs_own(conninfo: str, size: int) -> Iterator[Prepare]:
         yield lambda: act
 
 
+def connector_resetting(conninfo: str, size: int) -> AbstractContextManager[Prepare]:
+    """The same, and each session is reset after each use."""
+    return connector(conninfo, size, reset="always")
+
+
 @contextmanager
-def sqlalchemys(conninfo: str, size: int) -> Iterator[Prepare]:
+def psycopgs_own(conninfo: str, size: int, reset: Callable[[Any], None] | None = None) -> Iterator[Prepare]:
+    """psycopg_pool."""
+    settings = {"autocommit": True}
+    with psycopg_pool.ConnectionPool(
+        conninfo, kwargs=settings, min_size=size, max_size=size, timeout=60, reset=reset
+    ) as pool:
+
+        def act() -> None:
+            with pool.connection() as client:
+                _ask(client)
+
+        yield lambda: act
+
+
+def psycopgs_own_resetting(conninfo: str, size: int) -> AbstractContextManager[Prepare]:
+    """psycopg_pool, told to reset each session after each use."""
+    return psycopgs_own(conninfo, size, reset=_reset)
+
+
+@contextmanager
+def sqlalchemys(conninfo: str, size: int, reset: Callable[[Any], None] | None = None) -> Iterator[Prepare]:
     """SQLAlchemy's pool, without an engine around it."""
     pool = QueuePool(lambda: psycopg.connect(conninfo, autocommit=True), pool_size=size, max_overflow=0)
+    if reset is not None:
+        event.listen(pool, "reset", lambda client, record, state: reset(client))
 
     def act() -> None:
         with pool.connect() as proxy:
@@ -77,6 +113,11 @@ def sqlalchemys(conninfo: str, size: int) -> Iterator[Prepare]:
 
     yield lambda: act
     pool.dispose()
+
+
+def sqlalchemys_resetting(conninfo: str, size: int) -> AbstractContextManager[Prepare]:
+    """SQLAlchemy's pool, told to reset each session after each use."""
+    return sqlalchemys(conninfo, size, reset=_reset)
 
 
 @contextmanager
@@ -96,3 +137,7 @@ def dedicated(conninfo: str, size: int) -> Iterator[Prepare]:
 
 def _ask(client: Any) -> None:
     client.execute(QUERY).fetchone()
+
+
+def _reset(client: Any) -> None:
+    client.execute(RESET)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeAlias
 
 import hiredis
 from redis import BlockingConnectionPool, Redis
 
 from benchmarks.throughput import Prepare
-from gsocketpool import Pool, TcpConnection
+from gsocketpool import Connection, Pool, TcpConnection
+from gsocketpool.connectors import Connector
+from gsocketpool.connectors.redis import RedisConnector
+from gsocketpool.connectors.valkey import ValkeyConnector
 
 HOST = "127.0.0.1"
 KEY, VALUE = "key", b"a value of twenty-one"
@@ -66,12 +69,107 @@ def dedicated(port: int, size: int) -> Iterator[Both]:
         connection.close()
 
 
+class RedisConnection(Connection):
+    """What has to be written to use redis-py with gsocketpool."""
+
+    client: Any = None
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    def open(self) -> None:
+        self.client = Redis(host=HOST, port=self._port, protocol=2, single_connection_client=True)
+
+    def close(self) -> None:
+        self.client.close()
+
+    def is_connected(self) -> bool:
+        return self.client is not None and self.client.connection is not None and self.client.connection.is_connected
+
+    def get(self) -> Any:
+        return self.client.connection._sock
+
+    def ping(self) -> Any:
+        with self.exchange():
+            return self.client.ping()
+
+    def read(self, key: str) -> Any:
+        with self.exchange():
+            return self.client.get(key)
+
+
 @contextmanager
-def redis_client(port: int, size: int) -> Iterator[Both]:
+def by_hand(port: int, size: int) -> Iterator[Both]:
+    """gsocketpool with redis-py's clients, wrapped by hand."""
+    with Pool(RedisConnection, {"port": port}, max_connections=size) as pool:
+
+        def ping() -> object:
+            with pool.connection() as connection:
+                return connection.ping()
+
+        def get() -> object:
+            with pool.connection() as connection:
+                return connection.read(KEY)
+
+        yield (lambda: ping), (lambda: get)
+
+
+@contextmanager
+def _connector(connector: Connector[Any], size: int, reset: str) -> Iterator[Both]:
+    with Pool(connector, max_connections=size, reset=reset) as pool:
+
+        def ping() -> object:
+            with pool.connection() as client:
+                return client.ping()
+
+        def get() -> object:
+            with pool.connection() as client:
+                return client.get(KEY)
+
+        yield (lambda: ping), (lambda: get)
+
+
+def redis_connector(port: int, size: int, reset: str = "unsettled") -> AbstractContextManager[Both]:
+    """gsocketpool with its connector for redis-py."""
+    return _connector(RedisConnector(host=HOST, port=port, protocol=2), size, reset)
+
+
+def redis_connector_resetting(port: int, size: int) -> AbstractContextManager[Both]:
+    """The same, and each session is reset after each use."""
+    return redis_connector(port, size, "always")
+
+
+def valkey_connector(port: int, size: int, reset: str = "unsettled") -> AbstractContextManager[Both]:
+    """gsocketpool with its connector for valkey-py."""
+    return _connector(ValkeyConnector(host=HOST, port=port, protocol=2), size, reset)
+
+
+def valkey_connector_resetting(port: int, size: int) -> AbstractContextManager[Both]:
+    """The same, and each session is reset after each use."""
+    return valkey_connector(port, size, "always")
+
+
+@contextmanager
+def redis_client(port: int, size: int, pool_class: type[BlockingConnectionPool] = BlockingConnectionPool) -> Iterator[Both]:
     """redis-py, as it is used."""
-    with _redis_pool(port, size) as pool:
+    with _redis_pool(port, size, pool_class) as pool:
         client = Redis(connection_pool=pool)
         yield (lambda: client.ping), (lambda: lambda: client.get(KEY))
+
+
+class ResettingPool(BlockingConnectionPool):
+    """What has to be written to reset each session of redis-py's after each use."""
+
+    def release(self, connection: Any) -> None:
+        connection.send_command("RESET")
+        connection.read_response()
+        connection.on_connect()
+        super().release(connection)
+
+
+def redis_client_resetting(port: int, size: int) -> AbstractContextManager[Both]:
+    """redis-py, made to reset each session after each use."""
+    return redis_client(port, size, ResettingPool)
 
 
 @contextmanager
@@ -91,9 +189,11 @@ def redis_pool(port: int, size: int) -> Iterator[Both]:
 
 
 @contextmanager
-def _redis_pool(port: int, size: int) -> Iterator[Any]:
+def _redis_pool(
+    port: int, size: int, pool_class: type[BlockingConnectionPool] = BlockingConnectionPool
+) -> Iterator[Any]:
     # RESP2, as all of them speak here.
-    pool = BlockingConnectionPool(host=HOST, port=port, max_connections=size, protocol=2)
+    pool = pool_class(host=HOST, port=port, max_connections=size, protocol=2)
     yield pool
     pool.disconnect()
 

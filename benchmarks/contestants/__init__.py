@@ -57,3 +57,8 @@ DEDICATED = Contestant("dedicated", "floors", "gevent", "open_dedicated")
 FLOORS = [LIFO_QUEUE, SEMAPHORE, HAND_OVER]
 
 ALL = {each.name: each for each in [OURS, OWN_CONNECTION, *RIVALS, *FLOORS, DEDICATED]}
+
+
+def resetting(name: str) -> str:
+    """Return what a contestant is called that resets a connection after each use."""
+    return f"{name}, reset after each use"

@@ -379,7 +379,7 @@ class _Pool(_Mixin):  # type: ignore[misc]
     def renewed(self) -> _Pool:
         """Return a pool that has the connection instead of this one."""
         new = object.__new__(type(self))
-        new.__dict__.update(self.__dict__)
+        new.__dict__ = self.__dict__.copy()
         self.connection = None
         return new
 

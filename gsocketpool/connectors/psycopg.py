@@ -15,7 +15,7 @@ except ImportError as error:
     raise ImportError("PsycopgConnector needs psycopg: pip install 'gsocketpool[psycopg]'") from error
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from gsocketpool.connection import _sockets
@@ -42,6 +42,11 @@ _SETTINGS = (
     *("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max"),
 )
 _settings_of: Callable[[PsycopgConnection], tuple[Any, ...]] = attrgetter(*_SETTINGS)
+
+# To look one up in its class takes longer than to compare it.
+_IDLE, _INTRANS, _INERROR = TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR
+_ACTIVE, _PIPELINE_OFF, _BAD = TransactionStatus.ACTIVE, PipelineStatus.OFF, ConnStatus.BAD
+_REUSABLE = (_IDLE, _INTRANS, _INERROR)
 
 #: Its first result is whether prepared statements must end, too: if the caller has prepared some by SQL, or has used
 #: temporary tables. psycopg's own statements would fail on another table of the same name.
@@ -133,7 +138,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
     def is_settled(self, connection: PsycopgConnection) -> bool:
         """Return whether no transaction is open, and the client is set as :meth:`connect` gave it."""
         return (
-            connection.pgconn.transaction_status == TransactionStatus.IDLE
+            connection.pgconn.transaction_status == _IDLE
             and _set_on(connection) == self._given[connection]
         )
 
@@ -145,16 +150,16 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         status = connection.pgconn.transaction_status
         # Without a transaction commit() has nothing to do, and still waits for the lock, which a generator that the
         # caller has kept may never release.
-        if status == TransactionStatus.IDLE:
+        if status == _IDLE:
             return
         # In autocommit mode, what the statements before did is committed.
-        if status == TransactionStatus.ACTIVE and connection.autocommit:
+        if status == _ACTIVE and connection.autocommit:
             return
         connection.commit()
 
     def reset(self, connection: PsycopgConnection) -> None:
         """Roll back, and set the client as :meth:`connect` gave it."""
-        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+        if connection.pgconn.transaction_status != _IDLE:
             connection.rollback()
         self._restore(connection)
 
@@ -163,11 +168,13 @@ class PsycopgConnector(Connector[PsycopgConnection]):
 
         The statements that psycopg has prepared by itself go on unless a temporary table was used.
         """
-        self.reset(connection)
+        if not self.is_settled(connection):
+            self.reset(connection)
         script = _RESET_SESSION if self._listens else _RESET_SESSION + "UNLISTEN *;"
         autocommit = connection.autocommit
         # What fails from here on is discarded: nothing has to be set back.
-        connection.autocommit = True
+        if not autocommit:
+            connection.autocommit = True
         # The caller's cursor_factory may be of any kind.
         cursor = psycopg.Cursor(connection, row_factory=tuple_row)
         (must_forget,) = cursor.execute(script, prepare=False).fetchone() or (True,)
@@ -175,7 +182,8 @@ class PsycopgConnector(Connector[PsycopgConnection]):
             cursor.execute("BEGIN; DEALLOCATE ALL", prepare=False)
             # With this psycopg forgets its own statements, and it has no other public way in all of its versions.
             connection.rollback()
-        connection.autocommit = autocommit
+        if not autocommit:
+            connection.autocommit = False
         # Notifications that came meanwhile were meant for the last caller. Only newer versions keep them.
         backlog = getattr(connection, "_notifies_backlog", None)
         if backlog and not self._listens:
@@ -187,7 +195,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         return (
             # UNKNOWN, if it is closed.
             pgconn.transaction_status in _REUSABLE
-            and pgconn.pipeline_status == PipelineStatus.OFF
+            and pgconn.pipeline_status == _PIPELINE_OFF
             # A generator that the caller has kept, of notifies() for one, holds the lock while it is suspended.
             and not connection.lock.locked()
             # Within transaction() and in a two-phase transaction, psycopg refuses both commit() and rollback().
@@ -196,7 +204,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         )
 
     def peek_target(self, connection: PsycopgConnection) -> int | None:
-        """Return the descriptor; None if the connection is closed, or gets notifications while it is idle."""
+        """Return the descriptor; -1 if the connection is closed, None if it gets notifications while it is idle."""
         return None if self._listens else _descriptor(connection)
 
     def abort(self, connection: PsycopgConnection) -> None:
@@ -205,7 +213,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
 
     def cancel(self, connection: PsycopgConnection) -> None:
         """Cancel the query that still runs, if libpq can do that without blocking the process, as from 17 on it can."""
-        if connection.pgconn.transaction_status == TransactionStatus.ACTIVE and _can_cancel():
+        if connection.pgconn.transaction_status == _ACTIVE and _can_cancel():
             connection.cancel_safe(timeout=CANCEL_TIMEOUT)
 
     def ping(self, connection: PsycopgConnection) -> None:
@@ -231,9 +239,6 @@ class PsycopgConnector(Connector[PsycopgConnection]):
                 getattr(connection, f"add_{kind}_handler")(handler)
 
 
-_REUSABLE = (TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR)
-
-
 def _set_on(connection: PsycopgConnection) -> tuple[Any, ...]:
     """Return all that callers can set on a client: the :data:`_SETTINGS`, and the lists of its handlers."""
     return (
@@ -244,8 +249,9 @@ def _set_on(connection: PsycopgConnection) -> tuple[Any, ...]:
     )
 
 
-def _descriptor(connection: PsycopgConnection) -> int | None:
-    return None if connection.closed else connection.fileno()
+def _descriptor(connection: PsycopgConnection) -> int:
+    pgconn = connection.pgconn
+    return -1 if pgconn.status == _BAD else pgconn.socket
 
 
 def _can_cancel() -> bool:
