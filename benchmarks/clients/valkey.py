@@ -150,7 +150,9 @@ def valkey_connector_resetting(port: int, size: int) -> AbstractContextManager[B
 
 
 @contextmanager
-def redis_client(port: int, size: int, pool_class: type[BlockingConnectionPool] = BlockingConnectionPool) -> Iterator[Both]:
+def redis_client(
+    port: int, size: int, pool_class: type[BlockingConnectionPool] = BlockingConnectionPool
+) -> Iterator[Both]:
     """redis-py, as it is used."""
     with _redis_pool(port, size, pool_class) as pool:
         client = Redis(connection_pool=pool)

@@ -137,10 +137,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
 
     def is_settled(self, connection: PsycopgConnection) -> bool:
         """Return whether no transaction is open, and the client is set as :meth:`connect` gave it."""
-        return (
-            connection.pgconn.transaction_status == _IDLE
-            and _set_on(connection) == self._given[connection]
-        )
+        return connection.pgconn.transaction_status == _IDLE and _set_on(connection) == self._given[connection]
 
     def complete(self, connection: PsycopgConnection) -> None:
         """Commit. As in psycopg's own ``with`` block, this rolls back if a statement has failed in the transaction.
