@@ -91,9 +91,10 @@ class ConfigurationError(PoolError, ValueError):
 class PoolConfig:
     """What one pool is made of: ``Pool(factory, options, **settings)``."""
 
-    factory: Callable[..., Any] | Connector[Any]
-    #: Those of the factory. A connector has its own; these are what is known of them, to be shown or never shown.
-    options: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+    #: Its repr may show anything, and so may that of the options.
+    factory: Callable[..., Any] | Connector[Any] = field(repr=False)
+    #: Those of the factory. A connector has its own; these are what is known of them, secrets included.
+    options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(repr=False)
     settings: Mapping[str, Any]
     #: The keys that were given and used, by what they are about: ``{"url": "SOCKETPOOL_URL"}``. The rest is by default.
     keys: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -263,8 +264,8 @@ def _read_setting(value: Any, kind: str) -> Any:
 class _Target:
     """Where a pool connects to, and with what."""
 
-    factory: Callable[..., Any] | Connector[Any]
-    options: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+    factory: Callable[..., Any] | Connector[Any] = field(repr=False)
+    options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(repr=False)
     has_default_timeout: bool = False
 
 
@@ -309,11 +310,24 @@ def _read_target(given: Mapping[str, Any], key_of: Callable[[str], str]) -> _Tar
 def _read_client(url: Any, factory: Any, options: Any, key_of: Callable[[str], str]) -> _Target:
     """Read the URL of a client library, for which there is a connector."""
     key = key_of("url")
+    # What the options are, so far as they were asked: what is among them is kept out of errors.
+    known = {"url": url}
+    ask = options
+    if callable(options):
+
+        def ask() -> Mapping[str, Any]:
+            given: Mapping[str, Any] = options()
+            if isinstance(given, Mapping):
+                known.update(given)
+            return given
+
+    else:
+        known.update(options)
     if factory is not None:
         raise ConfigurationError(key, f"chooses a connector: leave {key_of('factory')} out, or {key} and give options")
     try:
         with _complaints_of(key):
-            target = read_url(url, options)
+            target = read_url(url, ask)
     except ConfigurationError as error:
         hint = f"; for another client library, set {key_of('factory')} to a class or a connector for it"
         raise ConfigurationError(key, f"{error.problem}{hint}") from None
@@ -321,9 +335,7 @@ def _read_client(url: Any, factory: Any, options: Any, key_of: Callable[[str], s
         raise ConfigurationError(key, f"can't be used: {error}") from error
     except InvalidArgumentError as error:
         raise ConfigurationError(key_of("options"), f"can't be used: {error}") from None
-    # What is shown of the pool, and what is never shown.
-    known = {} if callable(options) else options
-    return _Target(target.factory, {"url": url, **known})
+    return _Target(target.factory, known)
 
 
 def _make_connector(kind: Callable[..., Connector[Any]], options: Any, key: str) -> Connector[Any]:

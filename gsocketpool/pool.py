@@ -118,14 +118,14 @@ class Pool(Core, Generic[C]):
         if isinstance(factory, Connector):
             steps = ConnectorSteps(factory)
             if options is not None:
-                raise InvalidArgumentError("options", options, "left out: a connector has options of its own")
+                raise InvalidArgumentError("options", type(options), "left out: a connector has options of its own")
         elif callable(factory):
             steps = ConnectionSteps()
         else:
             raise InvalidArgumentError("factory", factory, "a Connection class, a callable or a Connector")
         if options is not None and not isinstance(options, Mapping) and not callable(options):
             raise InvalidArgumentError(
-                "options", options, "a mapping of keyword arguments or a callable that returns one"
+                "options", type(options), "a mapping of keyword arguments or a callable that returns one"
             )
         if events is not None and not isinstance(events, PoolEvents):
             raise InvalidArgumentError("events", events, "an instance of a subclass of PoolEvents, or None")
@@ -195,7 +195,8 @@ class Pool(Core, Generic[C]):
             return client
         options = self._options() if callable(self._options) else self._options
         if not isinstance(options, Mapping):
-            raise InvalidArgumentError("options", options, "a callable that returns a mapping of keyword arguments")
+            allowed = "a callable that returns a mapping of keyword arguments"
+            raise InvalidArgumentError("options", type(options), allowed)
         connection = self._factory(**options)
         if not all(callable(getattr(connection, step, None)) for step in ("open", "close", "is_connected")):
             allowed = "a callable that returns an object with open(), close() and is_connected()"

@@ -6,11 +6,13 @@ import json
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from gsocketpool.connection import StreamConnection, TcpConnection, TlsConnection, UnixConnection
 from gsocketpool.connectors import Connector
+from gsocketpool.connectors._urls import is_ambiguous
 from gsocketpool.exceptions import PoolError
 
 #: The connections of ours, by scheme.
@@ -54,11 +56,13 @@ class InvalidURLError(PoolError, ValueError):
         return f"url {self.problem}"
 
 
-class Target(NamedTuple):
+@dataclass(frozen=True)
+class Target:
     """What a pool is made of: ``Pool(factory, options)``."""
 
     factory: Callable[..., Any] | Connector[Any]
-    options: Options
+    #: They may hold secrets.
+    options: Options = field(repr=False)
 
 
 def read_url(url: str, options: Options = None) -> Target:
@@ -100,19 +104,26 @@ def _stream(scheme: str, url: str, options: Options) -> Target:
 
 
 def _connector(driver: str, url: str, options: Options) -> Connector[Any]:
-    kind: type[Connector[Any]] = pkgutil.resolve_name(DRIVERS[driver])
-    make: Callable[..., Connector[Any]] = kind
+    kind: Any = pkgutil.resolve_name(DRIVERS[driver])
     if not callable(options):
-        return make(url, **(options or {}))
+        made: Connector[Any] = kind(url, **(options or {}))
+        return made
     ask: Callable[[], Mapping[str, Any]] = options
 
-    class AskingForOptions(kind):  # type: ignore[valid-type, misc]
+    class Asking(kind):  # type: ignore[misc]
         """Makes each connection with what the options are then."""
 
         def connect(self) -> Any:
-            return make(url, **ask()).connect()
+            latest = kind(url, **ask())
+            connection = latest.connect()
+            # The other steps go by the options, too.
+            self.__dict__.update(latest.__dict__)
+            return connection
 
-    asking: Connector[Any] = AskingForOptions(url)
+    # What logs and the pool call it.
+    Asking.__name__ = Asking.__qualname__ = kind.__name__
+    Asking.__module__ = kind.__module__
+    asking: Connector[Any] = Asking(url)
     return asking
 
 
@@ -122,15 +133,18 @@ def read_stream_options(url: str) -> dict[str, Any]:
     :raises InvalidURLError: if the URL can't be used.
     """
     # Before anything is said that may show a part of it.
-    if "@" in url.partition("?")[0]:
+    if "@" in url.partition("?")[0] or ("@" in url and is_ambiguous(url)):
         raise InvalidURLError("must not hold credentials: the place for them is the options")
+    parts, port, why = None, None, ""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        # What it says shows a part of the URL, which may be one of a password that has a ? inside.
-        why = "" if "@" in url else f": {error}"
-        raise InvalidURLError(f"can't be used{why}") from None
+        parts, why = None, f": {error}"
+    if parts is None:
+        # The reason shows a part of the URL, which may be one of a password that has a ? inside. Raised here, the error
+        # does not have the other one for its context.
+        raise InvalidURLError("can't be used" if "@" in url else f"can't be used{why}")
     if parts.fragment:
         raise InvalidURLError("must not have a fragment (#...)")
     options: dict[str, Any]

@@ -53,7 +53,7 @@ def is_of_tests(block: str) -> bool:
 
 
 def is_of_another_process(block: str) -> bool:
-    """Whether an example patches its process, or takes a library that is not here, or a database of its own."""
+    """Whether an example patches its process, takes a library that is not here, or connects to a server."""
     return (
         "patch_all(" in block
         or "Connector(" in block

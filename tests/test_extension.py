@@ -22,10 +22,11 @@ from flask_gsocketpool import (
     current_connections,
     current_pool,
     current_pools,
+    named_pool,
 )
 from flask_gsocketpool._registry import Pools, UnknownPoolError
 from gsocketpool import Pool, PoolError, PoolExhaustedError
-from tests.scripted import PATIENCE, Backend, Plain, end_event_loop, eventually, numbers, settle
+from tests.scripted import PATIENCE, Backend, Plain, ScriptedConnection, end_event_loop, eventually, numbers, settle
 
 
 def make_app(backend: Backend, **config: Any) -> Flask:
@@ -52,6 +53,20 @@ def test_views_use_the_pool_of_their_app(backend: Backend) -> None:
         assert current_pool.stats().max_connections == 3
         assert current_pool.name == "default"
         assert current_pools["default"] is current_pool._get_current_object()  # type: ignore[attr-defined]
+
+
+def test_a_module_keeps_a_stand_in_for_a_named_pool(backend: Backend) -> None:
+    db = named_pool("db", ScriptedConnection)
+    with pytest.raises(RuntimeError):
+        db.stats()
+    for _ in range(2):
+        app = Flask("app")
+        app.config["SOCKETPOOL_POOLS"] = {"db": {"factory": backend.connect}}
+        GSocketPool(app)
+        with app.app_context(), db.connection() as connection:
+            assert isinstance(connection, ScriptedConnection)
+            assert current_pools["db"].stats().in_use == 1
+        app.extensions["gsocketpool"].close()
 
 
 def test_named_pools(backend: Backend) -> None:

@@ -19,10 +19,11 @@ import gevent.event
 import gevent.socket
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
-from gsocketpool import InvalidArgumentError
+from gsocketpool import InvalidArgumentError, Pool
 from gsocketpool.connection import _sockets
 from gsocketpool.connectors.psycopg import PsycopgConnector
 from tests.scripted import PATIENCE, eventually
@@ -752,6 +753,26 @@ def test_connecting_lets_others_run_and_an_interrupted_one_leaves_no_socket() ->
 def test_an_open_that_fails_raises_the_clients_own_error() -> None:
     with pytest.raises(psycopg.OperationalError):
         PsycopgConnector(host="/nowhere").connect()
+
+
+# A pool of a URL
+
+
+@patched
+def test_a_pool_of_a_url_asks_for_its_options_at_each_connect_and_keeps_its_connections(conninfo: str) -> None:
+    names = iter(["first", "second"])
+    where = conninfo_to_dict(conninfo)
+    with Pool.from_url("postgresql:///", lambda: {**where, "application_name": next(names)}) as pool:
+        for name in ("first", "second"):
+            for _ in range(3):
+                with pool.connection() as connection:
+                    connection.execute("SELECT 1")
+                    connection.row_factory = dict_row
+                assert connection.info.get_parameters()["application_name"] == name
+                eventually(lambda: pool.stats().idle == 1)
+            pool.drain()
+        assert pool.stats().opened == 2
+        assert pool.name == "PsycopgConnector"
 
 
 # The guide

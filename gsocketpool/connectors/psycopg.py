@@ -20,6 +20,7 @@ from psycopg.rows import tuple_row
 
 from gsocketpool.connection import _sockets
 from gsocketpool.connectors import Connector
+from gsocketpool.connectors._urls import QUOTED, is_ambiguous
 from gsocketpool.exceptions import InvalidArgumentError
 from gsocketpool.settings import check_count
 
@@ -47,6 +48,9 @@ _settings_of: Callable[[PsycopgConnection], tuple[Any, ...]] = attrgetter(*_SETT
 _IDLE, _INTRANS, _INERROR = TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR
 _ACTIVE, _PIPELINE_OFF, _BAD = TransactionStatus.ACTIVE, PipelineStatus.OFF, ConnStatus.BAD
 _REUSABLE = (_IDLE, _INTRANS, _INERROR)
+
+#: What callers can set on each client, as connect() gave it. For all connectors: another one may reset the client.
+_given: WeakKeyDictionary[PsycopgConnection, tuple[Any, ...]] = WeakKeyDictionary()
 
 #: Its first result is whether prepared statements must end, too: if the caller has prepared some by SQL, or has used
 #: temporary tables. psycopg's own statements would fail on another table of the same name.
@@ -97,8 +101,6 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         self._options = {"autocommit": autocommit, **options}
         self._listens = listens
         self._configure = configure
-        #: What callers can set on each client, as connect() gave it.
-        self._given: WeakKeyDictionary[PsycopgConnection, tuple[Any, ...]] = WeakKeyDictionary()
         if not callable(conninfo):
             _check_conninfo(conninfo)
         for name, value in self._options.items():
@@ -129,7 +131,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
                 self._configure(connection)
                 self.complete(connection)
             settings, *handlers = _set_on(connection)
-            self._given[connection] = (settings, *map(list, handlers))
+            _given[connection] = (settings, *map(list, handlers))
         except BaseException:
             connection.close()
             raise
@@ -137,7 +139,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
 
     def is_settled(self, connection: PsycopgConnection) -> bool:
         """Return whether no transaction is open, and the client is set as :meth:`connect` gave it."""
-        return connection.pgconn.transaction_status == _IDLE and _set_on(connection) == self._given[connection]
+        return connection.pgconn.transaction_status == _IDLE and _set_on(connection) == _given[connection]
 
     def complete(self, connection: PsycopgConnection) -> None:
         """Commit. As in psycopg's own ``with`` block, this rolls back if a statement has failed in the transaction.
@@ -224,7 +226,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
             connection.autocommit = False
 
     def _restore(self, connection: PsycopgConnection) -> None:
-        settings, *given = self._given[connection]
+        settings, *given = _given[connection]
         for name, value in zip(_SETTINGS, settings, strict=True):
             if getattr(connection, name) != value:
                 setattr(connection, name, value)
@@ -266,6 +268,10 @@ def _check_conninfo(conninfo: Any) -> str:
         raise InvalidArgumentError("conninfo", type(conninfo), "a str, or a callable that returns one")
     if not _is_parsed(conninfo, {}):
         raise InvalidArgumentError("conninfo", _HIDDEN, "a URL or a key=value string that libpq can read")
+    port = conninfo_to_dict(conninfo).get("port")
+    is_port = port is None or str(port).replace(",", "").isdigit()
+    if "://" in conninfo.partition("=")[0] and (is_ambiguous(conninfo) or not is_port):
+        raise InvalidArgumentError("conninfo", _HIDDEN, QUOTED)
     return conninfo
 
 
