@@ -164,9 +164,9 @@ class Scope:
         for kept in own.values():
             try:
                 if error is None and isinstance(kept.block, Lease) and kept.block.is_active:
-                    if not kept.block.is_settled:
+                    if kept.block.pool.settings.reset != "never" and not kept.block.is_settled:
                         which = self.describe(kept.block, kept.connection)
-                        about = f"a request has left something open, which is reset: {which}"
+                        about = f"a request has left something open, which is not completed: {which}"
                         complaints.append((f"open {self._place_of(kept.block)}", about))
                     kept.block.release(warn=False)
                 else:

@@ -324,7 +324,9 @@ def _read_client(url: Any, factory: Any, options: Any, key_of: Callable[[str], s
     else:
         known.update(options)
     if factory is not None:
-        raise ConfigurationError(key, f"chooses a connector: leave {key_of('factory')} out, or {key} and give options")
+        raise ConfigurationError(
+            key, f"chooses a connector: leave out {key_of('factory')}, or leave out {key} and give options"
+        )
     try:
         with _complaints_of(key):
             target = read_url(url, ask)

@@ -331,7 +331,7 @@ class Lifecycle:
         if entry is None or entry.status is not RESETTING:
             # A fork has copied the greenlet, or the pool was closed.
             return
-        if greenlet.value is not True or self._pool() is None:
+        if greenlet.value is not True:
             self.remove(entry, DISCARDED, "not_reset")
             return
         is_kept = self._follow_up(entry, self._state.end_reset(entry, self._clock()))

@@ -1,4 +1,4 @@
-"""What a pool asks, in the words of whoever answers: a connection's own class, or a connector.
+"""What a pool asks, in the words of what answers: a connection's own class, or a connector.
 
 A connection need not derive from :class:`~gsocketpool.Connection`. One that doesn't is asked what gsocketpool 0.1.6
 asked (``open``, ``close``, ``is_connected``, ``is_expired``) and nothing else: a stand-in from a test answers anything

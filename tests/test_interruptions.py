@@ -93,7 +93,7 @@ class TransactionConnector(Connector[Any]):
         try:
             connection.open()
         except BaseException:
-            # Nobody else knows it yet.
+            # The pool does not know it yet.
             connection.abort()
             raise
         return connection

@@ -68,7 +68,7 @@ def test_every_number_is_checked_and_every_complaint_names_its_argument(argument
         ({"close_timeout": 0}, "close_timeout must be a number of seconds above 0, not 0"),
         ({"reap_expired_connections": 1}, "reap_expired_connections must be True or False, not 1"),
         ({"name": 7}, "name must be a str or None, not 7"),
-        ({"options": [1]}, r"options must be a mapping .* or a callable .*, not \[1\]"),
+        ({"options": [1]}, r"options must be a mapping .* or a callable .*, not <class .list.>"),
     ],
 )
 def test_what_is_refused(arguments: dict[str, Any], complaint: str) -> None:

@@ -86,8 +86,9 @@ class Connector(ABC, Generic[C]):
         """Cut a connection off without a goodbye. It must not block, nor send anything.
 
         The pool calls this in a forked child, since the connection is the parent's there, and where :meth:`close` was
-        not enough. By default another file takes the place of the descriptor of :meth:`peek_target`; the client's
-        object stays as it is, and never closes a descriptor that belongs to another object.
+        not enough. It may do so more than once. By default another file takes the place of the descriptor of
+        :meth:`peek_target`; the client's object stays as it is, and never closes a descriptor that belongs to another
+        object.
         """
         _sockets.replace(self.peek_target(connection))
 

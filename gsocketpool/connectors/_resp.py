@@ -44,7 +44,7 @@ _CALLABLES = {"command_packer", "parser_class", "redis_connect_func", "valkey_co
 #: The arguments that errors and reprs may show.
 _SHOWN = ("host", "port", "db", "unix_socket_path", "path")
 
-#: The commands after which a connection gets messages that nobody has asked for.
+#: The commands after which a connection gets messages that no command has asked for.
 _STREAMING = {
     *("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE"),
     *("MONITOR", "SYNC", "PSYNC"),
