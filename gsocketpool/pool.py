@@ -55,7 +55,7 @@ class Pool(Core, Generic[C]):
         open: for credentials that rotate. A connector has options of its own.
     :param initial_connections: how many connections to open here and now; what opening raises is raised. In the event
         loop's own greenlet, which can't wait, they are opened in the background.
-    :param max_connections: the limit on connections that are idle, in use or being opened.
+    :param max_connections: the limit on connections that are idle, in use, being opened or reset.
     :param reap_expired_connections: whether a background greenlet sweeps the pool: it retires idle connections whose
         time is up, closes those that have died, asks the others ``is_expired()``, and looks for leaks.
     :param reap_interval: seconds between two sweeps. They come more often where `max_lifetime`, `idle_timeout` or
@@ -560,7 +560,7 @@ class Pool(Core, Generic[C]):
 
     @property
     def size(self) -> int:
-        """How many connections are idle, in use or being opened."""
+        """How many connections are idle, in use, being opened or reset."""
         return self._state.size + len(self._state.opening)
 
     def stats(self) -> PoolStats:

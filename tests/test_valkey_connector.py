@@ -830,7 +830,8 @@ def blocking(client: Any) -> object:
 
 
 def lock(client: Any) -> object:
-    with client.lock("lock", timeout=10):
+    # What an interruption has left locked is tried again soon.
+    with client.lock("lock", timeout=10, sleep=0.001):
         return client.get("key")
 
 
