@@ -86,7 +86,9 @@ class Relay:
             while data := source.recv(piece):
                 gate.wait()
                 target.sendall(data)
-                gevent.sleep(0)
+                # Longer than a turn of the event loop, or else the pieces would be read at once.
+                if len(data) == piece:
+                    gevent.sleep(0.001)
         with suppress(OSError):
             target.shutdown(gevent.socket.SHUT_WR)
 
@@ -162,6 +164,10 @@ class Subject(ABC):
     @abstractmethod
     def ask_long(self, connection: Any, word: str) -> str:
         """Exchange a word with a reply that is long. Return the word in it."""
+
+    @abstractmethod
+    def ask_late(self, connection: Any, word: str) -> str:
+        """Exchange a word with a reply that comes some milliseconds later."""
 
     @abstractmethod
     def ask_in_transaction(self, connection: Any, word: str) -> str:
@@ -359,6 +365,10 @@ class Postgres(Subject):
         assert len(reply) == LONG + len(word)
         return str(reply[: len(word)])
 
+    def ask_late(self, connection: Any, word: str) -> str:
+        (reply,) = connection.execute("SELECT %s FROM pg_sleep(0.005)", [word]).fetchone()
+        return str(reply)
+
     def ask_in_transaction(self, connection: Any, word: str) -> str:
         with connection.transaction():
             self._write(connection)
@@ -498,6 +508,10 @@ class ValkeySubject(Subject):
         reply = self._text(self.run(connection, "ECHO", word + "x" * LONG))
         assert len(reply) == LONG + len(word)
         return reply[: len(word)]
+
+    def ask_late(self, connection: Any, word: str) -> str:
+        self.run(connection, "BLPOP", f"{self.tag}-nothing", "0.005")
+        return self.ask(connection, word)
 
     def ask_in_transaction(self, connection: Any, word: str) -> str:
         self._multi(connection)
