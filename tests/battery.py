@@ -61,11 +61,16 @@ class Relay:
     def __exit__(self, *error: Any) -> None:
         self._server.stop()
 
-    def hold(self) -> None:
-        """Let nothing through for those that are connected now. Others are relayed as usual."""
-        self._gate.clear()
-        self._gate = gevent.event.Event()
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """A block in which nothing gets through for those that are connected now. Others are relayed as usual."""
+        gate, self._gate = self._gate, gevent.event.Event()
+        gate.clear()
         self._gate.set()
+        try:
+            yield
+        finally:
+            gate.set()
 
     def _relay(self, peer: Any) -> None:
         gate = self._gate
@@ -125,6 +130,8 @@ class Subject(ABC):
         self.servers = servers
         self.options = options
         self.relay: Relay | None = None
+        #: Returns the password of the user ``rotating``, which the pools log in as if this is set.
+        self.password: Callable[[], str] | None = None
         #: Sessions have this name, and rows and keys, too.
         self.tag = f"battery{uuid4().hex}"
 
@@ -346,7 +353,10 @@ class Postgres(Subject):
         conninfo = self.servers["postgres"]["conninfo"]
         if self.relay is not None:
             conninfo = conninfo.replace(self.directory, self.relay_directory)
-        connector = self.connector_class(conninfo, **{"application_name": self.tag, **self.options})
+        options = {"application_name": self.tag, **self.options}
+        if self.password is not None:
+            options.update(user="rotating", password=self.password)
+        connector = self.connector_class(conninfo, **options)
         for name, step in steps.items():
             setattr(connector, name, step)
         return connector
@@ -432,7 +442,7 @@ class Postgres(Subject):
 
     def change_password(self, password: str) -> None:
         with self.observer() as observer:
-            if not observer.execute("SELECT FROM pg_roles WHERE rolname = 'rotating'").fetchone():
+            if not observer.execute("SELECT 1 FROM pg_roles WHERE rolname = 'rotating'").fetchone():
                 observer.execute("CREATE ROLE rotating LOGIN")
             observer.execute(f"ALTER ROLE rotating PASSWORD '{password}'")
 
@@ -607,6 +617,8 @@ class Library(ValkeySubject):
 
     def factory(self, **steps: Any) -> Any:
         options = {"client_name": self.tag, "host": self.host, "port": self.reached_port, **self.options}
+        if self.password is not None:
+            options.update(username="rotating", password=self.password)
         connector = self.connector_class(**options)
         for name, step in steps.items():
             setattr(connector, name, step)
@@ -643,12 +655,10 @@ class RespConnection(TcpConnection):
         host: str,
         port: int,
         client_name: str,
-        username: str | None = None,
         password: Callable[[], str] | None = None,
     ) -> None:
         super().__init__(host, port, lifetime=None)
         self._client_name = client_name
-        self._username = username
         self._password = password
         self.is_in_multi = self.watches = False
 
@@ -659,7 +669,7 @@ class RespConnection(TcpConnection):
     def _greet(self) -> None:
         self.is_in_multi = self.watches = False
         if self._password is not None:
-            self.run("AUTH", self._username or "default", self._password())
+            self.run("AUTH", "rotating", self._password())
         self.run("CLIENT", "SETNAME", self._client_name)
 
     def run(self, *words: str) -> Any:
@@ -715,7 +725,7 @@ class ByHand(ValkeySubject):
 
     def factory(self, **steps: Any) -> Any:
         kind = type("RespConnection", (RespConnection,), steps)
-        return partial(kind, self.host, self.reached_port, self.tag, **self.options)
+        return partial(kind, self.host, self.reached_port, self.tag, self.password)
 
     def run(self, connection: Any, *words: str) -> Any:
         return connection.run(*words)

@@ -7,6 +7,8 @@ the server itself shows no session that is open, runs something or has something
 from __future__ import annotations
 
 import os
+import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from random import Random
 from typing import Any
@@ -17,10 +19,12 @@ import gevent.os
 import pytest
 from werkzeug.exceptions import NotFound, abort
 
+from gsocketpool.testing import torture
 from gsocketpool.testing._forking import fork
-from tests.battery import RUNNING, SUBJECTS, Sessions, Subject, eventually
-from tests.connections import outcome
+from tests.battery import FOR_EVER, RUNNING, SUBJECTS, Postgres, Sessions, Subject, eventually
+from tests.connections import outcome, without_switching
 from tests.scripted import PATIENCE
+from tests.servers import open_sockets
 from tests.switches import Switches
 
 patched = pytest.mark.patched
@@ -58,6 +62,50 @@ def test_after_an_administrator_has_ended_all_sessions_no_request_fails(own_serv
     with it.pool() as pool:
         pool.fill(4)
         it.end_all()
+        assert it.failures(pool) == []
+        it.check_whole(pool)
+
+
+@patched
+@everyone
+def test_a_restart_costs_only_the_exchanges_that_are_under_way(own_servers: Servers, subject: str) -> None:
+    it = made(subject, own_servers)
+    with it.pool() as pool:
+        with it.hanging():
+            pool.fill(4)
+            under_way = [gevent.spawn(outcome, use_by, it, pool, "hang") for _ in range(2)]
+            eventually(lambda: list(it.sessions().values()).count(RUNNING) == 2)
+            it.restart()
+            gevent.joinall(under_way)
+        assert all(isinstance(one.value, it.errors) for one in under_way)
+        assert it.failures(pool) == []
+        it.check_whole(pool)
+
+
+@patched
+@everyone
+@pytest.mark.parametrize("reset", ["unsettled", "always"])
+def test_a_password_that_changes_costs_no_request(own_servers: Servers, subject: str, reset: str) -> None:
+    it = made(subject, own_servers)
+    known = [it.word()]
+    it.password = lambda: known[-1]
+    it.change_password(known[-1])
+    with it.pool(reset=reset) as pool:
+        pool.fill(4)
+        known.append(it.word())
+        it.change_password(known[-1])
+        # Sessions that have logged in go on.
+        assert it.failures(pool) == []
+        it.end_all()
+        assert it.failures(pool) == []
+        # Where the password comes from is late.
+        new = it.word()
+        it.change_password(new)
+        it.end_all()
+        error = outcome(use_by, it, pool, "ask", "word")
+        assert isinstance(error, it.errors), error
+        assert known[-1] not in repr(error)
+        known.append(new)
         assert it.failures(pool) == []
         it.check_whole(pool)
 
@@ -306,6 +354,57 @@ def test_a_request_that_is_aborted_keeps_its_connection_and_is_rolled_back(own_s
         it.check_whole(pool)
 
 
+@patched
+@everyone
+def test_an_error_of_the_server_is_an_answer_and_keeps_the_connection(own_servers: Servers, subject: str) -> None:
+    it = made(subject, own_servers)
+    with it.pool(1) as pool:
+        with pool.connection() as connection:
+            session = it.session(connection)
+            assert isinstance(outcome(it.fail, connection), it.refusal)
+        it.check_next(pool, session)
+        assert isinstance(outcome(use_by, it, pool, "fail"), it.refusal)
+        it.check_next(pool, session)
+        it.check_whole(pool)
+
+
+# Steps that hang
+
+
+def hang_for_ever(connection: Any) -> None:
+    gevent.sleep(FOR_EVER)
+
+
+@patched
+@everyone
+def test_a_close_that_hangs_costs_neither_a_place_nor_the_caller(own_servers: Servers, subject: str) -> None:
+    it = made(subject, own_servers)
+    with it.pool(1, steps={"close": hang_for_ever}, close_timeout=0.5) as pool:
+        first = pool.acquire()
+        without_switching(lambda: pool.discard(first))
+        with pool.connection():
+            assert pool.stats().closing == 1
+        it.check_whole(pool)
+        assert not pool.stats().closing
+
+
+@patched
+@everyone
+def test_a_reset_that_hangs_costs_a_place_for_its_time_and_never_the_caller(own_servers: Servers, subject: str) -> None:
+    it = made(subject, own_servers)
+    leave, is_left, _ = next(iter(it.left_open.values()))
+    with it.relayed() as relay, it.pool(1, reset_timeout=0.2) as pool:
+        first = pool.acquire()
+        leave(first)
+        with relay.holding():
+            without_switching(lambda: pool.release(first))
+            assert pool.stats().resetting == 1
+            with pool.connection() as connection:
+                assert pool.stats().discarded == {"not_reset": 1}
+                assert not is_left(connection)
+        it.check_whole(pool)
+
+
 # Forks
 
 
@@ -322,15 +421,7 @@ def test_after_a_fork_the_parent_goes_on_and_the_child_has_sessions_of_its_own(
         eventually(lambda: RUNNING in it.sessions().values())
         with pool.connection() as in_use:
             it.ask(in_use, "word")
-            child, link = fork()
-            if child == 0:
-                be_the_child(it, pool, link, before)
-            try:
-                heard = listen(link)
-            finally:
-                link.close()
-                os_wait(child)
-            assert heard == "right"
+            in_child(lambda: live_in_the_child(it, pool, before))
             word = it.word()
             assert it.ask(in_use, word) == word
         let_go(1)
@@ -341,40 +432,74 @@ def test_after_a_fork_the_parent_goes_on_and_the_child_has_sessions_of_its_own(
         assert it.sessions().keys() == before
 
 
-def use_by(it: Subject, pool: Any, how: str) -> object:
+@patched
+@everyone
+def test_a_fork_in_the_middle_of_an_opening_leaves_that_to_the_parent(own_servers: Servers, subject: str) -> None:
+    it = made(subject, own_servers)
+    word = it.word()
+    with it.pool(1) as pool:
+        before = open_sockets()
+        with it.stopped():
+            caller = gevent.spawn(outcome, use_by, it, pool, "ask", word)
+            eventually(lambda: len(open_sockets()) > len(before))
+            # A little further: into the handshake.
+            gevent.sleep(0.02)
+            half_open = open_sockets() - before
+            in_child(lambda: eventually(lambda: not half_open & open_sockets(), open_sockets))
+        caller.join()
+        assert caller.value == word
+        it.check_whole(pool)
+
+
+@patched
+def test_a_fork_while_a_session_is_configured_does_not_end_it(own_servers: Servers) -> None:
+    it = Postgres(own_servers, configure=lambda connection: it.hang(connection))
+    word = it.word()
+    with it.pool(1) as pool, it.hanging() as let_go:
+        caller = gevent.spawn(outcome, use_by, it, pool, "ask", word)
+        eventually(lambda: RUNNING in it.sessions().values())
+        session = it.sessions().keys()
+        in_child(lambda: gevent.sleep(0.05))
+        let_go(1)
+        caller.join()
+        assert caller.value == word
+        assert it.sessions().keys() == session
+
+
+def use_by(it: Subject, pool: Any, how: str, *arguments: str) -> object:
     with pool.connection() as connection:
-        return getattr(it, how)(connection)
+        return getattr(it, how)(connection, *arguments)
 
 
-def be_the_child(it: Subject, pool: Any, link: Any, before: Any) -> None:
-    found = "it has died"
+def live_in_the_child(it: Subject, pool: Any, before: Any) -> None:
+    assert it.failures(pool, 6, 2) == []
+    with pool.connection() as connection:
+        assert it.session(connection) not in before
+    pool.close()
+
+
+def in_child(act: Callable[[], object]) -> None:
+    """Do something in a forked process. Its error is raised here."""
+    child, link = fork()
+    if child == 0:
+        try:
+            with gevent.Timeout(PATIENCE / 2):
+                act()
+        except BaseException:
+            link.say(traceback.format_exc().encode())
+        finally:
+            os._exit(0)
     try:
-        with gevent.Timeout(PATIENCE / 2):
-            for _ in range(3):
-                assert it.failures(pool, 4, 2) == []
-            with pool.connection() as connection:
-                assert it.session(connection) not in before
-            pool.close()
-        found = "right"
-    except BaseException as error:
-        found = repr(error)
+        with gevent.Timeout(PATIENCE, False):
+            while not link.is_at_end:
+                link.listen()
+                gevent.sleep(0.005)
     finally:
-        link.say(found.encode())
-        os._exit(0)
-
-
-def listen(link: Any) -> str:
-    with gevent.Timeout(PATIENCE, False):
-        while not link.is_at_end:
-            link.listen()
-            gevent.sleep(0.005)
-    heard: bytes = link.heard
-    return heard.decode()
-
-
-def os_wait(child: int) -> None:
-    with suppress(ChildProcessError):
-        os.waitpid(child, 0)
+        link.close()
+        # The event loop may have done so already.
+        with suppress(ChildProcessError):
+            os.waitpid(child, 0)
+    assert not link.heard, link.heard.decode()
 
 
 # A server that stands still
@@ -397,6 +522,36 @@ def test_after_a_server_has_stood_still_all_heals(own_servers: Servers, subject:
 def give_up(it: Subject, pool: Any) -> None:
     with gevent.Timeout(0.1), pool.connection() as connection:
         it.ask(connection, "word")
+
+
+# All at once
+
+
+def torture_it(it: Subject, seed: int, rounds: int, reset: str) -> None:
+    def exchange(connection: Any, message: bytes) -> bytes:
+        return it.ask(connection, message.decode()).encode()
+
+    with it.pool(reset=reset) as pool:
+        report = torture(pool, seed=seed, rounds=rounds, exchange=exchange, greenlets=12, forks=2)
+        assert report.exchanges > rounds / 5, report
+        assert report.thrown > rounds / 50, report
+        assert report.forks or rounds < 1000, report
+        it.check_whole(pool)
+
+
+@patched
+@everyone
+def test_a_torture(own_servers: Servers, subject: str) -> None:
+    torture_it(made(subject, own_servers), seed=1, rounds=200, reset="unsettled")
+
+
+@patched
+@everyone
+@pytest.mark.torture
+@pytest.mark.parametrize("reset", ["unsettled", "always"])
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_a_long_torture(own_servers: Servers, subject: str, seed: int, reset: str) -> None:
+    torture_it(made(subject, own_servers), seed, rounds=1000, reset=reset)
 
 
 # The control

@@ -116,6 +116,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
 
     def connect(self) -> PsycopgConnection:
         """Return an open client. It asks `conninfo` and the options that are callables."""
+        process = os.getpid()
         conninfo = self._conninfo
         if callable(conninfo):
             conninfo = _check_conninfo(conninfo())
@@ -123,6 +124,9 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         try:
             connection: PsycopgConnection = psycopg.connect(conninfo, **options)
         except BaseException as error:
+            if os.getpid() != process:
+                # A fork has copied this greenlet, and psycopg leaves a parent's socket open.
+                _sockets.replace(_half_open(error))
             # The half-open socket is a local there, and lives as long as the exception, which gevent keeps for a while.
             traceback.clear_frames(error.__traceback__)
             raise
@@ -133,6 +137,9 @@ class PsycopgConnector(Connector[PsycopgConnection]):
             settings, *handlers = _set_on(connection)
             _given[connection] = (settings, *map(list, handlers))
         except BaseException:
+            if os.getpid() != process:
+                # As above: a goodbye would end the parent's session.
+                self.abort(connection)
             connection.close()
             raise
         return connection
@@ -251,6 +258,15 @@ def _set_on(connection: PsycopgConnection) -> tuple[Any, ...]:
 def _descriptor(connection: PsycopgConnection) -> int:
     pgconn = connection.pgconn
     return -1 if pgconn.status == _BAD else pgconn.socket
+
+
+def _half_open(error: BaseException) -> int | None:
+    """Return the descriptor that psycopg was connecting when it was interrupted; None if there is none."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "wait_conn":
+            # Nothing else in Python knows it.
+            return frame.f_locals.get("fileno")
+    return None
 
 
 def _can_cancel() -> bool:
