@@ -1,7 +1,7 @@
 """The same blows for every kind of connection, on real servers: none of them may tell one user of another.
 
-The subjects are in :mod:`tests.battery`, and with them what must hold after each blow: all connections can be used, and
-the server itself shows no session that is open, runs something or has something open.
+The subjects are in :mod:`tests.battery_subjects`. What must hold after each blow is in :mod:`tests.battery`: all
+connections can be used, and the server itself shows none that is left, runs something or has something open.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from werkzeug.exceptions import NotFound, abort
 
 from gsocketpool.testing import torture
 from gsocketpool.testing._forking import fork
-from tests.battery import FOR_EVER, RUNNING, SUBJECTS, Postgres, Sessions, Subject, eventually
+from tests.battery import FOR_EVER, RUNNING, Sessions, Subject, eventually
+from tests.battery_subjects import SUBJECTS, Postgres
 from tests.connections import outcome, without_switching
 from tests.scripted import PATIENCE
 from tests.servers import open_sockets
@@ -210,6 +211,19 @@ def test_after_an_interruption_in_the_middle_of_a_reply_the_next_user_sees_nothi
     it = made(subject, own_servers)
     with it.relayed(piece if use != "ask_long" else 40_000), it.pool(1, reset=reset) as pool:
         interrupt_everywhere(it, pool, use, how)
+        it.check_whole(pool)
+
+
+@patched
+@everyone
+def test_what_is_cut_short_does_not_run_on(own_servers: Servers, subject: str) -> None:
+    it = made(subject, own_servers)
+    with it.pool() as pool, it.hanging():
+        callers = [gevent.spawn(outcome, give_up, it, pool, "hang") for _ in range(8)]
+        gevent.joinall(callers)
+        assert all(isinstance(caller.value, gevent.Timeout) for caller in callers)
+        # What they waited for has not come about, and would let them wait for ever.
+        it.check_none_runs()
         it.check_whole(pool)
 
 
@@ -453,7 +467,7 @@ def test_a_fork_in_the_middle_of_an_opening_leaves_that_to_the_parent(own_server
 
 @patched
 def test_a_fork_while_a_session_is_configured_does_not_end_it(own_servers: Servers) -> None:
-    it = Postgres(own_servers, configure=lambda connection: it.hang(connection))
+    it: Postgres = Postgres(own_servers, configure=lambda connection: it.hang(connection))
     word = it.word()
     with it.pool(1) as pool, it.hanging() as let_go:
         caller = gevent.spawn(outcome, use_by, it, pool, "ask", word)
@@ -507,21 +521,24 @@ def in_child(act: Callable[[], object]) -> None:
 
 @patched
 @everyone
-def test_after_a_server_has_stood_still_all_heals(own_servers: Servers, subject: str) -> None:
+@pytest.mark.parametrize("seconds", [0, pytest.param(3, marks=pytest.mark.torture)])
+def test_after_a_server_has_stood_still_all_heals(own_servers: Servers, subject: str, seconds: int) -> None:
     it = made(subject, own_servers)
-    with it.pool() as pool:
+    with it.pool(open_timeout=1, close_timeout=1) as pool:
         pool.fill(4)
         with it.stopped():
-            callers = [gevent.spawn(outcome, give_up, it, pool) for _ in range(12)]
+            callers = [gevent.spawn(outcome, give_up, it, pool, "ask", "word") for _ in range(12)]
             gevent.joinall(callers)
             assert all(isinstance(caller.value, gevent.Timeout) for caller in callers)
+            # Longer than all that the pool gives a time to.
+            gevent.sleep(seconds)
         assert it.failures(pool) == []
         it.check_whole(pool)
 
 
-def give_up(it: Subject, pool: Any) -> None:
-    with gevent.Timeout(0.1), pool.connection() as connection:
-        it.ask(connection, "word")
+def give_up(it: Subject, pool: Any, how: str, *arguments: str) -> None:
+    with gevent.Timeout(0.1):
+        use_by(it, pool, how, *arguments)
 
 
 # All at once
