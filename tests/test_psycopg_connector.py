@@ -625,6 +625,17 @@ def test_notifications_for_the_last_caller_are_forgotten(conninfo: str) -> None:
 
 
 @patched
+def test_a_connection_that_is_closed_while_idle_is_not_handed_out(conninfo: str) -> None:
+    with Pool(PsycopgConnector(conninfo)) as pool:
+        with pool.connection() as kept:
+            pass
+        kept.close()
+        with pool.connection() as connection:
+            assert connection is not kept
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+@patched
 def test_connections_that_listen_keep_their_channels_and_are_not_peeked_at(conninfo: str) -> None:
     with connected(conninfo, autocommit=True, listens=True) as (connector, connection):
         connection.execute("LISTEN channel")

@@ -15,6 +15,9 @@ import flask_gsocketpool
 
 ROOT = Path(__file__).parents[1]
 
+#: Has no mistakes. It needs the client libraries, and says by itself which types it expects.
+CLEAN_PROGRAM = ROOT / "tests" / "typed_program.py"
+
 #: The connection of a request may be of any class, and only the app knows which.
 UNKNOWN = {"current_connection"}
 
@@ -122,7 +125,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "mypy", "--strict", "--config-file", config, "--cache-dir", directory / "cache"),
-            *("--no-error-summary", "--no-pretty", program),
+            *("--no-error-summary", "--no-pretty", program, CLEAN_PROGRAM),
         ],
         cwd=directory,
         env={**os.environ, "MYPYPATH": str(ROOT), "MYPY_FORCE_COLOR": "0"},
@@ -134,7 +137,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     found: dict[int, str] = {}
     for line in done.stdout.splitlines():
         place = re.match(r"program\.py:(\d+): (.*)", line)
-        # In the package itself there is nothing to complain of, seen from there.
+        # In the package itself there is nothing to complain of, seen from there, and in the other program neither.
         assert place, done.stdout
         found.setdefault(int(place[1]), place[2])
     return found
@@ -196,6 +199,14 @@ def test_functions_say_what_they_take_and_return(said: dict[int, str], what: str
 @pytest.mark.parametrize("name", flask_gsocketpool.__all__)
 def test_every_public_name_has_a_type(said: dict[int, str], name: str) -> None:
     assert (revealed(said, name) == "Any") is (name in UNKNOWN)
+
+
+def test_a_program_that_uses_connectors_is_checked(said: dict[int, str]) -> None:
+    # What there is to complain of in it has failed the fixture, unless nothing checks its types.
+    assert said
+    text = CLEAN_PROGRAM.read_text()
+    assert text.count("assert_type(") >= 6
+    assert "type: ignore" not in text
 
 
 def test_mistakes_are_seen_and_nothing_else_is_complained_of(said: dict[int, str]) -> None:

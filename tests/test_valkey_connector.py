@@ -777,10 +777,13 @@ def test_a_session_is_reset_and_begun_again(library: Library, server: Any, other
         client.select(1)
         client.client_setname("other")
         client.execute_command("WATCH", "key")
+        names = {name: client.client_info()[name] for name in ("lib-name", "lib-ver")}
         client.execute_command("MULTI")
         number = connector.peek_target(client).fileno()
         connector.reset_session(client)
         info = client.client_info()
+        assert {name: info[name] for name in names} == names
+        assert names["lib-name"].startswith(library.module.__name__)
         assert (info["db"], info["name"], info["user"], info["watch"]) == (2, "mine", "app", "0")
         assert int(info["resp"]) == protocol
         assert connector.peek_target(client).fileno() == number

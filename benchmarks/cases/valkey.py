@@ -1,4 +1,17 @@
-"""A real protocol: Valkey's, which Redis speaks, too."""
+"""A real protocol: Valkey's, which Redis speaks, too.
+
+All ask the same server by RESP2. What each does beside that:
+
+- gsocketpool: a connection class that speaks by hiredis alone, without a client library, as the dedicated ones do.
+- gsocketpool with redis-py by hand: a client for each connection, each exchange guarded by ``exchange()``, and a look
+  at the socket before it hands a connection out.
+- gsocketpool with a connector: the same look, when a connection comes back another one, and in between a note of each
+  command that leaves something open.
+- redis-py: looks at the socket before it hands a connection out.
+
+Those that reset a session after each use all send RESET, in one more round trip. In gsocketpool a greenlet of the
+pool's own does it, in redis-py the caller.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +60,10 @@ def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
 CASE = Case(
     name="valkey",
     method=f"{CONNECTIONS} greenlets ask a Valkey server over {CONNECTIONS} TCP connections; hiredis reads the replies"
-    " for all of them. redis-py is measured as one uses it, and again without its client: taking a connection from its"
-    " pool, sending, reading and giving it back.",
+    " for all of them, and libvalkey, which is made of it, for valkey-py. redis-py is measured as one uses it, and"
+    " again without its client: taking a connection from its pool, sending, reading and giving it back. gsocketpool has"
+    " a connection class over hiredis alone, a class of a few lines around redis-py's client, or a connector, which"
+    " notes what each command leaves open. Those that reset the session after each use send RESET.",
     tables=[
         Table(
             "Commands to Valkey",

@@ -18,11 +18,13 @@ from gsocketpool.connectors.psycopg import PsycopgConnector
 
 QUERY = "SELECT 1"
 
-#: What ends a session's state: DISCARD ALL, but for the statements that psycopg has prepared and goes on to use.
-RESET = (
-    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; SELECT pg_advisory_unlock_all(); DISCARD TEMP;"
-    " DISCARD SEQUENCES; UNLISTEN *"
-)
+#: What ends a session's state. DISCARD ALL would take the statements from psycopg that it has prepared and goes on to
+#: use. They must end only if there are temporary tables or statements of the caller's own, which is the first result.
+RESET = """
+SELECT pg_my_temp_schema() <> 0 OR EXISTS (SELECT FROM pg_prepared_statement() WHERE from_sql),
+    pg_advisory_unlock_all();
+CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DISCARD TEMP; DISCARD SEQUENCES; UNLISTEN *;
+"""
 
 
 class PsycopgConnection(Connection):
@@ -140,4 +142,6 @@ def _ask(client: Any) -> None:
 
 
 def _reset(client: Any) -> None:
-    client.execute(RESET)
+    must_forget, _ = client.execute(RESET, prepare=False).fetchone()
+    if must_forget:
+        client.execute("DEALLOCATE ALL")

@@ -165,7 +165,7 @@ class ResettingPool(BlockingConnectionPool):
     def release(self, connection: Any) -> None:
         connection.send_command("RESET")
         connection.read_response()
-        connection.on_connect()
+        # The server keeps the names of library and version, and with RESP2 there is nothing else to say.
         super().release(connection)
 
 

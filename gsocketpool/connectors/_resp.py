@@ -53,6 +53,9 @@ _STREAMING = {
 _LASTING = {"ASKING", "AUTH", "HELLO", "HIMPORT", "QUIT", "READONLY", "READWRITE", "RESET"}
 _NOTED = {"MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH", "SELECT", "CLIENT"} | _STREAMING | _LASTING
 
+#: What the libraries, each in its way, tell a server of themselves.
+_KEPT = ("driver_info", "lib_name", "lib_version")
+
 #: What CLIENT may do without changing the connection.
 _HARMLESS_OF_CLIENT = {
     *("GETNAME", "GETREDIR", "HELP", "ID", "INFO", "KILL", "LIST"),
@@ -325,12 +328,20 @@ class _Connection(_Mixin):  # type: ignore[misc]
             raise
 
     def greet(self) -> None:
-        """Send what the library sends when it has connected."""
+        """Send what the library sends when it has connected, but for what the server has kept through a RESET."""
         greet = getattr(self, self.errors.__name__.partition(".")[0] + "_connect_func")
-        if greet is None:
-            self.on_connect()
-        else:
-            greet(self)
+        # The names of the library and its version, which would take a round trip each.
+        kept = {name: getattr(self, name) for name in _KEPT if hasattr(self, name)}
+        for name in kept:
+            setattr(self, name, None)
+        try:
+            if greet is None:
+                self.on_connect()
+            else:
+                greet(self)
+        finally:
+            for name, value in kept.items():
+                setattr(self, name, value)
 
     def is_silent(self) -> bool:
         """Return whether the connection is open and there is nothing to read. It never switches."""

@@ -34,7 +34,7 @@ class RedisConnector(RespConnector["redis.Redis"]):
     The callables are asked at each connect, so that passwords may change.
     """
 
-    _library = redis
-    _client_class = redis.Redis
+    _library: ClassVar = redis
+    _client_class: ClassVar = redis.Redis
     _schemes: ClassVar = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss", "unix": "unix"}
-    _arguments = _arguments
+    _arguments: ClassVar = _arguments

@@ -25,6 +25,6 @@ class ValkeyConnector(RespConnector["valkey.Valkey"]):
     The callables are asked at each connect, so that passwords may change.
     """
 
-    _library = valkey
-    _client_class = valkey.Valkey
+    _library: ClassVar = valkey
+    _client_class: ClassVar = valkey.Valkey
     _schemes: ClassVar = {scheme: scheme for scheme in ("valkey", "valkeys", "redis", "rediss", "unix")}
