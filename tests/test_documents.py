@@ -29,8 +29,11 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
 
 
-#: Their examples need a server, and are run by the tests of what they tell of.
-WITH_A_SERVER = {"psycopg.rst"}
+#: Run by the test of the connector, which looks at what the examples have left in the database.
+ELSEWHERE = {"psycopg.rst"}
+
+#: What stands in the examples for where a server of the tests is.
+POSTGRESQL, VALKEY = "postgresql://localhost/app", "valkey://localhost:6379"
 
 
 def blocks(document: Path) -> list[str]:
@@ -56,9 +59,14 @@ def is_of_another_process(block: str) -> bool:
     """Whether an example patches its process, takes a library that is not here, or connects to a server."""
     return (
         "patch_all(" in block
-        or "Connector(" in block
+        or needs_a_database(block)
         or re.search("^(from (celery|flask_sock) import|import psycopg)", block, re.MULTILINE) is not None
     )
+
+
+def needs_a_database(block: str) -> bool:
+    """Whether an example uses a connector of ours, and so a client library that waits only where gevent has patched."""
+    return re.search(r"\b(Psycopg|Valkey|Redis)Connector\(", block) is not None
 
 
 def examples(document: Path) -> str:
@@ -99,7 +107,7 @@ def app():
 
 @pytest.mark.parametrize(
     "document",
-    [path for path in DOCUMENTS if examples(path) and path.name not in WITH_A_SERVER],
+    [path for path in DOCUMENTS if examples(path) and path.name not in ELSEWHERE],
     ids=lambda path: path.name,
 )
 def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,6 +134,24 @@ def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.Capture
         names["pool"].close()
     if document.name == "README.rst":
         assert "100 answers over 10 connections" in capsys.readouterr().out
+
+
+@pytest.mark.patched
+@pytest.mark.servers
+@pytest.mark.parametrize(
+    "document",
+    [path.name for path in DOCUMENTS if path.name not in ELSEWHERE and any(map(needs_a_database, blocks(path)))],
+)
+def test_the_examples_with_a_database_run(document: str, conninfo: str, valkey_url: str) -> None:
+    (path,) = [path for path in DOCUMENTS if path.name == document]
+    source = joined(filter(needs_a_database, blocks(path)))
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(source.replace(POSTGRESQL, conninfo).replace(VALKEY, valkey_url), document, "exec"), names)
+    pools = [value for value in names.values() if isinstance(value, Pool)]
+    assert pools
+    for pool in pools:
+        assert pool.stats().idle == pool.stats().opened == 1
+        pool.close()
 
 
 def check_the_guides_events(app: Flask) -> None:
@@ -192,7 +218,13 @@ def test_the_guides_script_for_pywsgi_serves_and_ends(server: LineServer, tmp_pa
 
 
 def test_there_are_examples() -> None:
-    assert {path.name for path in DOCUMENTS if examples(path)} >= {"README.rst", "start.rst", "moving.rst", "flask.rst"}
+    assert {path.name for path in DOCUMENTS if examples(path)} >= {
+        "README.rst",
+        "start.rst",
+        "moving.rst",
+        "flask.rst",
+        "connectors.rst",
+    }
 
 
 def test_the_guide_quotes_messages_as_they_are() -> None:
