@@ -21,6 +21,7 @@ from flask_gsocketpool import current_pool
 from flask_gsocketpool.config import APP_WIDE, DEFAULT_SETTINGS, SETTINGS, TARGETS
 from gsocketpool import Pool
 from gsocketpool.settings import Settings
+from gsocketpool.testing import FlakyServer, torture
 from tests.lines import LineServer
 from tests.lines import server as server
 from tests.scripted import PATIENCE
@@ -134,6 +135,19 @@ def test_the_examples_run(document: Path, echo_port: int, capsys: pytest.Capture
         names["pool"].close()
     if document.name == "README.rst":
         assert "100 answers over 10 connections" in capsys.readouterr().out
+
+
+def test_the_connector_that_the_guide_calls_careful_passes_the_torture() -> None:
+    def ask(client: Any, message: bytes) -> bytes:
+        reply: str = client.ask(message.decode())
+        return reply.encode()
+
+    with FlakyServer() as server:
+        names: dict[str, Any] = {"__name__": "example"}
+        source = examples(ROOT / "docs" / "connectors.rst").replace("2000", str(server.port))
+        exec(compile(source, "connectors.rst", "exec"), names)
+        names["pool"].close()
+        torture(names["CarefulConnector"](), exchange=ask, server=server, rounds=200, forks=1)
 
 
 @pytest.mark.patched
