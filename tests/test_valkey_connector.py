@@ -171,7 +171,7 @@ def test_a_url_may_have_either_name(library: Library, server: Any, scheme: str) 
 
 def test_a_unix_socket(library: Library, tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    with ValkeyServer(port=0, data_dir=tmp_path / "data", unix_socket_path=path) as server:
+    with ValkeyServer(port=find_free(1)[0], data_dir=tmp_path / "data", unixsocket=str(path)) as server:
         assert server.is_running()
         for connector in (
             library.connector(f"unix://{path}?db=1"),
