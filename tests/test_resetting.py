@@ -8,6 +8,7 @@ import itertools
 import logging
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -517,17 +518,39 @@ def test_a_fork_while_a_connection_is_cancelled() -> None:
 
 @pytest.mark.parametrize("has_begun", [False, True])
 def test_a_pool_that_is_collected_leaves_nothing_open(has_begun: bool) -> None:
-    stalling = Stalling()
-    connector, lets = stalling.connector, stalling.lets
-    client = begun(stalling.pool)
-    stalling.pool.release(client)
+    """However long the reset would take."""
+    connector = ScriptedConnector(reset=lambda client: gevent.sleep(100))
+    pool = Pool(connector, reset_timeout=100)
+    reference = weakref.ref(pool)
+    client = begun(pool)
+    pool.release(client)
     if has_begun:
         settle()
-    del stalling
-    connector.acts["reset"] = lambda client: lets.wait()
+        assert connector.steps == ["reset"]
+    del pool
     gc.collect()
-    lets.set()
+    assert reference() is None
     eventually(lambda: not client.is_open)
+    assert connector.steps == ["reset"] * has_begun + ["cancel", "close"]
+
+
+def test_a_pool_that_is_collected_in_a_thread_that_ends_leaves_nothing_open() -> None:
+    connector = ScriptedConnector(reset=lambda client: gevent.sleep(100))
+
+    def own() -> None:
+        pool = Pool(connector, reap_expired_connections=False)
+        pool.release(begun(pool))
+        settle()
+        assert connector.steps == ["reset"]
+        del pool
+        end_event_loop()
+
+    thread = threading.Thread(target=own)
+    thread.start()
+    thread.join(PATIENCE)
+    gc.collect()
+    assert connector.clients
+    assert not connector.open
 
 
 # What comes at its end
