@@ -13,6 +13,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+from flask_gsocketpool._redaction import looks_secret
 from gsocketpool import (
     InvalidArgumentError,
     PoolError,
@@ -277,7 +278,7 @@ def _read_target(given: Mapping[str, Any], key_of: Callable[[str], str]) -> _Tar
     if url and not (isinstance(url, str) and url.partition("://")[0] in STREAMS):
         return _read_client(url, factory, options, key_of)
     if isinstance(factory, type) and issubclass(factory, Connector) and not url:
-        return _Target(_make_connector(factory, options, key_of("options")), options)
+        return _make_connector(factory, options, key_of("options"))
     if isinstance(factory, Connector):
         if options or url:
             key = key_of("options" if options else "url")
@@ -310,9 +311,40 @@ def _read_target(given: Mapping[str, Any], key_of: Callable[[str], str]) -> _Tar
 def _read_client(url: Any, factory: Any, options: Any, key_of: Callable[[str], str]) -> _Target:
     """Read the URL of a client library, for which there is a connector."""
     key = key_of("url")
-    # What the options are, so far as they were asked: what is among them is kept out of errors.
     known = {"url": url}
-    ask = options
+    if factory is not None:
+        raise ConfigurationError(
+            key, f"chooses a connector: leave out {key_of('factory')}, or leave out {key} and give options"
+        )
+    try:
+        with _complaints_of(key):
+            target = read_url(url, _remembering(options, known))
+    except ConfigurationError as error:
+        hint = f"; for another client library, set {key_of('factory')} to a class or a connector for it"
+        raise ConfigurationError(key, f"{error.problem}{hint}") from None
+    except ImportError as error:
+        raise ConfigurationError(key, f"can't be used: {error}") from error
+    except InvalidArgumentError as error:
+        is_option = callable(options) or error.argument in options
+        raise ConfigurationError(key_of("options") if is_option else key, f"can't be used: {error}") from None
+    except TypeError as error:
+        raise ConfigurationError(key_of("options"), f"can't be used: {error}") from None
+    return _Target(target.factory, known)
+
+
+def _make_connector(kind: Callable[..., Connector[Any]], options: Any, key: str) -> _Target:
+    if callable(options):
+        raise ConfigurationError(key, "must map names to values for a connector, each of which may be a callable")
+    known: dict[str, Any] = {}
+    given: Any = _remembering(options, known)
+    try:
+        return _Target(kind(**given), known)
+    except (InvalidArgumentError, TypeError) as error:
+        raise ConfigurationError(key, f"can't be used: {error}") from None
+
+
+def _remembering(options: Any, known: dict[str, Any]) -> Any:
+    """Return the options, which note in `known` what they are, and what their callables return: errors mask that."""
     if callable(options):
 
         def ask() -> Mapping[str, Any]:
@@ -321,32 +353,21 @@ def _read_client(url: Any, factory: Any, options: Any, key_of: Callable[[str], s
                 known.update(given)
             return given
 
-    else:
-        known.update(options)
-    if factory is not None:
-        raise ConfigurationError(
-            key, f"chooses a connector: leave out {key_of('factory')}, or leave out {key} and give options"
-        )
-    try:
-        with _complaints_of(key):
-            target = read_url(url, ask)
-    except ConfigurationError as error:
-        hint = f"; for another client library, set {key_of('factory')} to a class or a connector for it"
-        raise ConfigurationError(key, f"{error.problem}{hint}") from None
-    except ImportError as error:
-        raise ConfigurationError(key, f"can't be used: {error}") from error
-    except InvalidArgumentError as error:
-        raise ConfigurationError(key_of("options"), f"can't be used: {error}") from None
-    return _Target(target.factory, known)
+        return ask
+    known.update(options)
+    # Other callables may be passed on, and not called: a row_factory for one.
+    return {
+        name: _noting(name, value, known) if callable(value) and looks_secret(name) else value
+        for name, value in options.items()
+    }
 
 
-def _make_connector(kind: Callable[..., Connector[Any]], options: Any, key: str) -> Connector[Any]:
-    if callable(options):
-        raise ConfigurationError(key, "must map names to values for a connector, each of which may be a callable")
-    try:
-        return kind(**options)
-    except (InvalidArgumentError, TypeError) as error:
-        raise ConfigurationError(key, f"can't be used: {error}") from None
+def _noting(name: str, ask: Callable[[], Any], known: dict[str, Any]) -> Callable[[], Any]:
+    def noted() -> Any:
+        known[name] = value = ask()
+        return value
+
+    return noted
 
 
 @contextmanager

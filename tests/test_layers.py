@@ -70,11 +70,11 @@ FLOORS = [
     {"gsocketpool.testing._run"},
     {"gsocketpool.testing._torture"},
     {"gsocketpool.testing"},
+    {"flask_gsocketpool._redaction"},
     {
         "flask_gsocketpool._logging",
         "flask_gsocketpool.config",
         "flask_gsocketpool.signals",
-        "flask_gsocketpool._redaction",
         "flask_gsocketpool._server_check",
         "flask_gsocketpool._sigterm",
         "flask_gsocketpool._streaming",

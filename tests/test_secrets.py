@@ -158,7 +158,7 @@ def quoting_server(scheme: str) -> Iterator[tuple[str, int]]:
         accepting.join(PATIENCE)
 
 
-@pytest.mark.parametrize("source", ["the URL", "an option", "a callable"])
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("scheme", ["postgresql", "valkey"])
 def test_what_a_backend_quotes_is_masked_for_operators_and_load_balancers(
     scheme: str, source: str, log: pytest.LogCaptureFixture
