@@ -869,6 +869,11 @@ def check_refused(error: InvalidArgumentError, argument: str) -> None:
         ({"host": "db", "password": SECRET, "options": f"-c my.key={SECRET}"}, "PsycopgConnector(host=db)"),
         ({"conninfo": lambda: SECRET, "host": lambda: SECRET, "port": 5433}, "PsycopgConnector(port=5433)"),
         ({"conninfo": "host=db", "host": None}, "PsycopgConnector(host=db)"),
+        ({"conninfo": "postgresql://one,two/app"}, "PsycopgConnector(host=one,two port=, dbname=app)"),
+        (
+            {"conninfo": "postgresql:///app?user=me@work&host=/run"},
+            "PsycopgConnector(host=/run user=me@work dbname=app)",
+        ),
     ],
 )
 def test_its_repr_tells_where_it_leads_and_no_secret(arguments: dict[str, Any], shown: str) -> None:

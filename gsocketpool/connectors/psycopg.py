@@ -284,9 +284,10 @@ def _check_conninfo(conninfo: Any) -> str:
         raise InvalidArgumentError("conninfo", type(conninfo), "a str, or a callable that returns one")
     if not _is_parsed(conninfo, {}):
         raise InvalidArgumentError("conninfo", _HIDDEN, "a URL or a key=value string that libpq can read")
-    port = conninfo_to_dict(conninfo).get("port")
-    is_port = port is None or str(port).replace(",", "").isdigit()
-    if "://" in conninfo.partition("=")[0] and (is_ambiguous(conninfo) or not is_port):
+    # There is one port for each host, which may be empty.
+    ports = str(conninfo_to_dict(conninfo).get("port") or "").replace(",", "")
+    is_url = "://" in conninfo.partition("=")[0]
+    if is_url and (is_ambiguous(conninfo) or (ports and not ports.isdigit())):
         raise InvalidArgumentError("conninfo", _HIDDEN, QUOTED)
     return conninfo
 
