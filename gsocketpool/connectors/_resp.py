@@ -495,7 +495,9 @@ def _redacted(url: object) -> str:
     scheme = url.partition("://")[0] if "://" in url else ""
     try:
         parts = urlsplit(url)
-        address = (parts.hostname or "") + ("" if parts.port is None else f":{parts.port}") + parts.path
+        host = parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
+        address = host + ("" if parts.port is None else f":{parts.port}") + parts.path
     except ValueError:
         address = "..."
     return f"{scheme}://{address}" if scheme.isalnum() else "..."
