@@ -241,7 +241,9 @@ class Subject(ABC):
             yield
         finally:
             for process in processes:
-                os.kill(process, signal.SIGCONT)
+                # A session may have ended at once when the others went on.
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGCONT)
 
     # What must hold
 

