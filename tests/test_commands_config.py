@@ -57,8 +57,8 @@ def test_config_shows_connectors_by_their_classes_and_urls_without_their_secrets
     urls = {"db": f"postgresql://me:{SECRET}@localhost/app", "cache": f"valkey://:{SECRET}@localhost:6379/0"}
     app = make_app(SOCKETPOOL_POOLS={name: {"url": url} for name, url in urls.items()})
     found = run_json(app, "config")["pools"]
-    assert found["db"]["factory"]["value"] == "gsocketpool.connectors.psycopg:PsycopgConnector"
-    assert found["cache"]["factory"]["value"] == "gsocketpool.connectors.valkey:ValkeyConnector"
+    assert found["db"]["factory"]["value"] == "<gsocketpool.connectors.psycopg:PsycopgConnector>"
+    assert found["cache"]["factory"]["value"] == "<gsocketpool.connectors.valkey:ValkeyConnector>"
     assert found["db"]["url"]["value"] == "postgresql://***@localhost/app"
     assert found["cache"]["url"]["value"] == "valkey://***@localhost:6379/0"
     shown = run(app, "config").stdout
