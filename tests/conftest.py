@@ -45,6 +45,13 @@ def backend() -> Iterator[Backend]:
         event.set()
 
 
+@pytest.fixture(params=[pytest.param(1, marks=pytest.mark.torture), 4], ids=["each", "each fourth"])
+def stride(request: pytest.FixtureRequest) -> int:
+    """How far apart the lines are at which a test strikes. The torture takes all, the suite some, to be short."""
+    stride: int = request.param
+    return stride
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
