@@ -197,11 +197,11 @@ GOALS: Sequence[Goal] = [
                 {resetting(postgres.PSYCOPG_POOL): 1.0, resetting(postgres.SQLALCHEMY): 1.0},
             ),
             *(
-                (f"RedisConnector, {command.upper()}", "valkey", command, subject, others)
+                (f"{title}, {command.upper()}", "valkey", command, subject, others)
                 for command in ("ping", "get")
-                for subject, others in (
-                    (valkey.REDIS_CONNECTOR, {valkey.BY_HAND: 0.97, valkey.REDIS: 1.0}),
-                    (resetting(valkey.REDIS_CONNECTOR), {resetting(valkey.REDIS): 1.0}),
+                for title, subject, others in (
+                    ("RedisConnector", valkey.REDIS_CONNECTOR, {valkey.BY_HAND: 0.97, valkey.REDIS: 1.0}),
+                    ("RedisConnector that resets", resetting(valkey.REDIS_CONNECTOR), {resetting(valkey.REDIS): 1.0}),
                 )
             ),
         )
