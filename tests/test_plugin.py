@@ -41,7 +41,7 @@ def test_a_class_is_tortured_in_three_lines(pytester: pytest.Pytester) -> None:
         pytester,
         """
     def test_it_survives(flaky_server, assert_no_leaks):
-        connect = partial(TcpConnection, flaky_server.host, flaky_server.port, timeout=0.1)
+        connect = partial(TcpConnection, flaky_server.host, flaky_server.port, timeout=0.3)
         assert torture(connect, server=flaky_server, rounds=100).exchanges
         """,
     )

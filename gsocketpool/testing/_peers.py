@@ -30,6 +30,9 @@ def pid_of_peer(accepted: Any) -> int | None:
         inode = _inode(accepted.getpeername(), accepted.getsockname())
     except OSError:
         return None
+    if not inode:
+        # It was closed meanwhile.
+        return None
     pid = next((pid for pid in _processes() if _has_open(pid, inode)), None)
     if pid is not None:
         _found.pop(pid, None)
@@ -69,12 +72,14 @@ _found: dict[int, None] = {}
 
 
 def _processes() -> Iterator[int]:
-    """Yield all processes, those first that had connections before: to look at every one takes tens of milliseconds."""
+    """Yield all processes, the likely ones first: to look at every one takes tens of milliseconds.
+
+    Those are the processes that had connections before, and then the youngest, such as a child that was just forked.
+    """
     likely = [os.getpid(), *reversed(_found)]
     yield from likely
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) not in likely:
-            yield int(name)
+    others = {int(name) for name in os.listdir("/proc") if name.isdecimal()}.difference(likely)
+    yield from sorted(others, reverse=True)
 
 
 def _has_open(pid: int, inode: int) -> bool:
