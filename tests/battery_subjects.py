@@ -318,6 +318,11 @@ class Library(ValkeySubject):
 
     connector_class: Any
 
+    def __init__(self, servers: dict[str, Any], **options: Any) -> None:
+        super().__init__(servers, **options)
+        # Another database costs the connection, whatever the pool resets.
+        self.left_open["database"] = (*self.left_open["database"][:2], "unsettled")
+
     def factory(self, **steps: Any) -> Any:
         options = {"client_name": self.tag, "host": self.host, "port": self.reached_port, **self.options}
         if self.password is not None:
