@@ -47,7 +47,7 @@ def backend() -> Iterator[Backend]:
 
 @pytest.fixture(params=[pytest.param(1, marks=pytest.mark.torture), 4], ids=["each", "each fourth"])
 def stride(request: pytest.FixtureRequest) -> int:
-    """How far apart the lines are at which a test strikes. The torture takes all, the suite some, to be short."""
+    """How far apart the places are where a test strikes. The torture takes all, the suite some, to be short."""
     stride: int = request.param
     return stride
 
