@@ -461,7 +461,7 @@ def test_a_fork_in_the_middle_of_an_opening_leaves_that_to_the_parent(own_server
             half_open = open_sockets() - before
             in_child(lambda: eventually(lambda: not half_open & open_sockets(), open_sockets))
         caller.join()
-        assert caller.value == word
+        assert caller.value == word, caller.value
         it.check_whole(pool)
 
 
@@ -476,7 +476,7 @@ def test_a_fork_while_a_session_is_configured_does_not_end_it(own_servers: Serve
         in_child(lambda: gevent.sleep(0.05))
         let_go(1)
         caller.join()
-        assert caller.value == word
+        assert caller.value == word, caller.value
         assert it.sessions().keys() == session
 
 
