@@ -235,15 +235,11 @@ class Subject(ABC):
     def stopped(self) -> Iterator[None]:
         """A block in which the server does nothing, and its kernel accepts connections."""
         processes = self.processes()
-        for process in processes:
-            os.kill(process, signal.SIGSTOP)
+        signal_all(processes, signal.SIGSTOP)
         try:
             yield
         finally:
-            for process in processes:
-                # A session may have ended at once when the others went on.
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGCONT)
+            signal_all(processes, signal.SIGCONT)
 
     # What must hold
 
@@ -301,6 +297,13 @@ class Subject(ABC):
         found = [gevent.spawn(outcome, request, number) for number in range(greenlets)]
         gevent.joinall(found, raise_error=True)
         return [one.value for one in found if one.value is not None]
+
+
+def signal_all(processes: list[int], number: signal.Signals) -> None:
+    for process in processes:
+        # That of a session that has just ended may be gone.
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def eventually(condition: Callable[[], Any], shown: Callable[[], object] = str) -> None:
