@@ -688,11 +688,12 @@ def test_a_connection_that_dies_while_it_is_watched_ends_the_transaction(
     assert other.get("key") is None
 
 
-def test_the_death_of_an_idle_connection_is_seen(connector: Any, client: Any, other: Any) -> None:
+def test_the_death_of_an_idle_connection_is_seen(library: Library, connector: Any, client: Any, other: Any) -> None:
     assert not _sockets.is_readable(connector.peek_target(client).fileno())
     lose(client, other)
     eventually(lambda: not _sockets.is_silent(connector.peek_target(client)))
-    assert connector.is_reusable(client, None) is False
+    with pytest.raises(library.error.ConnectionError, match="is lost, or has an unexpected reply"):
+        connector.reset(client)
 
 
 def test_more_replies_than_commands_cost_the_connection(library: Library, server: Any) -> None:

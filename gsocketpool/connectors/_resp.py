@@ -121,25 +121,27 @@ class RespConnector(Connector[C]):
     def reset(self, connection: C) -> None:
         """End the transaction, or the watching of keys."""
         inner = _connection(connection)
+        inner.require_silence()
         inner.send_command("DISCARD" if inner.session.in_multi else "UNWATCH")
         inner.read_response()
 
     def reset_session(self, connection: C) -> None:
         """Let the server forget the session, and begin another one as the library does when it connects."""
         inner = _connection(connection)
+        inner.require_silence()
         inner.send_command("RESET")
         inner.read_response()
         inner.greet()
         inner.session.begin()
 
     def is_reusable(self, connection: C, error: BaseException | None) -> bool:
-        """Return whether nothing is left on the connection but what :meth:`reset` mends, whatever the error was.
+        """Return whether nothing is known to be left but what :meth:`reset` mends, whatever the error was.
 
         From then on, pipelines and the like that the block has made raise the library's ``ConnectionError``.
         """
         pool: Any = connection.connection_pool  # type: ignore[attr-defined]
         inner = pool.connection
-        if pool.lent or not inner.session.is_clean or not inner.is_silent():
+        if pool.lent or inner._sock is None or not inner.session.is_clean or _has_unread(inner._parser):
             return False
         connection.connection_pool = pool.renewed()  # type: ignore[attr-defined]
         return True
@@ -343,10 +345,13 @@ class _Connection(_Mixin):  # type: ignore[misc]
             for name, value in kept.items():
                 setattr(self, name, value)
 
-    def is_silent(self) -> bool:
-        """Return whether the connection is open and there is nothing to read. It never switches."""
-        sock = self._sock
-        return sock is not None and not _has_unread(self._parser) and _sockets.is_silent(sock)
+    def require_silence(self) -> None:
+        """Raise if the connection is dead, or has a reply to read that would pass for that of the next command.
+
+        Before a connection is handed out, the pool looks; before a reset, only this does.
+        """
+        if not _sockets.is_silent(self._sock):
+            raise self.errors.ConnectionError("the connection is lost, or has an unexpected reply")
 
     # Whatever is sent was packed by one of the next two methods.
 

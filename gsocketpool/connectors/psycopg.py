@@ -14,9 +14,10 @@ try:
 except ImportError as error:
     raise ImportError("PsycopgConnector needs psycopg: pip install 'gsocketpool[psycopg]'") from error
 
+from psycopg import generators
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
-from psycopg.rows import tuple_row
+from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
 
 from gsocketpool.connection import _sockets
 from gsocketpool.connectors import Connector
@@ -54,7 +55,7 @@ _given: WeakKeyDictionary[PsycopgConnection, tuple[Any, ...]] = WeakKeyDictionar
 
 #: Its first result is whether prepared statements must end, too: if the caller has prepared some by SQL, or has used
 #: temporary tables. psycopg's own statements would fail on another table of the same name.
-_RESET_SESSION = """
+_RESET_SESSION = b"""
 SELECT pg_catalog.pg_my_temp_schema() <> 0
     OR EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql);
 CLOSE ALL;
@@ -176,20 +177,11 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         """
         if not self.is_settled(connection):
             self.reset(connection)
-        script = _RESET_SESSION if self._listens else _RESET_SESSION + "UNLISTEN *;"
-        autocommit = connection.autocommit
-        # What fails from here on is discarded: nothing has to be set back.
-        if not autocommit:
-            connection.autocommit = True
-        # The caller's cursor_factory may be of any kind.
-        cursor = psycopg.Cursor(connection, row_factory=tuple_row)
-        (must_forget,) = cursor.execute(script, prepare=False).fetchone() or (True,)
-        if must_forget:
-            cursor.execute("BEGIN; DEALLOCATE ALL", prepare=False)
+        must_forget, *_ = _execute(connection, _RESET_SESSION if self._listens else _RESET_SESSION + b"UNLISTEN *;")
+        if must_forget.get_value(0, 0) != b"f":
+            _execute(connection, b"BEGIN; DEALLOCATE ALL")
             # With this psycopg forgets its own statements, and it has no other public way in all of its versions.
             connection.rollback()
-        if not autocommit:
-            connection.autocommit = False
         # Notifications that came meanwhile were meant for the last caller. Only newer versions keep them.
         backlog = getattr(connection, "_notifies_backlog", None)
         if backlog and not self._listens:
@@ -253,6 +245,16 @@ def _set_on(connection: PsycopgConnection) -> tuple[Any, ...]:
         getattr(connection, "_notice_handlers", []),
         getattr(connection, "_notify_handlers", []),
     )
+
+
+def _execute(connection: PsycopgConnection, script: bytes) -> list[PGresult]:
+    """Execute statements, and return their results. A cursor, which any caller may have replaced, takes longer."""
+    connection.pgconn.send_query(script)
+    results: list[PGresult] = connection.wait(generators.execute(connection.pgconn))
+    for result in results:
+        if result.status == ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(result)
+    return results
 
 
 def _descriptor(connection: PsycopgConnection) -> int:
