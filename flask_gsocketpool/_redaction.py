@@ -16,14 +16,14 @@ MASK = "***"
 #: A secret that is shorter is none, and masking it would leave nothing legible.
 SHORTEST = 3
 
-_WORDS = r"pass|pwd|secret|token|key|cred|auth|private|dsn|conninfo|cookie|login|sasl"
+_WORDS = r"pass|pwd|secret|token|(?<!val)key|cred|auth|private|dsn|conninfo|cookie|login|sasl"
 _SECRET_NAME = re.compile(_WORDS, re.IGNORECASE)
 #: Up to the last @ before a blank or a quote. These may be in a password: it is one if no port follows the colon.
 #: Bounded, lest a long text take for ever.
 _USER_IN_URL = re.compile(r"://(?:[^\s'\"]{0,1000}|[^\s/:@'\"]{0,200}:[^\d\s/@][^@\n]{0,1000})@")
 #: As in ``password=…``, ``password: …``, ``Authorization: Bearer …``, and a mapping that is shown: ``'password': …``.
 _ASSIGNMENT = re.compile(
-    rf"((?!keys?://)(?:{_WORDS})\w*(?:\s*=\s*|['\"]?\s*:\s*)(?:(?:Basic|Bearer)\s+)?)(?:b?\"(?:\\.|[^\"\\])*\"|b?'(?:\\.|[^'\\])*'|[^\s,;&)\]}}]+)",
+    rf"((?:{_WORDS})\w*(?:\s*=\s*|['\"]?\s*:\s*)(?:(?:Basic|Bearer)\s+)?)(?:b?\"(?:\\.|[^\"\\])*\"|b?'(?:\\.|[^'\\])*'|[^\s,;&)\]}}]+)",
     re.IGNORECASE,
 )
 

@@ -164,11 +164,15 @@ class Scope:
         for kept in own.values():
             try:
                 if error is None and isinstance(kept.block, Lease) and kept.block.is_active:
-                    if kept.block.pool.settings.reset != "never" and not kept.block.is_settled:
+                    pool = kept.block.pool
+                    is_settled = pool.settings.reset == "never" or kept.block.is_settled
+                    resetting = pool.stats().resetting
+                    kept.block.release(warn=False)
+                    # One that was lost has nothing to reset.
+                    if not is_settled and pool.stats().resetting > resetting:
                         which = self.describe(kept.block, kept.connection)
                         about = f"a request has left something open, which is not completed: {which}"
                         complaints.append((f"open {self._place_of(kept.block)}", about))
-                    kept.block.release(warn=False)
                 else:
                     kept.block.__exit__(None if error is None else type(error), error, None)
             except BaseException as failure:

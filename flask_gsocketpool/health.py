@@ -76,7 +76,10 @@ def pools() -> Response:
 
 
 def _probe(app: Flask, pools: Pools, name: str) -> BaseException | None:
-    """Return the error if the pool gives no connection. Raised here, it would be printed as well."""
+    """Return the error if the pool gives no connection, or the backend does not answer a ping.
+
+    Raised here, it would be printed as well.
+    """
     deadline = time.monotonic() + READY_TIMEOUT
     try:
         with app.app_context():
@@ -91,7 +94,7 @@ def _probe(app: Flask, pools: Pools, name: str) -> BaseException | None:
 def _answer_of(probe: gevent.Greenlet, pools: Pools, name: str) -> dict[str, Any]:
     error = probe.exception if probe.value is None else probe.value
     if not probe.ready():
-        error = TimeoutError(f"no connection within {READY_TIMEOUT:g} s")
+        error = TimeoutError(f"no connection, or no answer to a ping, within {READY_TIMEOUT:g} s")
     if error is None:
         return {"ok": True}
     return {"ok": False, "error": error_as_dict(error, pools.options_of(name))}

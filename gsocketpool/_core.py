@@ -317,7 +317,12 @@ class Core:
                 # A method that let another greenlet run, though it should not, may have let it give this back.
                 if entry.status is IN_USE and entry.generation == generation:
                     if answer is RESET:
-                        self._lifecycle.begin_reset(entry)
+                        reason = state.reason_to_retire(entry, self._clock())
+                        if reason is None:
+                            self._lifecycle.begin_reset(entry)
+                        else:
+                            # It would be reset for no one.
+                            self._lifecycle.remove(entry, RETIRED, reason)
                         return
                     outcome = state.give_back(entry, self._clock())
                     if outcome.__class__ is Waiter:
@@ -366,16 +371,18 @@ class Core:
         if self._state.changing:
             self._put_off(self._release, entry, generation, place)
             return
+        is_settled = True
         if self._settings.reset != "never" and not self._warned_places.issuperset(place):
             try:
                 is_settled = self._adapter.is_settled(entry.connection)
             except BaseException:
                 self._remove_leased(entry, generation, "interrupted")
                 raise
-            if not is_settled:
-                self._warned_places.update(place)
-                self._run_callback(_log_unsettled, self.name, entry.connection, place)
         self._check_in(entry, generation, None)
+        # One that was lost has nothing to reset.
+        if not is_settled and entry.status is RESETTING:
+            self._warned_places.update(place)
+            self._run_callback(_log_unsettled, self.name, entry.connection, place)
 
     def _discard(self, entry: Entry, generation: int, reason: str = "explicit") -> None:
         """Take out an entry whose connection must not be used again, unless its lease is over."""
@@ -527,8 +534,8 @@ def _log_failed_question(connection: Any, failure: Exception) -> None:
 def _log_unsettled(name: str, connection: Any, place: list[_callsite.Place]) -> None:
     # As above.
     message = (
-        "pool %r: %r is released with something left open, which is reset and not completed: end the block of"
-        " connection(), in the thread of the pool, or complete it before. It is released %s"
+        "pool %r: %r was released with unfinished work, which the pool resets instead of completing. Complete it before"
+        " you release the connection, or use a `with pool.connection()` block, in the thread of the pool. Released %s"
     )
     gevent.spawn(logger.warning, message, name, connection, _callsite.describe(place))
 

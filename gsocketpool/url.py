@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from gsocketpool.connection import StreamConnection, TcpConnection, TlsConnection, UnixConnection
 from gsocketpool.connectors import Connector
 from gsocketpool.connectors._urls import is_ambiguous
-from gsocketpool.exceptions import PoolError
+from gsocketpool.exceptions import InvalidArgumentError, PoolError
 
 #: The connections of ours, by scheme.
 STREAMS: dict[str, type[StreamConnection]] = {"tcp": TcpConnection, "tls": TlsConnection, "unix": UnixConnection}
@@ -77,6 +77,8 @@ def read_url(url: str, options: Options = None) -> Target:
     """
     if not isinstance(url, str):
         raise InvalidURLError(f"must be a str, and is of type {type(url).__name__}")
+    if options is not None and not isinstance(options, Mapping) and not callable(options):
+        raise InvalidArgumentError("options", type(options), "a mapping of keyword arguments or a callable")
     scheme, colon, rest = url.partition("://")
     name, _, driver = scheme.partition("+")
     if not colon or not _SCHEME.fullmatch(scheme) or name not in (*STREAMS, *CLIENTS):

@@ -121,7 +121,7 @@ def stubborn() -> Iterator[Stubborn]:
 def test_check_is_bounded_where_opening_does_not_heed_its_limit(stubborn: Stubborn) -> None:
     app = make_app(SOCKETPOOL_FACTORY=lambda: stubborn)
     error = run_json(app, "check", "--timeout", "0.05", status=1)["pools"]["default"]["error"]
-    assert error == {"type": "TimeoutError", "message": "not open after 0.05 s"}
+    assert error == {"type": "TimeoutError", "message": "not open, or no answer to a ping, after 0.05 s"}
 
 
 def test_check_does_not_wait_for_a_closing_that_does_not_heed_its_limit(stubborn: Stubborn) -> None:

@@ -110,7 +110,7 @@ def test_nor_is_a_pool_that_is_still_being_made(backend: Backend) -> None:
     backend.opens.clear()
     app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_INITIAL_CONNECTIONS=1)
     error = get(app, "ready", 503)["pools"]["default"]["error"]
-    assert error == {"type": "TimeoutError", "message": "no connection within 0.5 s"}
+    assert error == {"type": "TimeoutError", "message": "no connection, or no answer to a ping, within 0.5 s"}
     assert get(app, "pools")["pools"] == {}
     backend.opens.set()
     settle()

@@ -18,6 +18,7 @@ from flask_gsocketpool._redaction import SHORTEST, address_of, error_as_dict, ma
     ("options", "address"),
     [
         ({"host": "db", "port": 2000}, "db:2000"),
+        ({"host": "valkey", "port": 6379}, "valkey:6379"),
         ({"host": "::1", "port": 2000}, "[::1]:2000"),
         ({"host": "db"}, "db"),
         ({"path": "/run/sock"}, "/run/sock"),
@@ -41,6 +42,7 @@ def test_addresses(options: dict[str, Any], address: str | None) -> None:
         ("valkey://me:hunter2@db:1/0 is down", "valkey://***@db:1/0 is down"),
         ("valkey://db:1/0 and valkeys://db:1 are down", "valkey://db:1/0 and valkeys://db:1 are down"),
         ("valkey_key: //hunter2", "valkey_key: ***"),
+        ("pool 'valkey': the backend did not answer", "pool 'valkey': the backend did not answer"),
         ("redis://db:1 is down, says me@example.com", "redis://db:1 is down, says me@example.com"),
         ("dbname=x password=hunter2 user=me", "dbname=x password=*** user=me"),
         ("{'password': 'hunter\\'2', 'host': 'db'}", "{'password': ***, 'host': 'db'}"),
@@ -77,6 +79,7 @@ def test_secrets_of_the_options_in_texts(secret: object, text: str) -> None:
         ("tcp://db:1", "tcp://db:1"),
         ("tcp://db:1?timeout=2&x", "tcp://db:1?timeout=2&x"),
         ("valkey://db:1/0?db=1", "valkey://db:1/0?db=1"),
+        ("valkey://valkey:6379/0", "valkey://valkey:6379/0"),
         ("tcp://db:1?password=hunter2&timeout=2", "tcp://db:1?password=***&timeout=2"),
         ("tcp://me:hunter2@db:1?%74oken=a", "tcp://***@db:1?%74oken=***"),
         ("tcp://me:hun'ter 2@db:1", "tcp://***@db:1"),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -173,6 +173,29 @@ def test_complete_raises_if_the_block_has_caught_a_timeout_that_may_have_cost_it
         connector.cancel(connection)
         connector.close(connection)
         assert values(conninfo, name) == []
+
+
+@patched
+def test_complete_passes_over_a_connection_that_the_block_has_closed(conninfo: str) -> None:
+    connector = PsycopgConnector(conninfo)
+    connection = connector.connect()
+    connection.execute("SELECT 1")
+    connection.close()
+    connector.complete(connection)
+
+
+@patched
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_complete_raises_for_a_lost_connection_unless_in_autocommit_mode(conninfo: str, autocommit: bool) -> None:
+    """A COMMIT that is lost must not pass in silence."""
+    connector = PsycopgConnector(conninfo, autocommit=autocommit)
+    connection = connector.connect()
+    connection.execute("SELECT 1")
+    with suppress(psycopg.OperationalError):
+        connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    assert connection.broken
+    with nullcontext() if autocommit else pytest.raises(psycopg.OperationalError):
+        connector.complete(connection)
 
 
 @patched
@@ -869,6 +892,7 @@ def check_refused(error: InvalidArgumentError, argument: str) -> None:
         ({"host": "db", "password": SECRET, "options": f"-c my.key={SECRET}"}, "PsycopgConnector(host=db)"),
         ({"conninfo": lambda: SECRET, "host": lambda: SECRET, "port": 5433}, "PsycopgConnector(port=5433)"),
         ({"conninfo": "host=db", "host": None}, "PsycopgConnector(host=db)"),
+        ({"dbname": f"postgresql://me:{SECRET}@db/app"}, "PsycopgConnector(dbname=***)"),
         ({"conninfo": "postgresql://one,two/app"}, "PsycopgConnector(host=one,two port=, dbname=app)"),
         (
             {"conninfo": "postgresql:///app?user=me@work&host=/run"},

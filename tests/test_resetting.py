@@ -580,6 +580,36 @@ def test_a_drained_one_is_retired_at_its_end(stalling: Stalling) -> None:
     assert stalling.pool.stats().retired == {"drain": 1}
 
 
+@pytest.mark.parametrize("end", ["drain", "closed"])
+def test_what_comes_back_to_be_retired_is_not_reset_first(end: str) -> None:
+    stalling = Stalling()
+    client = begun(stalling.pool)
+    if end == "drain":
+        stalling.pool.drain()
+    else:
+        closing = gevent.spawn(stalling.pool.close)
+        settle()
+    stalling.pool.release(client)
+    if end == "drain":
+        assert stalling.pool.acquire() is not client
+    else:
+        # The reset, which nothing lets end, would have been waited for.
+        closing.get(timeout=PATIENCE)
+    eventually(lambda: not client.is_open)
+    assert "reset" not in stalling.connector.steps
+    assert stalling.pool.stats().retired == {end: 1}
+
+
+def test_what_was_lost_is_told_of_by_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    connector = ScriptedConnector()
+    pool = Pool(connector)
+    client = begun(pool)
+    connector.acts["is_reusable"] = lambda client: False
+    pool.release(client)
+    assert not warnings(caplog)
+    assert pool.stats().discarded == {"not_reusable": 1}
+
+
 def test_a_surplus_is_retired_at_its_end() -> None:
     stalling = Stalling(max_connections=2)
     held = stalling.pool.acquire()
@@ -755,7 +785,7 @@ def release_by_lease(pool: Pool[Client], *, begin: bool = True, **arguments: Any
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     settle()
-    return [record.getMessage() for record in caplog.records if "left open" in record.getMessage()]
+    return [record.getMessage() for record in caplog.records if "unfinished work" in record.getMessage()]
 
 
 RELEASES = [release_by_pool, release_by_lease]
@@ -853,7 +883,8 @@ def test_giving_back_what_is_left_open_does_not_switch(
     if answer is not None:
         connector.acts["is_settled"] = answer
     without_switching(lambda: pool.release(client))
-    assert len(warnings(caplog)) == 1
+    # What can't say is discarded, and there is a line for that.
+    assert len(warnings(caplog)) == (answer is None)
     connector.acts.clear()
     for greenlet in waiting:
         pool.release(greenlet.get(timeout=PATIENCE))

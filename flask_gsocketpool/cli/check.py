@@ -70,7 +70,7 @@ def _check(pools: Pools, name: str, timeout: float | None) -> dict[str, Any]:
     opening = gevent.spawn(_open_one, pool)
     opening.join(limit)
     seconds = time.perf_counter() - began
-    error = opening.value if opening.ready() else TimeoutError(f"not open after {limit:g} s")
+    error = opening.value if opening.ready() else TimeoutError(f"not open, or no answer to a ping, after {limit:g} s")
     gevent.spawn(pool.close, timeout=0).join(max(0.0, limit - seconds))
     options = pools.options_of(name)
     return {

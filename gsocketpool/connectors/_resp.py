@@ -51,7 +51,7 @@ _STREAMING = {
 }
 #: Other commands after which a connection is not as it was made.
 _LASTING = {"ASKING", "AUTH", "HELLO", "HIMPORT", "QUIT", "READONLY", "READWRITE", "RESET"}
-_NOTED = {"MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH", "SELECT", "CLIENT"} | _STREAMING | _LASTING
+_NOTED = {"MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH", "SELECT", "CLIENT", "SCRIPT"} | _STREAMING | _LASTING
 
 #: What the libraries, each in its way, tell a server of themselves.
 _KEPT = ("driver_info", "lib_name", "lib_version")
@@ -304,6 +304,8 @@ class _Session:
             self._database = arguments[0] if arguments else ""
         elif name in _STREAMING:
             self.is_streaming = True
+        elif name == "SCRIPT":
+            self._is_lasting = self._is_lasting or arguments[:1] == ["DEBUG"]
         elif name != "CLIENT" or not arguments or arguments[0] not in _HARMLESS_OF_CLIENT:
             self._is_lasting = True
 

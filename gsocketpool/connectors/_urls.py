@@ -1,4 +1,7 @@
-"""URLs with a password that is not quoted. Parsed all the same, they show a part of it as a port or a database."""
+"""Detect URLs whose password is not percent-encoded.
+
+Parsing one would show a part of the password as a port or a database.
+"""
 
 from __future__ import annotations
 
@@ -16,5 +19,10 @@ def is_ambiguous(url: str) -> bool:
         return True
     if parts.fragment or ("@" in parts.path and parts.netloc):
         return True
+    if "@" not in parts.query or "@" in parts.netloc:
+        return False
     # A query has the form of names and values, unless it is the rest of a password.
-    return "@" in parts.query and "@" not in parts.netloc and any("=" not in one for one in parts.query.split("&"))
+    if any("=" not in one for one in parts.query.split("&")):
+        return True
+    host, colon, port = parts.netloc.rpartition(":")
+    return bool(colon) and not parts.netloc.endswith("]") and not (host and port.isdecimal())

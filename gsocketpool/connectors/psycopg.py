@@ -47,7 +47,8 @@ _settings_of: Callable[[PsycopgConnection], tuple[Any, ...]] = attrgetter(*_SETT
 
 # To look one up in its class takes longer than to compare it.
 _IDLE, _INTRANS, _INERROR = TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR
-_ACTIVE, _PIPELINE_OFF, _BAD = TransactionStatus.ACTIVE, PipelineStatus.OFF, ConnStatus.BAD
+_ACTIVE, _UNKNOWN = TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN
+_PIPELINE_OFF, _BAD = PipelineStatus.OFF, ConnStatus.BAD
 _REUSABLE = (_IDLE, _INTRANS, _INERROR)
 
 #: What callers can set on each client, as connect() gave it. For all connectors: another one may reset the client.
@@ -112,7 +113,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
     def __repr__(self) -> str:
         given = {} if callable(self._conninfo) else conninfo_to_dict(self._conninfo)
         given.update({name: value for name, value in self._options.items() if value is not None})
-        shown = [f"{name}={given[name]}" for name in _SHOWN if name in given and not callable(given[name])]
+        shown = [f"{name}={_legible(given[name])}" for name in _SHOWN if name in given and not callable(given[name])]
         return f"{type(self).__name__}({' '.join(shown)})"
 
     def connect(self) -> PsycopgConnection:
@@ -160,7 +161,10 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         if status == _IDLE:
             return
         # In autocommit mode, what the statements before did is committed.
-        if status == _ACTIVE and connection.autocommit:
+        if connection.autocommit and status in (_ACTIVE, _UNKNOWN):
+            return
+        # If the block has closed it, the server has rolled back.
+        if connection.closed and not connection.broken:
             return
         connection.commit()
 
@@ -269,6 +273,11 @@ def _half_open(error: BaseException) -> int | None:
             # Nothing else in Python knows it.
             return frame.f_locals.get("fileno")
     return None
+
+
+def _legible(value: object) -> str:
+    """Return what a repr shows of a value: libpq takes a whole connection string, with its password, for a dbname."""
+    return _HIDDEN if "://" in str(value) or "=" in str(value) else str(value)
 
 
 def _can_cancel() -> bool:
