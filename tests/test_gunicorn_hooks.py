@@ -47,7 +47,7 @@ class Worker(SimpleNamespace):
     """What the hooks see of a worker of gunicorn's."""
 
     def __init__(self, wsgi: Any, **more: Any) -> None:
-        super().__init__(**{"wsgi": wsgi, "pid": os.getpid(), "timeout": 15, "alive": True, "notified": 0, **more})
+        super().__init__(**{"wsgi": wsgi, "pid": os.getpid(), "timeout": 15, "alive": False, "notified": 0, **more})
 
     def notify(self) -> None:
         self.notified += 1
