@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -63,10 +64,15 @@ class PgBouncer:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen([PGBOUNCER, self._configuration], user=self._user, stderr=log)
         deadline = time.monotonic() + PATIENCE
-        while not self._socket.exists():
+        while not self._is_listening():
             assert self._process.poll() is None, self._log.read_text()
             assert time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.01)
+
+    def _is_listening(self) -> bool:
+        # The file is there a moment earlier.
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(self._socket)) == 0
 
     def stop(self) -> None:
         """Stop it, without a goodbye to its clients."""
