@@ -277,7 +277,9 @@ def _read_target(given: Mapping[str, Any], key_of: Callable[[str], str]) -> _Tar
     factory = _read_factory(given["factory"], key_of("factory")) if given.get("factory") else None
     if url and not (isinstance(url, str) and url.partition("://")[0] in STREAMS):
         return _read_client(url, factory, options, key_of)
-    if isinstance(factory, type) and issubclass(factory, Connector) and not url:
+    if isinstance(factory, type) and issubclass(factory, Connector):
+        if url:
+            raise ConfigurationError(key_of("url"), "must be left out: give the connector what it needs by options")
         return _make_connector(factory, options, key_of("options"))
     if isinstance(factory, Connector):
         if options or url:

@@ -61,6 +61,7 @@ def test_a_connector_is_a_factory() -> None:
         ({"FACTORY": Configured, "OPTIONS": dict}, "SOCKETPOOL_OPTIONS must map names to values for a connector"),
         ({"FACTORY": CONNECTOR, "URL": "valkey://db"}, "SOCKETPOOL_URL chooses a connector: leave out SOCKETPOOL_F"),
         ({"FACTORY": CONNECTOR, "URL": "tcp://db:1"}, "SOCKETPOOL_URL must be left out"),
+        ({"FACTORY": Configured, "URL": "tcp://db:1"}, "SOCKETPOOL_URL must be left out"),
         ({"URL": "valkey://db", "OPTIONS": {"retry": 3}}, "SOCKETPOOL_OPTIONS can't be used: retry must be left out"),
         ({"URL": "valkey://db?retry=3", "OPTIONS": {"db": 1}}, "SOCKETPOOL_URL can't be used: retry must be left out"),
         ({"URL": "postgresql://me:a/b@db"}, "SOCKETPOOL_URL can't be used: conninfo must be a URL whose password is q"),
