@@ -83,7 +83,7 @@ class Closer:
         """Abort what is being closed: in a forked child, where it is the parent's."""
         connections = [*self._at_work.values(), *(connection for connection, _ in self._pending)]
         for greenlet in self._at_work:
-            greenlet.kill(block=False)
+            _fork.stop(greenlet)
         self._at_work.clear()
         self._cancelling.clear()
         self._pending.clear()

@@ -458,7 +458,7 @@ class Core:
         forget_connections(state, self._adapter)
         self._closer.abort_all()
         for opener in openers:
-            opener.kill(block=False)
+            _fork.stop(opener)
         if hub.thread_ident != get_ident():
             # The waiters are greenlets of a thread that the child does not have.
             state.forget_waiters()
@@ -489,7 +489,7 @@ class Core:
                 self._closer.add(entry.connection, cancel=True)
             # The reaper may keep the state for good, if the event loop never runs again.
             self._state.forget_entries()
-            self._closer.outlive_pool(self._hub.loop, self._thread, self._reaper.stop, self._lifecycle.kill_resets)
+            self._closer.outlive_pool(self._hub.loop, self._thread, self._reaper.stop, self._lifecycle.resetter.kill)
 
     # What to raise
 

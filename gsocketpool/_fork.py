@@ -5,6 +5,7 @@ An at-fork handler can't be taken back, so there is a single one, for every pool
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import weakref
@@ -14,6 +15,7 @@ from typing import Protocol
 import gevent
 
 from gsocketpool._threads import Orphan
+from gsocketpool.connection import _sockets
 
 logger = logging.getLogger("gsocketpool")
 
@@ -36,6 +38,15 @@ def tell_after_fork(listener: Forkable) -> None:
 def keep_alive(connection: object) -> None:
     """Keep in a child what belongs to the parent: a destructor might say goodbye on the parent's behalf."""
     _kept.append(connection)
+
+
+def stop(copied: gevent.Greenlet) -> None:
+    """Kill a greenlet in a child, and first cut off the sockets that it has: it may run once more before it ends."""
+    for candidate in _sockets.held_by(copied.gr_frame):
+        # Where there is no descriptor to spare for that, killing must do.
+        with contextlib.suppress(OSError):
+            _sockets.replace(candidate)
+    copied.kill(block=False)
 
 
 def _tell_all() -> None:

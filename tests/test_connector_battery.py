@@ -544,12 +544,12 @@ def give_up(it: Subject, pool: Any, how: str, *arguments: str) -> None:
 # All at once
 
 
-def torture_it(it: Subject, seed: int, rounds: int, reset: str, forks: int = 2) -> None:
+def torture_it(it: Subject, seed: int, rounds: int, reset: str) -> None:
     def exchange(connection: Any, message: bytes) -> bytes:
         return it.ask(connection, message.decode()).encode()
 
     with it.pool(reset=reset) as pool:
-        report = torture(pool, seed=seed, rounds=rounds, exchange=exchange, greenlets=12, forks=forks)
+        report = torture(pool, seed=seed, rounds=rounds, exchange=exchange, greenlets=12, forks=2)
         assert report.exchanges > rounds / 5, report
         assert report.thrown > rounds / 50, report
         assert report.forks or rounds < 1000, report
@@ -559,10 +559,7 @@ def torture_it(it: Subject, seed: int, rounds: int, reset: str, forks: int = 2) 
 @patched
 @everyone
 def test_a_torture(own_servers: Servers, subject: str) -> None:
-    # With psycopg 3.2.3, not with 3.3, a child has been seen to go on with a session of its parent's, once in fifteen
-    # runs, and why is not known. Until it is, the forks of psycopg's sessions are left to the torture.
-    forks = 0 if "psycopg" in subject else 2
-    torture_it(made(subject, own_servers), seed=1, rounds=200, reset="unsettled", forks=forks)
+    torture_it(made(subject, own_servers), seed=1, rounds=200, reset="unsettled")
 
 
 @patched

@@ -7,11 +7,14 @@ import gc
 import logging
 import multiprocessing
 import os
+import socket
 import threading
 import time
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import gevent
@@ -21,6 +24,8 @@ import pytest
 
 from gsocketpool import Pool, PoolClosedError, PoolEvents, PoolExhaustedError
 from gsocketpool._threads import current
+from gsocketpool.connection._sockets import is_readable
+from gsocketpool.connectors import Connector
 from tests.lines import Line, LineServer, line_pool
 from tests.lines import server as server
 from tests.scripted import (
@@ -171,6 +176,60 @@ def test_what_was_under_way_at_a_fork_ends_in_the_child(backend: Backend) -> Non
     for waiter in waiters:
         pool.release(waiter.get(timeout=PATIENCE))
     assert numbers(pool)[1] == 2
+
+
+class GreetsForLong(Connector[Any]):
+    """Says who it is, again and again, on a socket that the pool hears of when it is open."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock_of_the_test = weakref.ref(sock)
+
+    def connect(self) -> Any:
+        raise NotImplementedError
+
+    def is_settled(self, connection: Any) -> bool:
+        return True
+
+
+class WithASocketInALocal(GreetsForLong):
+    def connect(self) -> Any:
+        sock = self.sock_of_the_test()
+        assert sock is not None
+        while True:
+            sock.sendall(b"%d " % os.getpid())
+            gevent.sleep(0)
+
+
+class WithASocketInAnAttribute(GreetsForLong):
+    def connect(self) -> Any:
+        client = SimpleNamespace(sock=self.sock_of_the_test())
+        while True:
+            client.sock.sendall(b"%d " % os.getpid())
+            gevent.sleep(0)
+
+
+class WithADescriptorInALocal(GreetsForLong):
+    def connect(self) -> Any:
+        sock = self.sock_of_the_test()
+        assert sock is not None
+        fileno = sock.fileno()
+        del sock
+        while True:
+            os.write(fileno, b"%d " % os.getpid())
+            gevent.sleep(0)
+
+
+@pytest.mark.parametrize("kind", [WithASocketInALocal, WithASocketInAnAttribute, WithADescriptorInALocal])
+def test_an_opening_that_the_fork_caught_under_way_says_nothing_more_in_the_child(kind: type[GreetsForLong]) -> None:
+    """The child's copy of the greenlet may run once more before it is killed."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Pool(kind(ours), max_connections=1) as pool:
+        opener = spawn_acquire(pool)
+        eventually(lambda: is_readable(theirs.fileno()))
+        in_child(settle)
+        settle()
+        assert set(theirs.recv(100_000).split()) == {b"%d" % os.getpid()}
+        opener.kill()
 
 
 def test_the_childs_reaper_is_its_own(backend: Backend) -> None:

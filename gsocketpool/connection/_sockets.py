@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+from collections.abc import Iterator
+from types import FrameType, ModuleType
 from typing import Any
 
 import gevent.socket
@@ -111,3 +114,30 @@ def replace(candidate: Any) -> None:
         os.dup2(null, descriptor, inheritable=False)
     finally:
         os.close(null)
+
+
+def held_by(frame: FrameType | None) -> Iterator[Any]:
+    """Find the connections that a function and its callers have in local variables, or in attributes of what is there.
+
+    A library that is connecting may have its socket nowhere else. A descriptor is found under the name ``fileno``,
+    which psycopg gives it.
+    """
+    while frame is not None:
+        for name, value in list(frame.f_locals.items()):
+            if name == "fileno" and type(value) is int:
+                yield value
+            for candidate in (value, *_attributes(value)):
+                # By its type: a stand-in may do anything when it is asked for its class.
+                if issubclass(type(candidate), _SOCKETS) and candidate.type == socket.SOCK_STREAM:
+                    yield candidate
+        frame = frame.f_back
+
+
+def _attributes(value: Any) -> list[Any]:
+    if isinstance(value, type | ModuleType):
+        # What all share is not of one connection.
+        return []
+    # A __dict__ may be anything, and have anything inside.
+    with contextlib.suppress(Exception):
+        return list(vars(value).values())
+    return []
