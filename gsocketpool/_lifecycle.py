@@ -18,9 +18,10 @@ from gevent import getcurrent
 from gevent.event import Event
 
 from gsocketpool import _fork
-from gsocketpool._adapter import ENDS, Adapter, Questions
+from gsocketpool._adapter import Adapter, Questions
 from gsocketpool._closer import Closer
-from gsocketpool._records import IDLE, REMOVED, RESETTING, Entry, Waiter
+from gsocketpool._records import IDLE, REMOVED, Entry, Waiter
+from gsocketpool._resetter import Resetter
 from gsocketpool._state import DISCARDED, RETIRED, State
 from gsocketpool._waiters import Waiters
 from gsocketpool.events import Listener, tell, tell_in_loop
@@ -74,8 +75,7 @@ class Lifecycle:
         #: event loop, too, and those of the parent have nothing to do in the child.
         self._forks = 0
         self._refill: Any = None
-        #: The greenlets that reset a connection each.
-        self._resetting: dict[gevent.Greenlet, Entry] = {}
+        self.resetter = Resetter(settings.reset_timeout, adapter, self._reset_ended)
         self._pause = FIRST_PAUSE
         self._complaints = Throttle(clock=clock)
         #: What the last failure said; None once an opening has succeeded.
@@ -86,6 +86,7 @@ class Lifecycle:
     def attach(self, hub: Any) -> None:
         """Work in the event loop of `hub` from now on."""
         self._loop = hub.loop
+        self.resetter.attach(hub)
 
     def start_openings(self, more: int = 0) -> None:
         """Begin as many openings as are due: for the waiters, `more` callers and ``min_connections``."""
@@ -111,8 +112,7 @@ class Lifecycle:
         """Forget the parent's failures, greenlets and event loop, in a forked child."""
         self._stop_refill()
         self._forks += 1
-        self._stop_resets()
-        self._resetting.clear()
+        self.resetter.after_fork()
         self._loop = None
         self._pause = FIRST_PAUSE
         self._complaints = Throttle(clock=self._clock)
@@ -286,65 +286,19 @@ class Lifecycle:
     def begin_reset(self, entry: Entry) -> None:
         """End a lease, and have the connection reset before its next one. This does not switch."""
         # First, for near the recursion limit it may fail. It does nothing unless the next step was done.
-        self._loop.run_callback(self._start_reset, entry)
+        self._loop.run_callback(self.resetter.start, entry)
         self._state.begin_reset(entry, self._clock())
 
-    def _start_reset(self, entry: Entry) -> None:
-        if entry.status is RESETTING:
-            greenlet = gevent.Greenlet(self._reset, entry)
-            self._resetting[greenlet] = entry
-            greenlet.rawlink(self._reset_ended)
-            greenlet.start()
-
-    def _reset(self, entry: Entry) -> bool:
-        """Return whether the connection may be kept."""
-        connection = entry.connection
-        limit = gevent.Timeout(self._settings.reset_timeout)
-        try:
-            with limit:
-                is_good = self._adapter.reset(connection)
-                # A reset that has swallowed the limit has lost what it was waiting for.
-                is_late = not limit.pending
-            if is_good and not is_late:
-                return True
-            error: BaseException | None = limit if is_late else None
-        except ENDS:
-            raise
-        except BaseException as raised:
-            error = raised
-        if entry.status is not RESETTING:
-            # The pool was closed meanwhile, or a fork has copied this greenlet.
-            pass
-        elif error is limit:
-            logger.warning("resetting %r took longer than %s s", connection, self._settings.reset_timeout)
-        elif error is None:
-            logger.warning("%r was reset, and still can't be used again", connection)
-        else:
-            logger.warning("resetting %r failed", connection, exc_info=error)
-        if error is not None:
-            # Its traceback would keep what reset() had in its locals.
-            error.__traceback__ = None
-        return False
-
-    def _reset_ended(self, greenlet: gevent.Greenlet) -> None:
-        entry = self._resetting.pop(greenlet, None)
-        if entry is None or entry.status is not RESETTING:
-            # A fork has copied the greenlet, or the pool was closed.
-            return
-        if greenlet.value is not True:
+    def _reset_ended(self, entry: Entry, is_good: bool) -> None:
+        if not is_good:
             self.remove(entry, DISCARDED, "not_reset")
             return
         is_kept = self._follow_up(entry, self._state.end_reset(entry, self._clock()))
         if is_kept and self._listener.released is not None:
             self.tell_released(entry.connection)
 
-    def kill_resets(self) -> None:
-        """Cut short the resets that are under way. What becomes of their connections is the caller's to decide."""
-        for greenlet in self._resetting:
-            greenlet.kill(block=False)
-
     def _stop_resets(self) -> None:
-        self.kill_resets()
+        self.resetter.kill()
         self.close_removed(self._state.pop_all_resetting(), "not_reset", cancel=True)
 
     def tell_released(self, connection: Any) -> None:

@@ -46,7 +46,7 @@ FLOORS = [
         "gsocketpool.url",
     },
     {"gsocketpool._adapter"},
-    {"gsocketpool._closer"},
+    {"gsocketpool._closer", "gsocketpool._resetter"},
     {"gsocketpool._lifecycle"},
     {"gsocketpool._reaper"},
     {"gsocketpool._core"},

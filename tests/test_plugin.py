@@ -85,6 +85,37 @@ def test_what_is_left_behind_fails_a_test(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*a greenlet: <Greenlet * sleep*"])
 
 
+def test_what_an_older_pool_keeps_for_its_next_reset_is_not_left_behind(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+    from gsocketpool.connectors import Connector
+
+    class Slow(Connector):
+        connect = list
+
+        def is_settled(self, connection):
+            return True
+
+        def reset(self, connection):
+            gevent.sleep(0.01)
+
+        def close(self, connection):
+            pass
+
+    pool = Pool(Slow(), reset="always", reap_expired_connections=False)
+    no_leaks.__globals__["_GRACE"] = 0.05
+
+    def test_it_resets(assert_no_leaks):
+        with pool.connection():
+            pass
+        gevent.sleep(0.05)
+        assert pool.stats().idle == 1
+        """,
+    )
+    result.assert_outcomes(passed=1)
+
+
 def test_an_app_has_pools_of_its_own_in_each_test(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,

@@ -338,7 +338,7 @@ def test_a_reset_that_is_killed_discards(stalling: Stalling, turns: int) -> None
     killed = []
 
     def kill() -> None:
-        for greenlet in list(stalling.pool._lifecycle._resetting):
+        for greenlet in list(stalling.pool._lifecycle.resetter.at_work):
             greenlet.kill(block=False)
             killed.append(greenlet)
 
@@ -1140,6 +1140,68 @@ def test_what_is_collected_while_a_reset_ends_does_not_give_back_twice(monkeypat
     settle()
     assert numbers(stalling.pool) == (0, 1, 0, 0)
     assert len(state.idle) == 1
+
+
+# The greenlets that do it
+
+
+def greenlets_of_resets() -> set[gevent.Greenlet]:
+    """Those that reset something, or wait until there is something to reset."""
+    everything = gc.get_objects()
+    return {one for one in everything if type(one) is gevent.Greenlet and "Resetter" in repr(one) and not one.dead}
+
+
+@pytest.fixture
+def strangers() -> set[gevent.Greenlet]:
+    """What other tests have left."""
+    return greenlets_of_resets()
+
+
+def reset_some(pool: Pool[Client], count: int) -> None:
+    clients = [begun(pool) for _ in range(count)]
+    for client in clients:
+        pool.release(client)
+    eventually(lambda: pool.stats().idle == count)
+
+
+def test_they_are_kept_for_the_next_resets(strangers: set[gevent.Greenlet]) -> None:
+    with Pool(ScriptedConnector(reset=end_slowly)) as pool:
+        reset_some(pool, 3)
+        first = greenlets_of_resets() - strangers
+        reset_some(pool, 3)
+        assert greenlets_of_resets() - strangers == first
+        assert len(first) == 3
+
+
+def test_no_more_than_a_few_of_them_are_kept(strangers: set[gevent.Greenlet]) -> None:
+    with Pool(ScriptedConnector(reset=end_slowly), max_connections=40) as pool:
+        reset_some(pool, 40)
+        assert len(greenlets_of_resets() - strangers) <= 16
+
+
+def test_one_that_is_killed_while_it_waits_is_replaced(strangers: set[gevent.Greenlet]) -> None:
+    with Pool(ScriptedConnector(reset=end_slowly)) as pool:
+        reset_some(pool, 3)
+        gevent.killall(list(greenlets_of_resets() - strangers))
+        reset_some(pool, 3)
+        assert pool.stats().discarded == {}
+        assert len(greenlets_of_resets() - strangers) == 3
+
+
+def end_slowly(client: Client) -> None:
+    gevent.sleep(0)
+    client.is_begun = False
+
+
+@pytest.mark.parametrize("end", ["close", "collect"])
+def test_they_end_with_the_pool(strangers: set[gevent.Greenlet], end: str) -> None:
+    pool = Pool(ScriptedConnector(reset=end_slowly))
+    reset_some(pool, 3)
+    assert greenlets_of_resets() - strangers
+    if end == "close":
+        pool.close()
+    del pool
+    eventually(lambda: not greenlets_of_resets() - strangers)
 
 
 # The recursion limit

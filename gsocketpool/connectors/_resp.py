@@ -250,7 +250,17 @@ def _connection(client: Any) -> Any:
 class _Session:
     """What the server knows of one connection beyond what it was made with."""
 
-    __slots__ = ("_database", "_home", "_is_lasting", "in_multi", "is_open", "is_streaming", "is_watching", "owed")
+    __slots__ = (
+        "_database",
+        "_home",
+        "_is_lasting",
+        "in_multi",
+        "is_open",
+        "is_streaming",
+        "is_watching",
+        "read",
+        "sent",
+    )
 
     def __init__(self, database: object) -> None:
         self._home = str(database)
@@ -264,8 +274,8 @@ class _Session:
         self._forget()
 
     def _forget(self) -> None:
-        #: Commands sent, less replies read.
-        self.owed = 0
+        #: How many commands were sent, and replies read.
+        self.sent = self.read = 0
         self.in_multi = False
         self.is_watching = False
         #: Whether messages come that no command has asked for.
@@ -276,7 +286,7 @@ class _Session:
     @property
     def is_clean(self) -> bool:
         """Whether every reply is read, and nothing is left open that DISCARD and UNWATCH would not end."""
-        return not (self.owed or self.is_streaming or self._is_lasting) and self._database == self._home
+        return self.sent == self.read and not (self.is_streaming or self._is_lasting) and self._database == self._home
 
     def spoil(self) -> None:
         """Note what nothing mends."""
@@ -284,7 +294,7 @@ class _Session:
 
     def note(self, command: tuple[Any, ...]) -> None:
         """Note a command that is about to be sent."""
-        self.owed += 1
+        self.sent += 1
         if not _is_noted(command[0]):
             return
         # The library, too, takes "CLIENT TRACKING" for two words.
@@ -319,6 +329,8 @@ class _Connection(_Mixin):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.session = _Session(self.db)
+        #: Whether the library has something to say to a server that has reset the session.
+        self._greets = True
 
     def _connect(self) -> Any:
         if self.session.is_open:
@@ -334,6 +346,9 @@ class _Connection(_Mixin):  # type: ignore[misc]
     def greet(self) -> None:
         """Send what the library sends when it has connected, but for what the server has kept through a RESET."""
         greet = getattr(self, self.errors.__name__.partition(".")[0] + "_connect_func")
+        if greet is None and not self._greets:
+            return
+        before = self.session.sent
         # The names of the library and its version, which would take a round trip each.
         kept = {name: getattr(self, name) for name in _KEPT if hasattr(self, name)}
         for name in kept:
@@ -346,6 +361,7 @@ class _Connection(_Mixin):  # type: ignore[misc]
         finally:
             for name, value in kept.items():
                 setattr(self, name, value)
+        self._greets = self.session.sent > before
 
     def require_silence(self) -> None:
         """Raise if the connection is dead, or has a reply to read that would pass for that of the next command.
@@ -376,12 +392,12 @@ class _Connection(_Mixin):  # type: ignore[misc]
         try:
             response = super().read_response(*args, **kwargs)
         except self.errors.ResponseError as error:
-            self.session.owed -= 1
+            self.session.read += 1
             # The server is a replica by now. Inside of a transaction, that is said in the text of another error.
             if isinstance(error, self.errors.ReadOnlyError) or "READONLY" in str(error):
                 self.session.spoil()
             raise
-        self.session.owed -= 1
+        self.session.read += 1
         return response
 
 

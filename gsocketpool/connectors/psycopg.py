@@ -14,7 +14,7 @@ try:
 except ImportError as error:
     raise ImportError("PsycopgConnector needs psycopg: pip install 'gsocketpool[psycopg]'") from error
 
-from psycopg import generators
+from gevent.socket import wait_read, wait_readwrite
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
@@ -118,7 +118,6 @@ class PsycopgConnector(Connector[PsycopgConnection]):
 
     def connect(self) -> PsycopgConnection:
         """Return an open client. It asks `conninfo` and the options that are callables."""
-        process = os.getpid()
         conninfo = self._conninfo
         if callable(conninfo):
             conninfo = _check_conninfo(conninfo())
@@ -126,9 +125,6 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         try:
             connection: PsycopgConnection = psycopg.connect(conninfo, **options)
         except BaseException as error:
-            if os.getpid() != process:
-                # A fork has copied this greenlet, and psycopg leaves a parent's socket open.
-                _sockets.replace(_half_open(error))
             # The half-open socket is a local there, and lives as long as the exception, which gevent keeps for a while.
             traceback.clear_frames(error.__traceback__)
             raise
@@ -139,9 +135,6 @@ class PsycopgConnector(Connector[PsycopgConnection]):
             settings, *handlers = _set_on(connection)
             _given[connection] = (settings, *map(list, handlers))
         except BaseException:
-            if os.getpid() != process:
-                # As above: a goodbye would end the parent's session.
-                self.abort(connection)
             connection.close()
             raise
         return connection
@@ -186,10 +179,8 @@ class PsycopgConnector(Connector[PsycopgConnection]):
             _execute(connection, b"BEGIN; DEALLOCATE ALL")
             # With this psycopg forgets its own statements, and it has no other public way in all of its versions.
             connection.rollback()
-        # Notifications that came meanwhile were meant for the last caller. Only newer versions keep them.
-        backlog = getattr(connection, "_notifies_backlog", None)
-        if backlog and not self._listens:
-            backlog.clear()
+        if not self._listens:
+            _drop_notifications(connection)
 
     def is_reusable(self, connection: PsycopgConnection, error: BaseException | None) -> bool:
         """Return whether the connection is open and no reply is still to come, whatever error has left the block."""
@@ -252,27 +243,41 @@ def _set_on(connection: PsycopgConnection) -> tuple[Any, ...]:
 
 
 def _execute(connection: PsycopgConnection, script: bytes) -> list[PGresult]:
-    """Execute statements, and return their results. A cursor, which any caller may have replaced, takes longer."""
-    connection.pgconn.send_query(script)
-    results: list[PGresult] = connection.wait(generators.execute(connection.pgconn))
-    for result in results:
+    """Execute statements, and return their results.
+
+    A cursor, which any caller may have replaced, takes longer, and so does psycopg's own way to wait.
+    """
+    pgconn = connection.pgconn
+    pgconn.send_query(script)
+    while pgconn.flush():
+        wait_readwrite(pgconn.socket)
+        pgconn.consume_input()
+    results: list[PGresult] = []
+    while True:
+        while pgconn.is_busy():
+            wait_read(pgconn.socket)
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None:
+            return results
         if result.status == ExecStatus.FATAL_ERROR:
             raise psycopg.errors.error_from_result(result)
-    return results
+        results.append(result)
+
+
+def _drop_notifications(connection: PsycopgConnection) -> None:
+    """Forget the notifications that have come: they were meant for the last caller."""
+    while connection.pgconn.notifies():
+        pass
+    # Only newer versions keep those that came during a statement.
+    backlog = getattr(connection, "_notifies_backlog", None)
+    if backlog:
+        backlog.clear()
 
 
 def _descriptor(connection: PsycopgConnection) -> int:
     pgconn = connection.pgconn
     return -1 if pgconn.status == _BAD else pgconn.socket
-
-
-def _half_open(error: BaseException) -> int | None:
-    """Return the descriptor that psycopg was connecting when it was interrupted; None if there is none."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "wait_conn":
-            # Nothing else in Python knows it.
-            return frame.f_locals.get("fileno")
-    return None
 
 
 def _legible(value: object) -> str:
