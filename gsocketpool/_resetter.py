@@ -67,7 +67,13 @@ class Resetter:
             if len(self.idle) >= MOST_IDLE:
                 return
             self.idle.append(greenlet)
-            self._hub.switch()
+            try:
+                self._hub.switch()
+            except ENDS:
+                raise
+            except BaseException:
+                # Thrown at a reset that had ended by then.
+                return
 
     def _reset(self, entry: Entry, greenlet: gevent.Greenlet) -> None:
         is_good = False

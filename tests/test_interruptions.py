@@ -410,20 +410,20 @@ SCENARIOS = {
         has_connector=True,
         settings={"context": context, "events": Listening()},
     ),
-    "reset": Scenario(begin_and_release, {"_reset"}, idle=True, kind=Transaction),
+    "reset": Scenario(begin_and_release, {"_work"}, idle=True, kind=Transaction),
     "reset, with a connector": Scenario(
-        begin_and_release, {"_reset"}, idle=True, kind=Transaction, has_connector=True, settings={"clock": monotonic}
+        begin_and_release, {"_work"}, idle=True, kind=Transaction, has_connector=True, settings={"clock": monotonic}
     ),
     "reset always, with a connector, a context and events": Scenario(
         begin_in_a_block,
-        {"_reset"},
+        {"_work"},
         idle=True,
         kind=Transaction,
         has_connector=True,
         settings={"reset": "always", "context": context, "events": Listening()},
     ),
     "drain while resetting": Scenario(
-        begin_and_drain, {"_reset", "_close", "_open"}, idle=True, kind=Transaction, has_connector=True
+        begin_and_drain, {"_work", "_close", "_open"}, idle=True, kind=Transaction, has_connector=True
     ),
     "close while resetting": Scenario(
         close_or_begin, {"_close"}, idle=True, kind=Transaction, has_connector=True, allowed=PoolClosedError

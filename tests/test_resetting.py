@@ -1179,10 +1179,13 @@ def test_no_more_than_a_few_of_them_are_kept(strangers: set[gevent.Greenlet]) ->
         assert len(greenlets_of_resets() - strangers) <= 16
 
 
-def test_one_that_is_killed_while_it_waits_is_replaced(strangers: set[gevent.Greenlet]) -> None:
+@pytest.mark.parametrize("error", [gevent.GreenletExit, gevent.Timeout, BoomError])
+def test_one_that_is_killed_while_it_waits_is_replaced(
+    strangers: set[gevent.Greenlet], error: type[BaseException]
+) -> None:
     with Pool(ScriptedConnector(reset=end_slowly)) as pool:
         reset_some(pool, 3)
-        gevent.killall(list(greenlets_of_resets() - strangers))
+        gevent.killall(list(greenlets_of_resets() - strangers), exception=error)
         reset_some(pool, 3)
         assert pool.stats().discarded == {}
         assert len(greenlets_of_resets() - strangers) == 3
