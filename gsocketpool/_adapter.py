@@ -7,6 +7,7 @@ much. This module chooses the question, once, when a connection has been opened.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -134,8 +135,11 @@ class Adapter:
         # What is thrown at the caller is then never mistaken for what the connection raised, nor the other way round.
         asking = gevent.spawn(self._ask, entry)
         self._asking.add(asking)
+        until = time.monotonic() + seconds
         try:
-            asking.join(None if seconds == float("inf") else timer_seconds(seconds))
+            # A timer of libuv's may be early, and in what it leaves no other connection could be checked.
+            while not asking.ready() and (left := until - time.monotonic()) > 0:
+                asking.join(None if left == float("inf") else timer_seconds(left))
         finally:
             asking.kill(block=False)
             self._asking.discard(asking)

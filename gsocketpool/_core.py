@@ -7,11 +7,11 @@ acquire and release passes through is written out here: another call costs more 
 from __future__ import annotations
 
 import logging
-import math
 import time
-import weakref
 from collections.abc import Callable
+from math import inf
 from typing import Any
+from weakref import ReferenceType, ref
 
 import gevent
 from gevent import getcurrent
@@ -74,12 +74,13 @@ class Core:
     ) -> None:
         self._name = name
         self._settings = settings
-        self._acquire_timeout = math.inf if settings.acquire_timeout is None else settings.acquire_timeout
+        self._acquire_timeout = inf if settings.acquire_timeout is None else settings.acquire_timeout
         self._notes_callsites = settings.leak_threshold is not None
         self._clock = time.monotonic if clock is None else clock
         self._listener = Listener(events)
         self._tells_acquired = self._listener.acquired is not None
         self._tells_released = self._listener.released is not None
+        self._tells_waiting = self._listener.waiting is not None
         self._state = State(settings)
         self._adapter = Adapter(steps, context, settings.reset)
         self._closer = Closer(settings.close_timeout, self._adapter)
@@ -115,7 +116,7 @@ class Core:
         began = now = self._clock()
         caller = getcurrent()
         # Before anything is taken: making one may fail.
-        holder = weakref.ref(caller)
+        holder = ref(caller)
         state = self._state
         entry = state.pop_idle(now, holder) if state.idle else None
         has_waited = again = False
@@ -125,29 +126,27 @@ class Core:
                     has_waited = True
                     entry = self._wait_for_entry(caller, holder, began, timeout, again)
                     now = entry.in_use_since
-                    if entry.retire_at < math.inf or entry.ask is None:
+                    if entry.retire_at < inf or entry.ask is None:
                         # The event loop may have been held up since it was handed over.
                         now = self._clock()
-                ask = entry.ask
-                is_good = False
                 if entry.is_new:
                     # It may even have something to read, a greeting for instance.
-                    is_good = True
-                elif ask is None or now >= entry.retire_at:
-                    is_good = self._validate(entry, now, began + timeout)
+                    break
+                ask = entry.ask
+                if ask is None or now >= entry.retire_at:
+                    if self._validate(entry, now, began + timeout):
+                        break
                 else:
                     generation = entry.generation
                     try:
                         # Its truth is asked for in here, for that may raise, too.
-                        if ask(entry.connection):
-                            is_good = entry.generation == generation and entry.status is IN_USE
-                        else:
+                        if not ask(entry.connection):
                             self._remove_leased(entry, generation, "unusable")
+                        elif entry.generation == generation and entry.status is IN_USE:
+                            break
                     except BaseException as error:
                         if self._was_thrown(entry, generation, error):
                             raise
-                if is_good:
-                    break
                 entry = None
                 again = True
             if has_waited:
@@ -206,9 +205,9 @@ class Core:
 
         :param again: whether the caller was given a bad one already. It keeps its place among the waiters.
         """
-        state = self._state
+        state, waiters = self._state, self._waiters
         can_wait = caller is not self._hub
-        deadline = began + (timeout if can_wait else 0.0)
+        deadline = began + timeout if can_wait else began
         now = began
         while not state.closed:
             if again:
@@ -218,7 +217,43 @@ class Core:
                     return entry
             if now >= deadline:
                 raise self._timed_out(holder, began, timeout, can_wait)
-            waiter = self._wait(holder, began, deadline, timeout, again)
+            if waiters.late:
+                waiters.catch_up()
+            if began >= self._reaper.quiet_until and state.size + len(state.opening) >= state.max_connections:
+                self._reaper.look_for_dead_holders(self, self._clock())
+                if state.closed:
+                    # To look for them may switch.
+                    break
+            if deadline < waiters.fires_at or deadline == inf or self._hub is None:
+                # This greenlet may have been copied by a fork; and the reaper is looked at every now and then.
+                self._ensure_owner()
+            waiter = Waiter(holder, began, deadline, Parking(self._hub))
+            if not state.enqueue(waiter, began, again):
+                raise self._exhausted_error(holder, self._clock() - began, timeout, is_refused=True)
+            if waiter.entry is None:
+                try:
+                    if self._tells_waiting:
+                        tell(self._listener.waiting, self)  # type: ignore[arg-type]
+                    if state.size < state.max_connections:
+                        self._lifecycle.start_openings()
+                    if deadline < waiters.fires_at:
+                        waiters.start_timer(deadline)
+                    waiter.parking.get()
+                except BaseException:
+                    # What was handed over while the exception was on its way belongs to the next one.
+                    entry = state.withdraw(waiter)
+                    if entry is not None:
+                        self._lifecycle.give_back(entry)
+                    raise
+                finally:
+                    if not state.waiters:
+                        waiters.stop_timer()
+                if waiter.error is not None:
+                    try:
+                        raise waiter.error
+                    finally:
+                        # The error's traceback has this frame, and so this frame must not have the error.
+                        del waiter
             entry = waiter.entry
             if entry is None:
                 raise self._timed_out(holder, began, timeout, can_wait)
@@ -227,50 +262,6 @@ class Core:
             # Lost again before this greenlet woke: the pool was closed, or a fork has copied it.
             again = True
         raise self._closed_error()
-
-    def _wait(self, holder: Any, began: float, deadline: float, timeout: float, again: bool) -> Waiter:
-        """Queue the caller. Return its waiter, which has no entry if there was none in time."""
-        state = self._state
-        if self._waiters.late:
-            self._waiters.catch_up()
-        if began >= self._reaper.quiet_until and state.size + len(state.opening) >= state.max_connections:
-            self._reaper.look_for_dead_holders(self, self._clock())
-        if self._hub is None or deadline < self._waiters.fires_at or deadline == math.inf:
-            # This greenlet may have been copied by a fork; and the reaper is looked at every now and then.
-            self._ensure_owner()
-        if state.closed:
-            # To look for dead holders may switch.
-            raise self._closed_error()
-        parking = Parking(self._hub)
-        waiter = Waiter(holder, began, deadline, parking)
-        if not state.enqueue(waiter, began, again):
-            raise self._exhausted_error(holder, self._clock() - began, timeout, is_refused=True)
-        if waiter.entry is not None:
-            return waiter
-        try:
-            if self._listener.waiting is not None:
-                tell(self._listener.waiting, self)
-            if state.size < state.max_connections:
-                self._lifecycle.start_openings()
-            if deadline < self._waiters.fires_at:
-                self._waiters.start_timer(deadline)
-            parking.get()
-        except BaseException:
-            # What was handed over while the exception was on its way belongs to the next one.
-            entry = state.withdraw(waiter)
-            if entry is not None:
-                self._lifecycle.give_back(entry)
-            raise
-        finally:
-            if not state.waiters:
-                self._waiters.stop_timer()
-        if waiter.error is not None:
-            try:
-                raise waiter.error
-            finally:
-                # The error's traceback has this frame, and so this frame must not have the error.
-                del waiter
-        return waiter
 
     def _tell_acquired(self, lease: Any) -> None:
         """Tell the listener of a lease. If that is interrupted, the lease ends."""
@@ -311,19 +302,14 @@ class Core:
                 answer = error is None and entry.connection.is_connected()
             elif mode is BY_ADAPTER:
                 answer = self._adapter.judge(entry.connection, error)
+                if answer is RESET:
+                    self._have_reset(entry, generation)
+                    return
             else:
                 answer = entry.connection.is_reusable(error) is True
             if answer:
                 # A method that let another greenlet run, though it should not, may have let it give this back.
                 if entry.status is IN_USE and entry.generation == generation:
-                    if answer is RESET:
-                        reason = state.reason_to_retire(entry, self._clock())
-                        if reason is None:
-                            self._lifecycle.begin_reset(entry)
-                        else:
-                            # It would be reset for no one.
-                            self._lifecycle.remove(entry, RETIRED, reason)
-                        return
                     outcome = state.give_back(entry, self._clock())
                     if outcome.__class__ is Waiter:
                         try:
@@ -351,6 +337,17 @@ class Core:
                 state.remember_closed(entry.connection)
         except RecursionError:
             self._put_off(self._check_in, entry, generation, error, True)
+
+    def _have_reset(self, entry: Entry, generation: int) -> None:
+        """End a lease whose connection is to be reset."""
+        if not entry.is_leased(generation):
+            return
+        reason = self._state.reason_to_retire(entry, self._clock())
+        if reason is None:
+            self._lifecycle.begin_reset(entry)
+        else:
+            # It would be reset for no one.
+            self._lifecycle.remove(entry, RETIRED, reason)
 
     def _complete(self, entry: Entry, generation: int) -> None:
         """Complete what a block has done that ends well. It may wait; what it raises discards the connection."""
@@ -405,7 +402,7 @@ class Core:
             self._waiters.late.append((method, arguments))
 
     def _transfer(self, entry: Entry) -> None:
-        self._state.transfer(entry, weakref.ref(getcurrent()))
+        self._state.transfer(entry, ref(getcurrent()))
 
     def _remove_leased(self, entry: Entry, generation: int, reason: str) -> None:
         if entry.is_leased(generation):
@@ -464,7 +461,7 @@ class Core:
             state.forget_waiters()
         elif state.waiters:
             # The waiters were copied by the fork, too, and go on waiting.
-            hub.loop.run_callback(_ensure_owner, weakref.ref(self))
+            hub.loop.run_callback(_ensure_owner, ref(self))
         self._waiters.after_fork()
         self._lifecycle.after_fork()
         self._reaper.after_fork()
@@ -540,7 +537,7 @@ def _log_unsettled(name: str, connection: Any, place: list[_callsite.Place]) -> 
     gevent.spawn(logger.warning, message, name, connection, _callsite.describe(place))
 
 
-def _ensure_owner(reference: weakref.ref[Core]) -> None:
+def _ensure_owner(reference: ReferenceType[Core]) -> None:
     core = reference()
     if core is not None:
         core._ensure_owner()

@@ -59,7 +59,8 @@ class Lease(Generic[C]):
         self._generation = 0
 
     def __enter__(self) -> C:
-        pool, timeout = self._pool, self._timeout
+        pool = self._pool
+        timeout = self._timeout
         if timeout is _ENTERED:
             raise RuntimeError("a lease is for one use: call connection() again for another")
         self._timeout = _ENTERED
@@ -73,8 +74,7 @@ class Lease(Generic[C]):
             except RecursionError:
                 pool._put_off(pool._discard, entry, entry.generation, "interrupted")
                 raise
-        connection: C = entry.connection
-        return connection
+        return entry.connection  # type: ignore[no-any-return]
 
     def _adopt(self, entry: Entry) -> None:
         """Become the lease of an entry that was checked out already."""
@@ -84,10 +84,11 @@ class Lease(Generic[C]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        pool, entry = self._pool, self._entry
+        pool = self._pool
+        entry: Any = self._entry
         # The connection may have been released, discarded or detached meanwhile, which is no error.
         if current.thread is pool._thread:
-            if error is None and entry is not None and entry.complete is not None:
+            if entry.complete is not None and error is None:
                 try:
                     if entry.generation == self._generation and entry.status is IN_USE:
                         pool._complete(entry, self._generation)
@@ -95,7 +96,7 @@ class Lease(Generic[C]):
                     pool._put_off(pool._discard, entry, self._generation, "error")
                     raise
             try:
-                pool._check_in(entry, self._generation, error)  # type: ignore[arg-type]
+                pool._check_in(entry, self._generation, error)
             except RecursionError:
                 pool._put_off(pool._check_in, entry, self._generation, error, True)
         elif entry is not None and self.is_active:

@@ -66,6 +66,7 @@ class State:
         self.min_connections = settings.min_connections
         self.max_opening = math.inf if settings.max_opening is None else settings.max_opening
         self.max_waiting = math.inf if settings.max_waiting is None else settings.max_waiting
+        self.limits_waiting = settings.max_waiting is not None
         self.idle_timeout = settings.idle_timeout
 
         #: Whether a step is under way that changes this.
@@ -180,7 +181,8 @@ class State:
                 waiter.entry = entry
                 entry.holder = waiter.holder
                 entry.in_use_since = now
-                entry.retire_at = entry.expires_at
+                if self.idle_timeout is not None:
+                    entry.retire_at = entry.expires_at
                 entry.generation += 1
                 waiter.generation = entry.generation
                 return waiter
@@ -188,9 +190,8 @@ class State:
             self.use_time += now - entry.in_use_since
             entry.status = IDLE
             entry.is_new = False
-            entry.retire_at = entry.expires_at
-            if self.idle_timeout is not None and now + self.idle_timeout < entry.expires_at:
-                entry.retire_at = now + self.idle_timeout
+            if self.idle_timeout is not None:
+                entry.retire_at = min(entry.expires_at, now + self.idle_timeout)
             return None
         finally:
             self.changing = False
@@ -291,7 +292,7 @@ class State:
         """
         self.changing = True
         try:
-            if not again and len(self.waiters) >= self.max_waiting:
+            if self.limits_waiting and not again:
                 room = self.max_connections - self.size
                 if len(self.waiters) >= self.max_waiting + (room if room > 0 else 0):
                     self.refused += 1
@@ -404,7 +405,7 @@ class State:
         entry.return_mode = return_mode
         entry.complete = complete
         # It may have been drained meanwhile.
-        entry.expires_at = min(expires_at, entry.expires_at)
+        entry.expires_at = entry.retire_at = min(expires_at, entry.expires_at)
         entry.duplicate = self.entries.get(key)
         self.entries[key] = entry
         self.size += 1

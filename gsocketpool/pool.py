@@ -238,8 +238,7 @@ class Pool(Core, Generic[C]):
         entry = self._check_out(timeout)
         if self._tells_acquired:
             self._lease_of(entry)
-        connection: C = entry.connection
-        return connection
+        return entry.connection  # type: ignore[no-any-return]
 
     def connection(self, timeout: float | None = None) -> Lease[C]:
         """Return a lease that acquires a connection when its ``with`` block is entered, and gives it back at the end.

@@ -311,6 +311,14 @@ def test_the_timeout_bounds_checking(backend: Backend) -> None:
     assert len(backend.open) == 1
 
 
+def test_a_check_whose_timer_is_early_gets_the_rest_of_its_time(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As one of libuv's may be, by a millisecond.
+    monkeypatch.setattr("gsocketpool._adapter.timer_seconds", lambda seconds: max(0.001, seconds / 2))
+    test_the_timeout_bounds_checking(backend)
+
+
 def test_the_timeout_bounds_all_steps_together(backend: Backend) -> None:
     """A bad idle connection, a slow check, then a slow opening: one deadline."""
     pool = Pool(backend.connect_checked)
