@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +16,7 @@ from flask import Flask
 from flask.globals import _cv_app
 from gevent import getcurrent
 
-from flask_gsocketpool import signals
+from flask_gsocketpool import _server_check, signals
 from flask_gsocketpool._request_scope import Place, Scope, Scopes, unwrapped
 from gsocketpool import InvalidArgumentError, Lease, Pool, PoolEvents, PoolExhaustedError
 from gsocketpool.connectors import Connector
@@ -83,7 +84,7 @@ class AppPool(Pool[Any]):
         super().__init__(
             factory, given, events=events(reference, scopes), context=partial(context_of, reference), **settings
         )
-        self._scopes = scopes
+        self.scopes = scopes
         default = self.settings.acquire_timeout
         self._default_timeout = math.inf if default is None else default
 
@@ -98,15 +99,15 @@ class AppPool(Pool[Any]):
         return self.lease(timeout).connection
 
     def lease(self, timeout: float | None = None) -> Lease[Any]:
-        scope = self._scopes.of_request()
+        scope = self.scopes.of_request()
         if scope is None:
             return super().lease(timeout)
         lease = super().lease(self.bounded(timeout, scope))
-        self._scopes.note(scope, lease, Place())
+        self.scopes.note(scope, lease, Place(sys._getframe(1)))
         return lease
 
     def connection(self, timeout: float | None = None) -> Lease[Any]:
-        return Block(self, timeout, self._scopes)
+        return Block(self, timeout)
 
     def release(self, connection: Any) -> None:
         super().release(unwrapped(connection, self))
@@ -124,11 +125,11 @@ class AppPool(Pool[Any]):
         """Return `timeout`, shortened to what the current request may still wait. `scope` is the request's."""
         if scope.noted and self._would_wait_for_itself(scope):
             return 0
-        if not self._scopes.has_timeout:
+        if not self.scopes.has_timeout:
             return timeout
         if timeout is None:
             timeout = self._default_timeout
-        return min(check_seconds("timeout", timeout, zero=True, endless=True), self._scopes.remaining(scope))
+        return min(check_seconds("timeout", timeout, zero=True, endless=True), self.scopes.remaining(scope))
 
     def _would_wait_for_itself(self, scope: Scope) -> bool:
         """Return whether the pool is full, and the calling greenlet is inside the blocks of all its connections."""
@@ -138,42 +139,34 @@ class AppPool(Pool[Any]):
         stats = self.stats()
         if stats.idle or stats.opening or stats.in_use < stats.max_connections:
             return False
-        holder = weakref.ref(getcurrent())
-        held = sum(
-            isinstance(lease, Block) and lease.holder is holder and lease.pool is self and lease.is_active
-            for lease in scope.noted
-        )
+        caller = getcurrent()
+        held = sum(isinstance(lease, Block) and lease.pool is self and lease.holder is caller for lease in scope.noted)
         return held == stats.in_use
 
 
 class Block(Lease[Any]):
     """A lease that its request bounds and notes when its block is entered."""
 
-    __slots__ = ("_scopes", "holder", "place")
+    __slots__ = ("place",)
 
-    def __init__(self, pool: AppPool, timeout: float | None, scopes: Scopes) -> None:
-        super().__init__(pool, timeout)
-        self._scopes = scopes
-        #: The line of the app's code that has asked for it.
-        self.place = Place()
-        #: The greenlet that is in the block, weakly: one that is let go of must be collected.
-        self.holder: weakref.ref[Any] | None = None
+    #: The line of the app's code that has entered it.
+    place: Place
 
     def __enter__(self) -> Any:
-        scope = self._scopes.of_request()
+        pool: Any = self.pool
+        scopes: Scopes = pool.scopes
+        scope = scopes.of_request()
         if scope is None:
-            return super().__enter__()
-        if scope.noted or self._scopes.has_timeout:
-            pool: Any = self.pool
+            return Lease.__enter__(self)
+        if scope.noted or scopes.has_timeout:
             self.timeout = pool.bounded(self.timeout, scope)
-        connection = super().__enter__()
-        self.holder = weakref.ref(getcurrent())
-        self._scopes.note(scope, self)
+        self.place = Place(sys._getframe(1))
+        connection = Lease.__enter__(self)
+        if scope.is_over or _server_check.is_unknown:
+            scopes.note(scope, self)
+        else:
+            scope.note(self)
         return connection
-
-    def transfer(self) -> None:
-        super().transfer()
-        self.holder = weakref.ref(getcurrent())
 
 
 def context_of(app: weakref.ref[Flask]) -> AbstractContextManager[object] | None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 import warnings
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
+from types import FrameType
 from typing import Any, NamedTuple, cast
 
 import flask.globals
@@ -38,7 +38,7 @@ _cv_request: ContextVar[Any] | None = vars(flask.globals).get("_cv_request")
 SCOPE = "_flask_gsocketpool_scope"
 
 #: The modules between the app's code and an acquire. A place is never in one of them.
-OWN_MODULES = {"flask_gsocketpool.globals", "flask_gsocketpool._app_pool", __name__, "werkzeug.local"}
+OWN_MODULES = {"flask_gsocketpool.globals", "flask_gsocketpool._app_pool", __name__, "werkzeug.local", "contextlib"}
 
 TIMEOUT_KEY = f"{PREFIX}REQUEST_TIMEOUT"
 
@@ -53,18 +53,18 @@ class UnreleasedConnectionWarning(RuntimeWarning):
 class Place:
     """The line of the app's code that is being run."""
 
-    __slots__ = ("_file", "_function", "_line")
+    __slots__ = ("_code", "_instruction")
 
-    def __init__(self) -> None:
-        frame = sys._getframe(2)
+    def __init__(self, frame: FrameType) -> None:
         while frame.f_back is not None and frame.f_globals.get("__name__") in OWN_MODULES:
             frame = frame.f_back
-        self._file = frame.f_code.co_filename
-        self._line = frame.f_lineno
-        self._function = frame.f_code.co_name
+        # To look up the line takes time, and most places are never shown.
+        self._code = frame.f_code
+        self._instruction = frame.f_lasti
 
     def __str__(self) -> str:
-        return f"{self._file}:{self._line} in {self._function}"
+        lines = (line for start, end, line in self._code.co_lines() if start <= self._instruction < end)
+        return f"{self._code.co_filename}:{next(lines, None)} in {self._code.co_name}"
 
 
 class CurrentConnection(LocalProxy[Any]):
@@ -240,10 +240,16 @@ class Scopes:
 
     def of_request(self) -> Scope | None:
         """Return the scope of the current request, or None outside of the app's requests."""
-        context = _request_context()
-        if context is None or context.app is not self._app():
+        # Written out, as all that each request passes through.
+        current = _cv_app.get(None)
+        app = self._app()
+        if current is None or current.app is not app:
             return None
-        return self._scope_of(context)
+        context = (current if has_request_context() else None) if _cv_request is None else _cv_request.get(None)
+        if context is None or context.app is not app:
+            return None
+        scope: Scope | None = getattr(context, SCOPE, None)
+        return self._begin_scope(context) if scope is None else scope
 
     def note(self, scope: Scope, lease: Lease[Any], place: Place | None = None) -> None:
         """Note a lease that begins now, in a request that had this scope when it began to acquire."""
@@ -285,7 +291,7 @@ class Scopes:
 
     def hold_for_body(self, response: Response) -> Response:
         """Let the scope end with the body of the response, if that is pending."""
-        if is_pending(response):
+        if response.is_streamed and is_pending(response):
             context = _context()
             scope = self._scope_of(context)
             response.response = body = Body(response.response, partial(self._end, context, scope))
@@ -317,7 +323,11 @@ class Scopes:
         scope: Scope | None = getattr(context, SCOPE, None)
         # Some versions of Flask call this before the body, others after it, and others twice.
         if scope is not None and (error is not None or scope.body is None):
-            self._end(context, scope, error)
+            # Written out: _end() has more to look at.
+            delattr(context, SCOPE)
+            scope.body = None
+            if complaints := scope.end(error):
+                self._report(complaints)
 
     def end_app_context(self, app: Flask, exc: BaseException | None, **_: Any) -> None:
         """End the scope of the current app context, if it has one: code outside of a request has used a connection."""
@@ -330,20 +340,20 @@ class Scopes:
         if getattr(context, SCOPE, None) is scope:
             delattr(context, SCOPE)
         scope.body = None
-        for place, complaint in scope.end(error):
-            self._report(place, complaint)
+        self._report(scope.end(error))
 
-    def _report(self, place: str, complaint: str) -> None:
-        if place in self._reported:
-            return
-        self._reported.add(place)
+    def _report(self, complaints: list[tuple[str, str]]) -> None:
         app = self._app()
         of_app = "" if app is None else f"app {app.name!r}: "
-        message = f"{of_app}{complaint}"
-        if app is not None and (app.debug or app.testing):
-            warnings.warn(message, UnreleasedConnectionWarning, stacklevel=2)
-        else:
-            logger.warning("%s", message)
+        for place, complaint in complaints:
+            if place in self._reported:
+                continue
+            self._reported.add(place)
+            message = f"{of_app}{complaint}"
+            if app is not None and (app.debug or app.testing):
+                warnings.warn(message, UnreleasedConnectionWarning, stacklevel=2)
+            else:
+                logger.warning("%s", message)
 
     # Deadlines
 

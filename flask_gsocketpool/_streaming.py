@@ -13,8 +13,8 @@ from gsocketpool import PoolExhaustedError
 
 
 def is_pending(response: Response) -> bool:
-    """Return whether code that may use connections has still to make the body of a response."""
-    if not response.is_streamed or (response.direct_passthrough and _is_file(response.response)):
+    """Return whether code that may use connections has still to make the body of a response that is streamed."""
+    if response.direct_passthrough and _is_file(response.response):
         return False
     if isinstance(response.response, ClosingIterator) and response.content_length is not None:
         # A response within this one, such as the page of an HTTPException, whose body is there.

@@ -45,8 +45,9 @@ class _CurrentPool(LocalProxy[Pool[Any]]):
     __slots__ = ()
 
     def connection(self, *arguments: Any, **keywords: Any) -> Lease[Any]:
+        pool = _default_pool()
         # As given, for what has taken the place of a pool need not take all that a pool does.
-        return _default_pool().connection(*arguments, **keywords)
+        return pool.connection(*arguments, **keywords) if arguments or keywords else pool.connection()
 
     def release(self, connection: Any) -> None:
         pool = _default_pool()

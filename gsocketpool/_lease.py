@@ -131,6 +131,15 @@ class Lease(Generic[C]):
             self._timeout = timeout
 
     @property
+    def holder(self) -> Any:
+        """The greenlet that uses the connection: that which acquired it, or called :meth:`transfer`.
+
+        None once the lease is over, or the greenlet was collected.
+        """
+        entry = self._entry
+        return entry.holder() if entry is not None and entry.is_leased(self._generation) and entry.holder else None
+
+    @property
     def is_active(self) -> bool:
         """Whether the connection was acquired and has not been given back, by whatever means."""
         entry = self._entry

@@ -599,3 +599,30 @@ def test_the_pool_gives_back_the_callers_own_of_them(twice: Pool[Any]) -> None:
     over.set()
     other.get(timeout=PATIENCE)
     assert numbers(twice) == (0, 2, 0, 0)
+
+
+def test_it_knows_its_holder(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    lease = pool.connection()
+    assert lease.holder is None
+    with lease:
+        assert lease.holder is gevent.getcurrent()
+        taker = gevent.spawn(lease.transfer)
+        taker.join()
+        assert lease.holder is taker
+    # Another lease of the same connection has another holder.
+    with pool.connection():
+        assert lease.holder is None
+
+
+def test_it_does_not_keep_its_holder(backend: Backend) -> None:
+    pool = Pool(backend.connect, reap_expired_connections=False)
+    leases: list[Any] = []
+    taker = gevent.spawn(lambda: leases.append(pool.lease()))
+    taker.join()
+    del taker
+    # gevent keeps what has just ended.
+    settle()
+    gc.collect()
+    assert leases[0].is_active
+    assert leases[0].holder is None
