@@ -237,7 +237,8 @@ def test_a_waiter_costs_less_than_a_kilobyte(timeout: float | None) -> None:
     bare = cost_of_each(wait_without_a_pool, count)
     waiting = cost_of_each(wait, count)
     assert pool.stats().waiting == 0
-    assert 100 < waiting - bare < 1024, (bare, waiting)
+    assert bare > 1000, "a greenlet has a stack"
+    assert waiting - bare < 1024, (bare, waiting)
     pool.close(timeout=0)
 
 
