@@ -44,6 +44,8 @@ class Keeper:
 
 
 if __name__ == "__main__":
+    # A shell that runs the tests in the background has this signal ignored, and so would the server.
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     keeper = Keeper(*json.loads(sys.argv[1]))
     threading.Thread(target=keeper.stop_at_the_end_of_input, daemon=True).start()
     keeper.run()
