@@ -7,6 +7,7 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import gevent
 import pytest
 
 from gsocketpool import ConnectionNotFoundError, InvalidArgumentError, Pool, PoolClosedError
@@ -70,7 +71,10 @@ def test_a_lease_is_for_one_use(pool: FakePool[Any], connection: Any) -> None:
     assert lease.is_active
     assert lease.pool is pool
     assert lease.connection is connection
-    lease.transfer()
+    assert lease.holder is gevent.getcurrent()
+    taker = gevent.spawn(lease.transfer)
+    taker.join()
+    assert lease.holder is taker
     with lease as given:
         assert given is connection
     assert numbers(pool) == (0, 1, {})

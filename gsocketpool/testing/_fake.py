@@ -7,6 +7,8 @@ from collections import Counter
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from gevent import getcurrent
+
 from gsocketpool import ConnectionNotFoundError, InvalidArgumentError, Pool, PoolClosedError, PoolStats
 from gsocketpool.exceptions import shown
 from gsocketpool.settings import check_count, check_seconds
@@ -148,6 +150,12 @@ class FakeLease(Generic[C]):
         #: Seconds that acquiring may take. It takes none.
         self.timeout = timeout
         self._is_entered = False
+        self._holder: Any = None
+
+    @property
+    def holder(self) -> Any:
+        """The greenlet that acquired the connection, or called :meth:`transfer`; None once the lease is over."""
+        return self._holder if self.is_active else None
 
     @property
     def is_active(self) -> bool:
@@ -186,11 +194,12 @@ class FakeLease(Generic[C]):
         self.pool._discarded[reason] += 1
 
     def transfer(self) -> None:
-        """Do nothing: no greenlet is known to hold the connection.
+        """Make the calling greenlet the holder.
 
         :raises ConnectionNotFoundError: if the lease is not active.
         """
         self._require_active()
+        self._holder = getcurrent()
 
     def __enter__(self) -> C:
         if self._is_entered:
@@ -213,6 +222,7 @@ class FakeLease(Generic[C]):
         if self.pool._closed:
             raise PoolClosedError(f"pool {self.pool.name!r} is closed")
         self.pool._acquired += 1
+        self._holder = getcurrent()
         self.pool._leases.append(self)
 
     def _require_active(self) -> None:
