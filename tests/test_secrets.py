@@ -18,6 +18,7 @@ from flask_gsocketpool.config import AppConfig, read_app_config, read_config
 from flask_gsocketpool.health import blueprint
 from gsocketpool import Pool, PoolError, PoolNotReadyError
 from gsocketpool.connectors.psycopg import PsycopgConnector
+from gsocketpool.connectors.pymysql import PyMySQLConnector
 from gsocketpool.connectors.redis import RedisConnector
 from gsocketpool.connectors.valkey import ValkeyConnector
 from gsocketpool.url import read_url
@@ -27,7 +28,12 @@ from tests.shell import make_app, run
 
 SECRET = "hunter2"
 
-CONNECTORS: dict[str, Any] = {"postgresql": PsycopgConnector, "valkey": ValkeyConnector, "redis": RedisConnector}
+CONNECTORS: dict[str, Any] = {
+    "postgresql": PsycopgConnector,
+    "valkey": ValkeyConnector,
+    "redis": RedisConnector,
+    "mysql": PyMySQLConnector,
+}
 
 #: Where the password comes from: what stands before the host in the URL, and the options.
 SOURCES: dict[str, tuple[str, Any]] = {

@@ -1,0 +1,164 @@
+"""The connector for memcached by pymemcache."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeAlias
+from urllib.parse import unquote
+
+import gevent.socket
+
+try:
+    import pymemcache
+    import pymemcache.client.base
+except ImportError as error:
+    raise ImportError("PymemcacheConnector needs pymemcache: pip install 'gsocketpool[pymemcache]'") from error
+
+from gsocketpool.connectors import Connector, _urls
+from gsocketpool.exceptions import InvalidArgumentError
+
+PymemcacheClient: TypeAlias = "pymemcache.client.base.Client"
+
+_Base: Any = pymemcache.client.base.Client
+
+_KNOWN = set(inspect.signature(_Base.__init__).parameters) - {"self"}
+#: The arguments that no URL can hold.
+_OBJECTS = {"server", "serde", "serializer", "deserializer", "socket_module", "socket_keepalive", "tls_context"}
+#: The arguments that are text. What is left is a number, true or false.
+_TEXTS = {"key_prefix", "encoding"}
+
+#: Without a reply, a write may still be on its way when another connection reads.
+_DEFAULTS: dict[str, Any] = {"default_noreply": False, "no_delay": True, "socket_module": gevent.socket}
+
+
+def _exchange(method: Any) -> Any:
+    """Have a method that exchanges something note its beginning and its end."""
+
+    @functools.wraps(method)
+    def noting(self: _Client, *args: Any, **options: Any) -> Any:
+        self._exchanges += 1
+        try:
+            return method(self, *args, **options)
+        except Exception:
+            # pymemcache has closed the connection, unless nothing was sent.
+            raise
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._exchanges -= 1
+
+    return noting
+
+
+class _Client(_Base):  # type: ignore[misc]
+    """pymemcache's client, which also knows whether an exchange is under way, and never connects by itself."""
+
+    #: How many exchanges are under way.
+    _exchanges = 0
+
+    _fetch_cmd = _exchange(_Base._fetch_cmd)
+    _store_cmd = _exchange(_Base._store_cmd)
+    _misc_cmd = _exchange(_Base._misc_cmd)
+
+    def open(self) -> None:
+        super()._connect()
+
+    def _connect(self) -> None:
+        raise pymemcache.exceptions.MemcacheUnexpectedCloseError("the connection is closed: acquire another one")
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        # pymemcache's own never waits for the reply.
+        self.set(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self.delete(key)
+
+
+class PymemcacheConnector(Connector[PymemcacheClient]):
+    """Teaches a pool to handle pymemcache's clients: ``Pool(PymemcacheConnector("memcached://127.0.0.1:11211"))``.
+
+    Writes wait for their replies unless the options say otherwise, and waits are cooperative also where gevent has not
+    patched Python.
+
+    :param url: ``memcached://host:port`` or ``memcached:///path/of/the/socket``, with more arguments in its query, such
+        as ``?timeout=1``; or a callable that returns it, which each connect asks anew. None if the options have a
+        ``server``.
+    :param options: arguments of ``pymemcache.Client``, which override those of the URL.
+    :raises InvalidArgumentError: for what ``pymemcache.Client`` would refuse.
+    """
+
+    def __init__(self, url: str | Callable[[], str] | None = None, **options: Any) -> None:
+        for name in options:
+            if name not in _KNOWN:
+                allowed = "left out: pymemcache.Client has no such argument"
+                raise InvalidArgumentError(name, options[name], allowed)
+        self._url = url
+        self._options = options
+        if not callable(url):
+            self._make()
+
+    def __repr__(self) -> str:
+        server = "" if callable(self._url) else repr(self._make().server)
+        return f"{type(self).__name__}({server})"
+
+    def connect(self) -> PymemcacheClient:
+        """Return an open client."""
+        client = self._make()
+        try:
+            client.open()
+        except BaseException as error:
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                # pymemcache closes its half-open socket for errors of its own only. It is a local there.
+                if frame.f_code is _Base._connect.__code__ and frame.f_locals.get("sock") is not None:
+                    frame.f_locals["sock"].close()
+            raise
+        return client
+
+    def is_settled(self, connection: PymemcacheClient) -> bool:
+        """Return True: memcached has neither transactions nor sessions."""
+        return True
+
+    def is_reusable(self, connection: PymemcacheClient, error: BaseException | None) -> bool:
+        """Return whether the connection is open and no exchange is under way, whatever error has left the block."""
+        return connection.sock is not None and not connection._exchanges
+
+    def peek_target(self, connection: PymemcacheClient) -> Any:
+        """Return the socket; -1 if the connection is closed."""
+        sock = connection.sock
+        return -1 if sock is None else sock
+
+    def ping(self, connection: PymemcacheClient) -> None:
+        """Ask for the server's version."""
+        connection.version()
+
+    def _make(self) -> _Client:
+        """Return a client that is still closed."""
+        url = self._url() if callable(self._url) else self._url
+        given = {} if url is None and not callable(self._url) else _read(url)
+        arguments = {**_DEFAULTS, "server": ("127.0.0.1", 11211), **given, **self._options}
+        try:
+            return _Client(**arguments)
+        except (TypeError, ValueError, AttributeError, SystemError) as error:
+            wrong = next((name for name in [*self._options, *given] if name in str(error).replace(" ", "_")), "server")
+            raise InvalidArgumentError(wrong, arguments[wrong], "valid for pymemcache.Client") from error
+
+
+def _read(url: Any) -> dict[str, Any]:
+    """Return the arguments that a URL says."""
+    split = _urls.split(url)
+    # There is no login. With both a host and a path, or neither, there is no saying where the server is.
+    if (
+        split is None
+        or split[0].scheme != "memcached"
+        or "@" in split[0].netloc
+        or bool(split[0].hostname) == bool(split[0].path.strip("/"))
+    ):
+        allowed = "a URL like memcached://host:11211 or memcached:///path/of/the/socket, without credentials"
+        raise InvalidArgumentError("url", _urls.HIDDEN, allowed)
+    parts, port = split
+    server = (parts.hostname, port or 11211) if parts.hostname else unquote(parts.path)
+    return {"server": server, **_urls.read_query(parts.query, _TEXTS, _KNOWN - _OBJECTS - _TEXTS)}

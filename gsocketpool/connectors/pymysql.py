@@ -1,0 +1,349 @@
+"""The connector for MySQL and MariaDB by PyMySQL."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeAlias
+from urllib.parse import unquote
+
+try:
+    import pymysql
+except ImportError as error:
+    raise ImportError("PyMySQLConnector needs PyMySQL: pip install 'gsocketpool[pymysql]'") from error
+
+from gsocketpool.connectors import Connector, _urls
+from gsocketpool.connectors._urls import HIDDEN
+from gsocketpool.exceptions import InvalidArgumentError
+
+PyMySQLConnection: TypeAlias = "pymysql.connections.Connection[Any]"
+
+_Base: Any = pymysql.connections.Connection
+
+_SCHEMES = ("mysql", "mariadb")
+#: The command that resets a session, which PyMySQL has no name for.
+_COM_RESET_CONNECTION = 0x1F
+_IN_TRANSACTION = pymysql.constants.SERVER_STATUS.SERVER_STATUS_IN_TRANS
+
+#: What errors and reprs may show of the arguments. Everything else may be a secret.
+_SHOWN = ("host", "port", "unix_socket", "user", "database")
+_HARMLESS = (*_SHOWN, "charset", "connect_timeout", "read_timeout", "write_timeout")
+
+#: The arguments that are numbers, True or False, and are read as such from a URL.
+_NUMBERS = {
+    *("port", "connect_timeout", "read_timeout", "write_timeout", "max_allowed_packet", "client_flag"),
+    *("autocommit", "local_infile", "use_unicode", "ssl_disabled", "ssl_verify_cert", "ssl_verify_identity"),
+}
+#: The arguments that no URL can hold.
+_OBJECTS = {"auth_plugin_map", "conv", "cursorclass", "server_public_key", "ssl"}
+_REFUSED = {"self": "left out", "defer_connect": "left out: the pool opens connections when it needs them"}
+_KNOWN = set(inspect.signature(_Base.__init__).parameters)
+
+_NOT_COMMITTED = "nothing is committed: within the transaction, a statement was cut short or the connection was closed"
+
+#: What the session that kills another one must not do, or need not.
+_TO_KILL: dict[str, Any] = {"autocommit": None, "database": None, "db": None, "init_command": None, "sql_mode": None}
+
+
+def _exchange(method: Any) -> Any:
+    """Have a method that exchanges something note its beginning and its end."""
+
+    @functools.wraps(method)
+    def noting(self: _Connection, *args: Any, **options: Any) -> Any:
+        self._exchanges += 1
+        try:
+            return method(self, *args, **options)
+        except BaseException as error:
+            self._note(error)
+            raise
+        finally:
+            self._exchanges -= 1
+
+    return noting
+
+
+class _Connection(_Base):  # type: ignore[misc]
+    """PyMySQL's connection, which also knows whether an exchange is under way, and how the last one has ended."""
+
+    _result: Any
+    #: How many exchanges are under way.
+    _exchanges = 0
+    #: Whether ``server_status`` is that of now. Only replies without rows tell it: neither rows nor errors do.
+    _is_status_known = True
+    #: Whether the server may still be at work for an exchange that was cut short.
+    _is_cut_short = False
+    #: The port of this end; None for a Unix socket.
+    _local_port: int | None = None
+    #: What callers can set on it, as it was at first.
+    _given: tuple[Any, ...] = ()
+    #: Returns the arguments for another connection like this one.
+    _ask_arguments: Callable[[], dict[str, Any]]
+    #: The TLS context of all connections whose arguments say nothing of TLS.
+    _default_tls: Any = None
+
+    query = _exchange(_Base.query)
+    next_result = _exchange(_Base.next_result)
+    begin = _exchange(_Base.begin)
+    commit = _exchange(_Base.commit)
+    rollback = _exchange(_Base.rollback)
+    ping = _exchange(_Base.ping)
+    select_db = _exchange(_Base.select_db)
+    set_character_set = _exchange(_Base.set_character_set)
+    show_warnings = _exchange(_Base.show_warnings)
+    _send_autocommit_mode = _exchange(_Base._send_autocommit_mode)
+
+    @_exchange
+    def reset_session(self) -> None:
+        self._execute_command(_COM_RESET_CONNECTION, "")
+        self._read_ok_packet()
+
+    def is_at_work(self) -> bool:
+        """Return whether a reply is still to come, or to be read."""
+        result = self._result
+        return self._exchanges > 0 or (result is not None and bool(result.unbuffered_active or result.has_next))
+
+    def may_be_in_transaction(self) -> bool:
+        return bool(self.server_status & _IN_TRANSACTION) or not self._is_status_known
+
+    def settings(self) -> tuple[Any, ...]:
+        """Return what callers can set on it."""
+        return self.cursorclass, self.charset, self.collation, self.get_autocommit()
+
+    def _note(self, error: BaseException) -> None:
+        self._is_status_known = False
+        if not isinstance(error, pymysql.err.MySQLError):
+            # PyMySQL closes it if a read was cut short, but not if a write was, or if a row could not be converted.
+            self._is_cut_short = True
+            self._force_close()
+        elif self._sock is None and isinstance(error.__context__, TimeoutError):
+            self._is_cut_short = True
+
+    def _read_query_result(self, unbuffered: bool = False) -> Any:
+        rows = super()._read_query_result(unbuffered)
+        # With autocommit, what sends rows begins no transaction; what is still to be read may.
+        is_harmless = self._is_status_known and not unbuffered and self.get_autocommit()
+        self._is_status_known = self._result.server_status is not None or is_harmless
+        return rows
+
+    def _read_ok_packet(self) -> Any:
+        ok = super()._read_ok_packet()
+        self._is_status_known = True
+        return ok
+
+    def _force_close(self) -> None:
+        result, self._result = self._result, None
+        if result is not None and result.unbuffered_active:
+            # Neither its cursor nor its own finalizer must wait for rows that don't come any more.
+            result.unbuffered_active = False
+            self._is_cut_short = True
+        super()._force_close()
+
+    def _create_ssl_ctx(self, sslp: Any) -> Any:
+        if sslp:
+            return super()._create_ssl_ctx(sslp)
+        # It is the same for all, and making one blocks the process for 50 ms. One that was made before gevent patched
+        # Python would block it, too.
+        if type(_Connection._default_tls) is not pymysql.connections.ssl.SSLContext:
+            _Connection._default_tls = super()._create_ssl_ctx(sslp)
+        return _Connection._default_tls
+
+
+class PyMySQLConnector(Connector[PyMySQLConnection]):
+    """Teaches a pool to handle PyMySQL's connections: ``Pool(PyMySQLConnector("mysql://user@localhost/app"))``.
+
+    A block commits when it ends well, and rolls back when an exception leaves it.
+
+    :param url: ``mysql://user:password@host:port/database``, or with ``mariadb://``. Its query may have more arguments,
+        such as ``?unix_socket=/run/mysqld/mysqld.sock``. None if `options` say where the server is.
+    :param options: arguments of ``pymysql.connect()``, which override those of the URL. `url` and each option, except
+        ``cursorclass``, may be a callable, which each connect asks anew: ``password=read_password``.
+    :raises InvalidArgumentError: for what ``pymysql.connect()`` would refuse. It never shows a secret.
+    """
+
+    def __init__(self, url: str | Callable[[], str] | None = None, **options: Any) -> None:
+        for name in options:
+            if name not in _KNOWN or name in _REFUSED:
+                allowed = _REFUSED.get(name, "left out: pymysql.connect() has no such argument")
+                raise InvalidArgumentError(name, HIDDEN, allowed)
+        self._url = url
+        self._options = options
+        if url is not None and not callable(url):
+            _read(url)
+        if not callable(url) and not any(map(_is_asked, options.items())):
+            # A file, of a certificate for one, may come later.
+            with suppress(OSError):
+                _make(self._ask())
+
+    def __repr__(self) -> str:
+        given = {} if self._url is None or callable(self._url) else _read(self._url)
+        given.update(self._options)
+        shown = [
+            f"{name}={given[name]}" for name in _SHOWN if given.get(name) is not None and not callable(given[name])
+        ]
+        return f"{type(self).__name__}({' '.join(shown)})"
+
+    def connect(self) -> PyMySQLConnection:
+        """Return an open client. It asks the URL and the options that are callables."""
+        connection = _open(self._ask())
+        connection._given = connection.settings()
+        connection._ask_arguments = self._ask
+        return connection
+
+    def is_settled(self, connection: PyMySQLConnection) -> bool:
+        """Return whether no transaction is open, and the client is set as :meth:`connect` gave it.
+
+        A transaction that has done nothing but SELECT is open, too: it keeps its view of the data, and its locks.
+        """
+        return not connection.may_be_in_transaction() and connection.settings() == connection._given
+
+    def complete(self, connection: PyMySQLConnection) -> None:
+        """Commit. If the block has caught what cut a transaction short, a Timeout for one, this raises.
+
+        With autocommit there is nothing to commit unless the block has begun a transaction.
+        """
+        if connection._sock is None:
+            # In autocommit mode, what the statements before did is committed, unless the block had said BEGIN.
+            is_known = connection._is_status_known or connection.get_autocommit()
+            if connection.server_status & _IN_TRANSACTION or not is_known:
+                raise pymysql.err.OperationalError(pymysql.constants.CR.CR_SERVER_LOST, _NOT_COMMITTED)
+        elif connection.may_be_in_transaction():
+            connection.commit()
+
+    def reset(self, connection: PyMySQLConnection) -> None:
+        """Roll back, and set the client as :meth:`connect` gave it."""
+        if connection.may_be_in_transaction():
+            connection.rollback()
+        connection.cursorclass, charset, collation, autocommit = connection._given
+        if (connection.charset, connection.collation) != (charset, collation):
+            connection.set_character_set(charset, collation)
+        if connection.get_autocommit() != autocommit:
+            connection.autocommit(autocommit)
+
+    def reset_session(self, connection: PyMySQLConnection) -> None:
+        """End what outlives a transaction: variables, temporary tables, locks, prepared statements, the database.
+
+        The server then knows nothing of what PyMySQL has said when it connected; that is said again.
+        """
+        connection.reset_session()
+        connection.cursorclass, charset, collation, autocommit = connection._given
+        connection.set_character_set(charset, collation)
+        with connection.cursor(pymysql.cursors.Cursor) as cursor:
+            if connection.db:
+                connection.select_db(connection.db)
+            else:
+                cursor.execute("SELECT DATABASE()")
+                if cursor.fetchone() != (None,):
+                    raise pymysql.err.InterfaceError("a database that was selected can't be left")
+            if connection.sql_mode is not None:
+                cursor.execute("SET sql_mode=%s", (connection.sql_mode,))
+            if connection.init_command is not None:
+                cursor.execute(connection.init_command)
+        if connection.get_autocommit() != autocommit:
+            connection.autocommit(autocommit)
+        if connection.may_be_in_transaction():
+            connection.rollback()
+
+    def is_reusable(self, connection: PyMySQLConnection, error: BaseException | None) -> bool:
+        """Return whether the connection is open and no reply is still to come, whatever error has left the block."""
+        return connection._sock is not None and not connection.is_at_work()
+
+    def peek_target(self, connection: PyMySQLConnection) -> Any:
+        """Return the socket; -1 if the connection is closed."""
+        sock = connection._sock
+        return -1 if sock is None else sock
+
+    def close(self, connection: PyMySQLConnection) -> None:
+        """Close the connection, with a goodbye unless a row is still to come."""
+        if connection.is_at_work():
+            connection._force_close()
+        elif connection._sock is not None:
+            connection.close()
+
+    def abort(self, connection: PyMySQLConnection) -> None:
+        """Cut the connection off without a goodbye."""
+        super().abort(connection)
+        if connection._result is not None:
+            # Its finalizer would read on.
+            connection._result.unbuffered_active = False
+
+    def cancel(self, connection: PyMySQLConnection) -> None:
+        """Have the server kill the session if it may still be at work: it does not notice that a connection closes."""
+        if not (connection._is_cut_short or connection.is_at_work()):
+            return
+        known = {**connection._ask_arguments(), **_TO_KILL}
+        with _open(known) as other, other.cursor(pymysql.cursors.Cursor) as cursor:
+            session = connection.thread_id()
+            cursor.execute("SELECT HOST FROM information_schema.PROCESSLIST WHERE ID = %s", (session,))
+            # Another server, behind the same address or started anew, may have another session of this number.
+            if any(_port(host) == connection._local_port for (host,) in cursor.fetchall()):
+                other.kill(session)
+
+    def ping(self, connection: PyMySQLConnection) -> None:
+        """Send PING, and wait for the answer."""
+        # By default older versions would connect again.
+        connection.ping(False)
+
+    def _ask(self) -> dict[str, Any]:
+        """Return the arguments for a connection, by asking those that are callables."""
+        url = self._url() if callable(self._url) else self._url
+        options = {name: value() if _is_asked((name, value)) else value for name, value in self._options.items()}
+        return {**({} if url is None and not callable(self._url) else _read(url)), **options}
+
+
+def _is_asked(option: tuple[str, Any]) -> bool:
+    return option[0] not in _OBJECTS and callable(option[1])
+
+
+def _open(arguments: dict[str, Any]) -> Any:
+    connection = _make(arguments)
+    try:
+        connection.connect()
+    except BaseException as error:
+        # The half-open socket is a local there, and lives as long as the exception, which gevent keeps for a while.
+        traceback.clear_frames(error.__traceback__)
+        raise
+    if not connection.unix_socket:
+        connection._local_port = connection._sock.getsockname()[1]
+    return connection
+
+
+def _make(arguments: dict[str, Any]) -> _Connection:
+    """Return a connection that is still closed."""
+    try:
+        return _Connection(**arguments, defer_connect=True)
+    except (TypeError, ValueError, LookupError, NotImplementedError, AttributeError) as error:
+        # The text may quote a part of the password, so it is not even kept as a context.
+        # A charset that PyMySQL does not know is None to it, or no key.
+        kinds = {LookupError: "charset", AttributeError: "charset", UnicodeError: "password"}
+        name = next((name for kind, name in kinds.items() if isinstance(error, kind)), None)
+        names = [one for one in arguments if name == one or one in str(error)]
+    wrong = names[0] if names else "options"
+    given = arguments[wrong] if wrong in _HARMLESS else HIDDEN
+    raise InvalidArgumentError(wrong, given, "valid for pymysql.connect()")
+
+
+def _port(host: str) -> int | None:
+    """Return the port of a client, as the server's list of sessions has it: ``host:port``."""
+    _, _, port = host.rpartition(":")
+    return int(port) if port.isdecimal() else None
+
+
+def _read(url: Any) -> dict[str, Any]:
+    """Return the arguments that a URL says."""
+    split = _urls.split(url)
+    # A longer path is the rest of a password with a / that is not quoted.
+    if split is None or split[0].scheme not in _SCHEMES or "/" in split[0].path[1:]:
+        raise InvalidArgumentError("url", HIDDEN, "a URL like mysql://user:password@host:3306/database")
+    parts, port = split
+    given = {
+        "host": parts.hostname,
+        "port": port,
+        "user": parts.username and unquote(parts.username),
+        "password": parts.password and unquote(parts.password),
+        "database": unquote(parts.path[1:]),
+    }
+    said = {name: value for name, value in given.items() if value}
+    return {**said, **_urls.read_query(parts.query, _KNOWN - _OBJECTS - set(_REFUSED), _NUMBERS)}
