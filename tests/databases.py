@@ -148,21 +148,26 @@ def directory_of(user: str) -> Iterator[tuple[Path, str | None]]:
         yield Path(name), runs_as
 
 
-@pytest.fixture(scope="session")
-def mariadb() -> Iterator[RestartableServer]:
-    """A MariaDB server with the database ``app``, and a user of that name whose password is ``first``."""
+@contextmanager
+def mariadb_files() -> Iterator[tuple[Path, int, list[str], str | None]]:
+    """The directory of a MariaDB server, its port, the command that starts it, and who runs that.
+
+    Its database ``app`` has a table ``locked`` with a row, and a user ``app`` whose password is ``first``.
+    """
     program = program_of_debian("mariadbd", "mariadb-server-core")
-    install = program_of_debian("mariadb-install-db", "mariadb-server-core")
+    install = program_of_debian("mariadb-install-db", "mariadb-server-core mariadb-client-core")
     with directory_of("nobody") as (directory, user):
-        data = directory / "data"
         (directory / "init.sql").write_text(
             "CREATE DATABASE IF NOT EXISTS app;\n"
             "CREATE USER IF NOT EXISTS app@localhost IDENTIFIED BY 'first';\n"
             "GRANT ALL ON app.* TO app@localhost;\n"
+            "CREATE TABLE IF NOT EXISTS app.locked (value int) ENGINE=InnoDB;\n"
+            "INSERT INTO app.locked SELECT 1 WHERE NOT EXISTS (SELECT * FROM app.locked);\n"
         )
-        certificate = trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem
-        certificate.write_to_path(directory / "certificate.pem")
-        options = ["--no-defaults", f"--datadir={data}", "--innodb-log-file-size=2M", "--innodb-buffer-pool-size=8M"]
+        certificate = directory / "certificate.pem"
+        trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(certificate)
+        data = f"--datadir={directory}/data"
+        options = ["--no-defaults", data, "--innodb-log-file-size=2M", "--innodb-buffer-pool-size=8M"]
         subprocess.run(
             [install, *options, "--auth-root-authentication-method=normal", "--skip-test-db"],
             user=user,
@@ -173,13 +178,27 @@ def mariadb() -> Iterator[RestartableServer]:
         command = [
             *(program, *options, f"--socket={directory}/socket", f"--port={port}", "--bind-address=127.0.0.1"),
             *(f"--pid-file={directory}/pid", f"--init-file={directory}/init.sql", "--performance-schema=OFF"),
-            *(f"--ssl-cert={directory}/certificate.pem", f"--ssl-key={directory}/certificate.pem"),
+            *(f"--ssl-cert={certificate}", f"--ssl-key={certificate}", "--max-connections=1000"),
             *("--innodb-flush-log-at-trx-commit=0", "--skip-log-bin"),
         ]
+        yield directory, port, command, user
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[RestartableServer]:
+    """A MariaDB server."""
+    with mariadb_files() as (directory, port, command, user):
         server = RestartableServer(port, command, user, directory / "socket")
         server.start()
         yield server
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def own_mariadb() -> Iterator[dict[str, Any]]:
+    """A MariaDB server that tests may kill and stop: a killed one is started again by itself."""
+    with mariadb_files() as (directory, _, command, user), kept(command, user):
+        yield {"mariadb": {"directory": str(directory)}}
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,8 @@ from tests.test_documents import blocks, joined
 
 ROOT = Path(__file__).parents[1]
 
-#: Longer than any test takes: what waits for it must be cut short.
-FOR_EVER = "SELECT SLEEP(600)"
+#: Longer than any test takes, for the row is locked. A SLEEP, unlike this, notices in the end that its client has gone.
+FOR_EVER = "SELECT value FROM app.locked FOR UPDATE"
 
 
 class AppError(Exception):
@@ -81,8 +81,10 @@ def connection(connector: PyMySQLConnector) -> Iterator[Any]:
 
 @pytest.fixture
 def other(arguments: dict[str, Any]) -> Iterator[Any]:
-    """Another session, in which each statement is a transaction of its own."""
-    with closing(pymysql.connect(**arguments, autocommit=True)) as connection:
+    """Another session, in which each statement is a transaction of its own; a third one keeps a row locked."""
+    with closing(pymysql.connect(**arguments)) as third, closing(pymysql.connect(**arguments)) as connection:
+        run(third, FOR_EVER)
+        connection.autocommit(True)
         yield connection
 
 
@@ -194,6 +196,8 @@ def test_an_error_may_have_left_a_transaction_open(arguments: dict[str, Any], ta
     with connected(connector) as connection:
         with pytest.raises(pymysql.err.OperationalError):
             run(connection, f"CALL {procedure}()")
+        # Rows don't tell either.
+        run(connection, "SELECT 1")
         assert connector.is_reusable(connection, None)
         assert not connector.is_settled(connection)
         connector.reset(connection)
@@ -246,14 +250,14 @@ def sleeping(connection: Any) -> None:
 
 def streaming(connection: Any) -> None:
     with connection.cursor(SSCursor) as cursor:
-        cursor.execute("SELECT SLEEP(seq = 1000) FROM seq_1_to_100000")
+        cursor.execute(f"SELECT seq FROM seq_1_to_5000 UNION ALL ({FOR_EVER})")
         for _ in cursor:
             pass
 
 
 def calling_what_has_another_result(connection: Any) -> None:
     with connection.cursor() as cursor:
-        cursor.execute("BEGIN NOT ATOMIC SELECT 1; SELECT SLEEP(600); END")
+        cursor.execute(f"BEGIN NOT ATOMIC SELECT 1; {FOR_EVER}; END")
         cursor.nextset()
 
 
@@ -354,7 +358,7 @@ def test_complete_raises_if_the_block_has_caught_a_timeout_that_cost_its_writes(
     assert values(other, table) == []
 
 
-def test_complete_passes_over_a_caught_timeout_in_autocommit_mode(arguments: dict[str, Any]) -> None:
+def test_complete_passes_over_a_caught_timeout_in_autocommit_mode(arguments: dict[str, Any], other: Any) -> None:
     connector = PyMySQLConnector(**arguments, autocommit=True)
     for statement in ("SELECT 1", "BEGIN"):
         with connected(connector) as connection:
@@ -612,22 +616,26 @@ def test_a_pool_from_a_url(mariadb: RestartableServer, other: Any, scheme: str) 
         eventually(lambda: not is_there(other, connection))
 
 
-def test_tls(arguments: dict[str, Any], mariadb: RestartableServer) -> None:
+def test_tls(arguments: dict[str, Any]) -> None:
     del arguments["ssl_disabled"]
-    for context in (None, gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)):
-        if context is not None:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        with Pool(PyMySQLConnector(**arguments, ssl=context), max_connections=1) as pool:
-            for _ in range(2):
-                with pool.connection() as connection:
-                    assert isinstance(connection._sock, gevent.ssl.SSLSocket)
-                    assert run(connection, "SHOW STATUS LIKE 'Ssl_cipher'")[0][1]
-            assert pool.stats().opened == 1
-    first, second = (PyMySQLConnector(**arguments).connect() for _ in range(2))
-    with closing(first), closing(second):
-        # Making one takes 50 ms.
-        assert first.ctx is second.ctx
+    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with Pool(PyMySQLConnector(**arguments, ssl=context), max_connections=1) as pool:
+        for _ in range(2):
+            with pool.connection() as connection:
+                assert isinstance(connection._sock, gevent.ssl.SSLSocket)
+                assert run(connection, "SHOW STATUS LIKE 'Ssl_cipher'")[0][1]
+        assert pool.stats().opened == 1
+
+
+def test_the_context_of_connections_that_ask_for_no_tls_is_made_once(arguments: dict[str, Any]) -> None:
+    """From version 1.2 on, PyMySQL takes what TLS it gets, and loads the certificates of the system at each connect."""
+    del arguments["ssl_disabled"]
+    connector = PyMySQLConnector(**arguments)
+    with connected(connector) as first, connected(connector) as second:
+        assert getattr(first, "ctx", None) is getattr(second, "ctx", None)
+        assert isinstance(first._sock, gevent.ssl.SSLSocket) is hasattr(first, "ctx")
 
 
 def test_an_error_of_opening_comes_as_it_is() -> None:
@@ -741,7 +749,7 @@ def check_refused(error: InvalidArgumentError, argument: str) -> None:
     [
         ({}, "PyMySQLConnector()"),
         (
-            {"url": f"mysql://me:{SECRET}@db:3307/app?ssl_key_password={SECRET}"},
+            {"url": f"mysql://me:{SECRET}@db:3307/app?init_command={SECRET}"},
             "PyMySQLConnector(host=db port=3307 user=me database=app)",
         ),
         ({"url": "mysql://a%40b:p@[::1]/", "database": "mine"}, "PyMySQLConnector(host=::1 user=a@b database=mine)"),
