@@ -549,7 +549,7 @@ LEAVE = [
 
 
 def test_session_state_is_reset(arguments: dict[str, Any], table: str, other: Any) -> None:
-    options = {**arguments, "init_command": "SET @greeting = 'hello'", "sql_mode": "ANSI"}
+    options = {**arguments, "init_command": "SET @greeting = 'hello'", "sql_mode": "ANSI", "collation": "utf8mb4_bin"}
     with Pool(PyMySQLConnector(**options), max_connections=1, reset="always") as pool:
         with pool.connection() as first:
             query = (
