@@ -28,7 +28,7 @@ from tests.connections import no_hanging as no_hanging
 from tests.connections import outcome
 from tests.databases import RestartableServer
 from tests.scripted import PATIENCE, eventually
-from tests.servers import hanging_address, open_sockets, refusing_address, silent_listener
+from tests.servers import Server, hanging_address, open_sockets, refusing_address, silent_listener
 from tests.test_documents import blocks, joined
 
 ROOT = Path(__file__).parents[1]
@@ -347,10 +347,12 @@ def test_while_another_greenlet_waits_for_a_reply_the_connection_is_not_reusable
     assert isinstance(greenlet.get(), pymysql.err.OperationalError)
 
 
+@pytest.mark.parametrize("written", [0, 1])
 def test_complete_raises_if_the_block_has_caught_a_timeout_that_cost_its_writes(
-    connector: PyMySQLConnector, connection: Any, table: str, other: Any
+    connector: PyMySQLConnector, connection: Any, table: str, other: Any, written: int
 ) -> None:
-    run(connection, f"INSERT INTO {table} VALUES (1)")
+    for value in range(written):
+        run(connection, f"INSERT INTO {table} VALUES ({value})")
     interrupt(lambda: sleeping(connection))
     with pytest.raises(pymysql.err.OperationalError, match="nothing is committed"):
         connector.complete(connection)
@@ -580,6 +582,18 @@ def test_a_database_that_was_selected_and_can_not_be_left_costs_the_connection(a
             connector.reset_session(connection)
 
 
+def test_a_server_without_autocommit(arguments: dict[str, Any], other: Any) -> None:
+    run(other, "SET GLOBAL autocommit = 0")
+    try:
+        with connected(PyMySQLConnector(**{**arguments, "database": None}, autocommit=None)) as connection:
+            connector = PyMySQLConnector(**arguments)
+            assert not connection.get_autocommit()
+            connector.reset_session(connection)
+            assert connector.is_settled(connection)
+    finally:
+        run(other, "SET GLOBAL autocommit = 1")
+
+
 # Connecting
 
 
@@ -645,26 +659,47 @@ def test_an_error_of_opening_comes_as_it_is() -> None:
     assert open_sockets() <= before
 
 
-@pytest.mark.parametrize("address", [hanging_address, silent_listener], ids=["connecting", "greeting"])
+@pytest.fixture
+def greeting(mariadb: RestartableServer) -> bytes:
+    """What a server that has TLS says first."""
+    with closing(gevent.socket.create_connection(("127.0.0.1", mariadb.port))) as client:
+        return bytes(client.recv(1000))
+
+
+@contextmanager
+def greeting_listener(greeting: bytes) -> Iterator[tuple[str, int]]:
+    """An address that greets, and then does nothing: neither a handshake nor a login comes to an end."""
+
+    def greet(peer: Any) -> None:
+        peer.sendall(greeting)
+        gevent.sleep(PATIENCE)
+
+    with Server(greet) as server:
+        yield server.host, server.port
+
+
+@pytest.mark.parametrize("address", [hanging_address, silent_listener, greeting_listener])
 @pytest.mark.parametrize("error", [gevent.Timeout(), gevent.GreenletExit()], ids=["timeout", "kill"])
-def test_an_open_that_is_interrupted_leaves_no_socket(address: Any, error: BaseException) -> None:
-    with address() as (host, port):
+def test_an_open_that_is_interrupted_leaves_no_socket(address: Any, error: BaseException, greeting: bytes) -> None:
+    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with address(*(greeting for _ in range(address is greeting_listener))) as (host, port):
         before = open_sockets()
         caught: list[BaseException] = []
 
         def open_it() -> None:
             try:
-                PyMySQLConnector(host=host, port=port).connect()
+                PyMySQLConnector(host=host, port=port, ssl=context).connect()
             except BaseException as error:
                 # With it, its frames live on, and the library's local variables.
                 caught.append(error)
 
         opener = gevent.spawn(open_it)
-        eventually(lambda: len(open_sockets()) == len(before) + 1)
-        gevent.sleep(0.02)
+        # The greeting one has a socket here, too.
+        eventually(lambda: len(open_sockets()) > len(before))
+        gevent.sleep(0.05)
         opener.kill(error)
         assert caught == [error]
-        assert open_sockets() == before
+        eventually(lambda: open_sockets() == before)
 
 
 def test_closing_twice_is_no_error(connector: PyMySQLConnector) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import traceback
 from collections.abc import Iterator
 from types import FrameType, ModuleType
 from typing import Any
@@ -98,6 +99,18 @@ def abort(candidate: Any) -> None:
     except (AttributeError, ValueError):
         # Its event loop was destroyed, and then gevent fails, after it has let go of the socket's watchers.
         candidate._sock.close()
+
+
+def close_half_open(error: BaseException) -> None:
+    """Close the sockets that are local variables of the functions that an error has left. This never switches.
+
+    That is for an interrupted connect of a client library that closes a half-open socket after errors of its own only.
+    The socket would live as long as the error, which gevent keeps for a while.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for value in list(frame.f_locals.values()):
+            if is_socket(value):
+                value.close()
 
 
 def replace(candidate: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import traceback
 from collections.abc import Callable
 from typing import Any, TypeAlias
 from urllib.parse import unquote
@@ -17,6 +16,7 @@ try:
 except ImportError as error:
     raise ImportError("PymemcacheConnector needs pymemcache: pip install 'gsocketpool[pymemcache]'") from error
 
+from gsocketpool.connection import _sockets
 from gsocketpool.connectors import Connector, _urls
 from gsocketpool.exceptions import InvalidArgumentError
 
@@ -111,10 +111,7 @@ class PymemcacheConnector(Connector[PymemcacheClient]):
         try:
             client.open()
         except BaseException as error:
-            for frame, _ in traceback.walk_tb(error.__traceback__):
-                # pymemcache closes its half-open socket for errors of its own only. It is a local there.
-                if frame.f_code is _Base._connect.__code__ and frame.f_locals.get("sock") is not None:
-                    frame.f_locals["sock"].close()
+            _sockets.close_half_open(error)
             raise
         return client
 

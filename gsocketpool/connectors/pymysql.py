@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -15,6 +14,7 @@ try:
 except ImportError as error:
     raise ImportError("PyMySQLConnector needs PyMySQL: pip install 'gsocketpool[pymysql]'") from error
 
+from gsocketpool.connection import _sockets
 from gsocketpool.connectors import Connector, _urls
 from gsocketpool.connectors._urls import HIDDEN
 from gsocketpool.exceptions import InvalidArgumentError
@@ -256,10 +256,8 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
         return -1 if sock is None else sock
 
     def close(self, connection: PyMySQLConnection) -> None:
-        """Close the connection, with a goodbye unless a row is still to come."""
-        if connection.is_at_work():
-            connection._force_close()
-        elif connection._sock is not None:
+        """Close the connection. PyMySQL raises if it is closed."""
+        if connection._sock is not None:
             connection.close()
 
     def abort(self, connection: PyMySQLConnection) -> None:
@@ -302,8 +300,8 @@ def _open(arguments: dict[str, Any]) -> Any:
     try:
         connection.connect()
     except BaseException as error:
-        # The half-open socket is a local there, and lives as long as the exception, which gevent keeps for a while.
-        traceback.clear_frames(error.__traceback__)
+        # One whose handshake for TLS was interrupted, for instance.
+        _sockets.close_half_open(error)
         raise
     if not connection.unix_socket:
         connection._local_port = connection._sock.getsockname()[1]
