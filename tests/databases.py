@@ -167,7 +167,7 @@ def mariadb_files() -> Iterator[tuple[Path, int, list[str], str | None]]:
         certificate = directory / "certificate.pem"
         trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(certificate)
         data = f"--datadir={directory}/data"
-        options = ["--no-defaults", data, "--innodb-log-file-size=2M", "--innodb-buffer-pool-size=8M"]
+        options = ["--no-defaults", data, "--innodb-log-file-size=4M", "--innodb-buffer-pool-size=8M"]
         subprocess.run(
             [install, *options, "--auth-root-authentication-method=normal", "--skip-test-db"],
             user=user,
