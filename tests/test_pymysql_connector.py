@@ -371,6 +371,20 @@ def test_complete_passes_over_a_caught_timeout_in_autocommit_mode(arguments: dic
             connector.cancel(connection)
 
 
+def test_complete_reads_no_rows_that_the_block_has_left_in_autocommit_mode(
+    arguments: dict[str, Any], other: Any
+) -> None:
+    connector = PyMySQLConnector(**arguments, autocommit=True)
+    with connected(connector) as connection:
+        cursor = connection.cursor(SSCursor)
+        cursor.execute(f"SELECT seq FROM seq_1_to_5000 UNION ALL ({FOR_EVER})")
+        assert cursor.fetchone() == (1,)
+        connector.complete(connection)
+        assert not connector.is_reusable(connection, None)
+        connector.cancel(connection)
+        eventually(lambda: not is_there(other, connection))
+
+
 def test_complete_passes_over_a_connection_that_the_block_has_committed_and_closed(
     connector: PyMySQLConnector, table: str, other: Any
 ) -> None:

@@ -204,12 +204,13 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
 
         With autocommit there is nothing to commit unless the block has begun a transaction.
         """
-        if connection._sock is None:
-            # In autocommit mode, what the statements before did is committed, unless the block had said BEGIN.
-            is_known = connection._is_status_known or connection.get_autocommit()
-            if connection.server_status & _IN_TRANSACTION or not is_known:
+        is_in_exchange = connection._sock is None or connection.is_at_work()
+        if is_in_exchange and connection.get_autocommit() and not connection.server_status & _IN_TRANSACTION:
+            # What the statements before did is committed. A COMMIT would read all rows that the block has left.
+            return
+        if connection.may_be_in_transaction():
+            if connection._sock is None:
                 raise pymysql.err.OperationalError(pymysql.constants.CR.CR_SERVER_LOST, _NOT_COMMITTED)
-        elif connection.may_be_in_transaction():
             connection.commit()
 
     def reset(self, connection: PyMySQLConnection) -> None:
