@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -105,7 +106,8 @@ def psycopgs_own_resetting(conninfo: str, size: int) -> AbstractContextManager[P
 @contextmanager
 def sqlalchemys(conninfo: str, size: int, reset: Callable[[Any], None] | None = None) -> Iterator[Prepare]:
     """SQLAlchemy's pool, without an engine around it."""
-    pool = QueuePool(lambda: psycopg.connect(conninfo, autocommit=True), pool_size=size, max_overflow=0)
+    connect: Any = partial(psycopg.connect, conninfo, autocommit=True)
+    pool = QueuePool(connect, pool_size=size, max_overflow=0)
     if reset is not None:
         event.listen(pool, "reset", lambda client, record, state: reset(client))
 
