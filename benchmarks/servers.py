@@ -123,8 +123,10 @@ def postgres_files() -> Iterator[dict[str, Any]]:
             check=True,
             capture_output=True,
         )
+        # Without prepared transactions there are no two-phase commits.
+        settings = ["-c", "max_prepared_transactions=10"]
         yield {
-            "command": [str(programs / "postgres"), "-D", data, "-k", directory, "-h", "", "-F"],
+            "command": [str(programs / "postgres"), "-D", data, "-k", directory, "-h", "", "-F", *settings],
             "question": [str(programs / "pg_isready"), "-q", "-h", directory],
             "user": user,
             "directory": directory,

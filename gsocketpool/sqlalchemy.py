@@ -150,9 +150,8 @@ class GeventPool(EnginePool):
     # What SQLAlchemy calls
 
     def _create_connection(self) -> ConnectionPoolEntry:
-        # A record knows its pool weakly: it belongs to the state, which greenlets in the background hold, and an engine
-        # would never be collected.
-        return EnginePool._create_connection(weakref.proxy(self))
+        weakly: Any = _Weakly(self)
+        return EnginePool._create_connection(weakly)
 
     def _do_get(self) -> ConnectionPoolEntry:
         try:
@@ -239,6 +238,20 @@ class GeventPool(EnginePool):
     def overflow(self) -> int:
         """Return how many connections there are beyond `pool_size`; a negative number if there are fewer."""
         return self.gevent_pool.size - self._pool_size
+
+
+class _Weakly:
+    """Stands for an engine's pool in its records.
+
+    These belong to the state, which greenlets in the background hold: otherwise no engine would be collected. Python's
+    own proxy does not even let itself be asked for its type once the object has gone.
+    """
+
+    def __init__(self, pool: GeventPool) -> None:
+        self._pool = weakref.ref(pool)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool(), name)
 
 
 class _Pool(Pool[ConnectionPoolEntry]):
