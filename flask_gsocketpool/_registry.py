@@ -17,7 +17,7 @@ from flask_gsocketpool import _sigterm
 from flask_gsocketpool._app_pool import AppPool, QuietEvents
 from flask_gsocketpool._request_scope import Scopes
 from flask_gsocketpool.config import DEFAULT, PREFIX, AppConfig
-from gsocketpool import Pool, PoolClosedError, PoolError, PoolNotReadyError
+from gsocketpool import InvalidArgumentError, Pool, PoolClosedError, PoolError, PoolNotReadyError
 
 logger = logging.getLogger("gsocketpool")
 
@@ -55,6 +55,8 @@ class Pools(Mapping[str, Pool[Any]]):
         self._app = app
         self._config = config
         self.scopes = scopes
+        #: What returns each pool that is shown and is not the app's.
+        self._shown: dict[str, Callable[[], Pool[Any]]] = {}
         #: What has taken the place of each pool, the last one in force.
         self._overrides: dict[str, dict[object, Any]] = {}
         self._options = {
@@ -188,7 +190,7 @@ class Pools(Mapping[str, Pool[Any]]):
 
     def options_of(self, name: str) -> Mapping[str, Any]:
         """Return the options of a pool. Those that a callable returns are known from its first call on."""
-        options = self._options[name]
+        options = self._options.get(name, {})
         return options.last if isinstance(options, Remembering) else options
 
     def started(self) -> dict[str, Pool[Any]]:
@@ -196,6 +198,16 @@ class Pools(Mapping[str, Pool[Any]]):
         overriding = {name: self[name] for name, overrides in self._overrides.items() if overrides}
         started = {**self.of_this_thread(), **overriding}
         return {name: started[name] for name in self if isinstance(started.get(name), Pool)}
+
+    def show(self, name: str, pool: Callable[[], Pool[Any]]) -> None:
+        """Have :meth:`shown` return what `pool` returns, too."""
+        if name in self or name in self._shown:
+            raise InvalidArgumentError("name", name, "a name that no other pool has")
+        self._shown[name] = pool
+
+    def shown(self) -> dict[str, Pool[Any]]:
+        """Return the pools that this thread has used so far, and those that are shown beside them."""
+        return self.started() | {name: pool() for name, pool in self._shown.items()}
 
     def private_copy(self, name: str, **settings: Any) -> Pool[Any]:
         """Make a pool like the one called `name`, for the caller alone, who closes it.

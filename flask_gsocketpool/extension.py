@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, cast
 
 from flask import Flask, Response, current_app, request
@@ -11,11 +12,11 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import ServiceUnavailable
 
 from flask_gsocketpool import _logging, _server_check, cli
-from flask_gsocketpool._registry import EXTENSION, Pools
+from flask_gsocketpool._registry import EXTENSION, Pools, pools_of
 from flask_gsocketpool._request_scope import Scopes
 from flask_gsocketpool.config import read_app_config
 from flask_gsocketpool.globals import current_pool, current_pools
-from gsocketpool import PoolExhaustedError
+from gsocketpool import Pool, PoolExhaustedError
 from gsocketpool.throttle import Throttle
 
 logger = logging.getLogger("gsocketpool")
@@ -60,6 +61,17 @@ class GSocketPool:
         app.shell_context_processor(_names_for_the_shell)
         app.cli.add_command(cli.group)
         app.extensions[EXTENSION] = Pools(app, config, scopes)
+
+    @staticmethod
+    def show(app: Flask, name: str, pool: Callable[[], Pool[Any]]) -> None:
+        """Have ``/health/pools`` show a pool that is not the app's own, such as that of an engine of SQLAlchemy's.
+
+        :param app: an app that was registered.
+        :param name: what to show it as.
+        :param pool: a callable that returns the pool. It is called in the context of the request.
+        :raises InvalidArgumentError: if another pool has that name.
+        """
+        pools_of(app).show(name, pool)
 
 
 def _respond_to_exhaustion(error: PoolExhaustedError) -> Response:

@@ -70,8 +70,8 @@ def ready() -> tuple[Response, int]:
 def pools() -> Response:
     """Answer with the statistics of each pool that this worker has made so far."""
     known = pools_of(current_app)
-    started = known.started().items()
-    shown = {name: {"address": address_of(known.options_of(name)), **pool.stats().as_dict()} for name, pool in started}
+    every = known.shown().items()
+    shown = {name: {"address": address_of(known.options_of(name)), **pool.stats().as_dict()} for name, pool in every}
     return jsonify(pid=os.getpid(), pools=shown)
 
 

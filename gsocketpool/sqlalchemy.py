@@ -64,10 +64,10 @@ class GeventPool(EnginePool):
     :param use_lifo: (``pool_use_lifo``) always True: the connection that was used last is taken.
     :param recycle: (``pool_recycle``) seconds from its opening after which a connection is replaced, less a random
         share of up to 10 %; -1 for no limit.
-    :param max_waiting: as for :class:`~gsocketpool.Pool`, and so are the following.
-    :param idle_timeout: .
-    :param open_timeout: .
-    :param leak_threshold: .
+    :param max_waiting: as for :class:`~gsocketpool.Pool`.
+    :param idle_timeout: as for :class:`~gsocketpool.Pool`.
+    :param open_timeout: as for :class:`~gsocketpool.Pool`.
+    :param leak_threshold: as for :class:`~gsocketpool.Pool`.
     :param arguments: those of every pool of SQLAlchemy's, such as ``pre_ping``.
     :raises InvalidArgumentError: if an argument is out of its range, or asks for a pool without a limit.
     """

@@ -33,6 +33,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from flask_gsocketpool import GSocketPool
+from flask_gsocketpool.health import blueprint
 from gsocketpool import InvalidArgumentError, PoolExhaustedError
 from gsocketpool.sqlalchemy import EngineExhaustedError, GeventPool
 from tests.scripted import PATIENCE, eventually
@@ -496,6 +497,19 @@ def test_a_connection_of_a_dead_greenlet_is_taken_back(driver: Driver, caplog: p
     assert numbers(engine) == (0, 1, 0)
 
 
+def test_what_comes_back_in_the_middle_of_a_change_is_put_off(driver: Driver) -> None:
+    engine = engine_of(driver, pool_size=1, max_overflow=1)
+    connections = [engine.connect(), engine.connect()]
+    state = pool_of(engine).gevent_pool._state
+    state.changing = True
+    for connection in connections:
+        connection.close()
+    assert numbers(engine) == (2, 0, 0)
+    state.changing = False
+    settle()
+    assert numbers(engine) == (0, 1, 0)
+
+
 def test_threads_have_connections_of_their_own_and_may_return_each_others(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
     ready, go_on = threading.Event(), threading.Event()
@@ -770,6 +784,18 @@ def test_an_exhausted_engine_is_answered_with_503(driver: Driver) -> None:
         response = app.test_client().get("/")
     assert response.status_code == 503
     assert response.headers["Retry-After"]
+
+
+def test_the_statistics_of_an_app_show_an_engine_too(driver: Driver) -> None:
+    app, db = flask_app(driver)
+    app.register_blueprint(blueprint, url_prefix="/health")
+    GSocketPool.show(app, "db", lambda: db.engine.pool.gevent_pool)
+    client = app.test_client()
+    client.get("/")
+    shown = client.get("/health/pools").json["pools"]["db"]
+    assert (shown["name"], shown["idle"], shown["address"]) == ("sqlalchemy", 1, None)
+    with pytest.raises(InvalidArgumentError, match="name"):
+        GSocketPool.show(app, "db", lambda: db.engine.pool.gevent_pool)
 
 
 # The module
