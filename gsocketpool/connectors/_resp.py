@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import traceback
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, ClassVar, TypeVar
@@ -340,7 +339,7 @@ class _Connection(_Mixin):  # type: ignore[misc]
             return super()._connect()
         except BaseException as error:
             # The library closes its socket after an OSError only, and it keeps it in a local variable.
-            _close_sockets(error)
+            _sockets.close_half_open(error)
             raise
 
     def greet(self) -> None:
@@ -453,14 +452,6 @@ def _connection_class(library: ModuleType, theirs: type) -> Any:
 @functools.cache
 def _pool_class(library: ModuleType) -> Any:
     return type("ConnectionPool", (_Pool, library.ConnectionPool), {"errors": library.exceptions})
-
-
-def _close_sockets(error: BaseException) -> None:
-    """Close the sockets in the frames that an error has left, from the caller's on."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        for value in list(frame.f_locals.values()):
-            if _sockets.is_socket(value):
-                value.close()
 
 
 def _has_unread(parser: Any) -> bool:
