@@ -14,7 +14,6 @@ from tests import patched
 from tests.databases import conninfo as conninfo
 from tests.databases import mariadb as mariadb
 from tests.databases import memcached as memcached
-from tests.databases import own_mariadb as own_mariadb
 from tests.databases import own_servers as own_servers
 from tests.databases import valkey_url as valkey_url
 from tests.scripted import Backend, Clock

@@ -1,12 +1,10 @@
-"""The battery of blows of :mod:`tests.test_connector_battery` for PyMySQL, on a server of its own.
+"""The battery of blows of :mod:`tests.test_connector_battery` for PyMySQL.
 
 The suite runs those that no other test of the connector comes near, the torture all of them.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import random
 import signal
 from collections.abc import Iterator
@@ -19,11 +17,10 @@ import pymysql
 import pytest
 
 from gsocketpool.connectors.pymysql import PyMySQLConnector
-from tests import test_connector_battery as battery
 from tests.battery import IDLE, LONG, OPEN, RUNNING, Relay, Subject, eventually
+from tests.battery_elsewhere import blows
 from tests.battery_subjects import SUBJECTS
-
-patched = pytest.mark.patched
+from tests.databases import KeptMariaDB
 
 
 class MariaDB(Subject):
@@ -36,8 +33,6 @@ class MariaDB(Subject):
         self.directory = servers["mariadb"]["directory"]
         self.path = f"{self.directory}/socket"
         self.number = random.SystemRandom().randrange(2**31)
-        # The server may still be starting.
-        eventually(lambda: Path(self.path).exists())
         with self.observer() as observer:
             run(observer, "CREATE TABLE IF NOT EXISTS battery (tag varchar(50), KEY (tag)) ENGINE=InnoDB")
             run(observer, "CREATE TABLE IF NOT EXISTS hanging (number int PRIMARY KEY) ENGINE=InnoDB")
@@ -185,44 +180,21 @@ def run(connection: Any, statement: str) -> Any:
 SUBJECTS["pymysql"] = MariaDB
 SUBJECTS["pymysql-autocommit"] = partial(MariaDB, autocommit=True)
 
-#: What the suite strikes with each connector of the list; all else is for the torture.
-IN_THE_SUITE = {
-    "test_under_kills_and_timeouts_the_limit_holds_and_nothing_is_lost": ["pymysql"],
-    "test_after_an_interruption_at_any_switch_the_next_user_sees_nothing_of_it": ["pymysql"],
-    "test_what_is_cut_short_does_not_run_on": ["pymysql-autocommit"],
-    "test_a_fork_in_the_middle_of_an_opening_leaves_that_to_the_parent": ["pymysql"],
-}
-LEFT_OPEN = ["transaction", "failed transaction", "row lock", "advisory lock", "setting"]
-
 
 @pytest.fixture(scope="session")
-def own_servers(own_mariadb: dict[str, Any]) -> dict[str, Any]:
-    return own_mariadb
+def own_servers(mariadb: KeptMariaDB) -> dict[str, Any]:
+    return {"mariadb": {"directory": str(mariadb.directory)}}
 
 
-def struck(blow: Any) -> Any:
-    """Return a test of the battery for the subjects of this module."""
-
-    @functools.wraps(blow)
-    def strike(**arguments: Any) -> None:
-        blow(**arguments)
-
-    of_subjects = [mark for mark in blow.pytestmark if mark.name == "parametrize" and "subject" in str(mark.args[0])]
-    strike.pytestmark = [mark for mark in blow.pytestmark if mark not in of_subjects]  # type: ignore[attr-defined]
-    in_the_suite = IN_THE_SUITE.get(blow.__name__, [])
-    for_all = [
-        pytest.param(name, marks=() if name in in_the_suite else pytest.mark.torture)
-        for name in ("pymysql", "pymysql-autocommit")
-    ]
-    if "what" in inspect.signature(blow).parameters:
-        strike = pytest.mark.parametrize("what", LEFT_OPEN)(strike)
-    return pytest.mark.parametrize("subject", for_all)(strike)
-
-
-for name, blow in vars(battery).items():
-    if name.startswith("test_") and "subject" in inspect.signature(blow).parameters:
-        globals()[name] = struck(blow)
-
-
-def test_no_blow_has_another_name() -> None:
-    assert globals().keys() >= IN_THE_SUITE.keys()
+globals().update(
+    blows(
+        ["pymysql", "pymysql-autocommit"],
+        left_open=["transaction", "failed transaction", "row lock", "advisory lock", "setting"],
+        in_the_suite={
+            "test_under_kills_and_timeouts_the_limit_holds_and_nothing_is_lost": ["pymysql"],
+            "test_after_an_interruption_at_any_switch_the_next_user_sees_nothing_of_it": ["pymysql"],
+            "test_what_is_cut_short_does_not_run_on": ["pymysql-autocommit"],
+            "test_a_fork_in_the_middle_of_an_opening_leaves_that_to_the_parent": ["pymysql"],
+        },
+    )
+)
