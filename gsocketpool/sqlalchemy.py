@@ -9,7 +9,6 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-import gevent
 from gevent.monkey import get_original
 
 from gsocketpool._records import IN_USE, Entry
@@ -27,9 +26,6 @@ try:
     from sqlalchemy.pool import Pool as EnginePool
 except ImportError as error:
     raise ImportError("gsocketpool.sqlalchemy needs SQLAlchemy 2: pip install 'gsocketpool[sqlalchemy]'") from error
-
-#: Seconds in which a connection that is cut off is cancelled and closed.
-CANCEL_TIMEOUT = 5.0
 
 #: psycopg's TransactionStatus.ACTIVE: a statement is under way.
 ACTIVE = 1
@@ -170,25 +166,13 @@ class GeventPool(EnginePool):
         # It was taken back: its greenlet has ended, or the process was forked.
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
-        if terminate and _is_executing(connection) and self._knows(connection):
+        pool = getattr(self._of_thread, "pool", None)
+        # After a fork, the pool does not have those of the parent any more.
+        if terminate and _is_executing(connection) and pool is not None and pool.has(connection):
             # Closing alone would leave the server at work.
-            gevent.spawn(self._cancel_and_close, connection)
+            pool.cancel_and_close(connection)
         else:
             super()._close_connection(connection, terminate=terminate)
-
-    def _knows(self, connection: Any) -> bool:
-        """Return whether a connection is this process's own. After a fork, those of the parent are not."""
-        pools = [reference() for reference in self._pools[:]]
-        return any(pool is not None and pool.has(connection) for pool in pools)
-
-    def _cancel_and_close(self, connection: Any) -> None:
-        try:
-            with gevent.Timeout(CANCEL_TIMEOUT):
-                _cancel(connection)
-        except (Exception, gevent.Timeout):
-            self.logger.debug("could not cancel %r", connection, exc_info=True)
-        finally:
-            super()._close_connection(connection, terminate=True)
 
     def recreate(self) -> GeventPool:
         """Return a new pool with the same arguments."""
@@ -277,8 +261,8 @@ class _Pool(Pool[ConnectionPoolEntry]):
             return
         if self._state.changing:
             self._put_off(self._give_back, entry, generation)
-        elif entry.connection.dbapi_connection is None:
-            # SQLAlchemy has closed it, or the caller has detached it.
+        elif entry.connection._is_hard_or_soft_invalidated():
+            # SQLAlchemy has closed it or would at its next use, or the caller has detached it.
             self._lifecycle.remove(entry, DISCARDED, "invalidated")
         elif len(self._state.idle) >= self._pool_size:
             self._lifecycle.remove(entry, RETIRED, "surplus")
@@ -288,6 +272,21 @@ class _Pool(Pool[ConnectionPoolEntry]):
     def has(self, connection: Any) -> bool:
         """Return whether a connection of the driver's is in use here."""
         return any(entry.connection.dbapi_connection is connection for entry in self._state.entries_in_use())
+
+    def cancel_and_close(self, connection: Any) -> None:
+        """Have the server cancel what it does for a connection of the driver's, and close that. It does not switch."""
+        self._closer.add(_CutShort(connection), cancel=True)
+        self._run_callback(self._closer.start)
+
+
+class _CutShort:
+    """Stands for the record of a connection that SQLAlchemy has given up in the middle of a statement."""
+
+    def __init__(self, connection: Any) -> None:
+        self.dbapi_connection = connection
+
+    def close(self) -> None:
+        self.dbapi_connection.close()
 
 
 class _Records(Connector[ConnectionPoolEntry]):
@@ -310,7 +309,9 @@ class _Records(Connector[ConnectionPoolEntry]):
         return not _is_executing(record.dbapi_connection)
 
     def peek_target(self, record: ConnectionPoolEntry) -> Any:
-        return _socket_of(record.dbapi_connection)
+        # SQLAlchemy would open an invalid one anew in the caller's greenlet, for as long as that takes.
+        invalid: bool = record._is_hard_or_soft_invalidated()  # type: ignore[attr-defined]
+        return -1 if invalid else _socket_of(record.dbapi_connection)
 
     def cancel(self, record: ConnectionPoolEntry) -> None:
         if _is_executing(record.dbapi_connection):
@@ -334,12 +335,21 @@ class _Records(Connector[ConnectionPoolEntry]):
 
 
 def _socket_of(connection: Any) -> Any:
-    """Return the socket or the descriptor of a driver's connection; None if it has none to show, as SQLite's."""
+    """Return the socket or the descriptor of a driver's connection; None if it has none to show, as SQLite's.
+
+    It is -1 if the connection is closed.
+    """
     fileno = getattr(connection, "fileno", None)
     if callable(fileno):
-        return fileno()
-    # That of PyMySQL.
-    return getattr(connection, "_sock", None)
+        try:
+            return fileno()
+        except Exception:
+            # That of psycopg, for one.
+            return -1
+    if not hasattr(connection, "_sock"):
+        return None
+    # PyMySQL has none once it is closed.
+    return -1 if connection._sock is None else connection._sock
 
 
 def _is_executing(connection: Any) -> bool:

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import alembic.command
+import alembic.config
 import gevent
 import gevent.event
 import psycopg
@@ -155,6 +157,11 @@ def has_session(other: Any, pid: int) -> bool:
     return bool(row == (1,))
 
 
+def is_running(other: Any, pid: int) -> bool:
+    row = other.execute("SELECT state FROM pg_stat_activity WHERE pid = %s", [pid]).fetchone()
+    return bool(row == ("active",))
+
+
 def end_session(other: Any, pid: int) -> None:
     other.execute("SELECT pg_terminate_backend(%s)", [pid])
     eventually(lambda: not has_session(other, pid))
@@ -195,18 +202,64 @@ def in_child(act: Callable[[], Any]) -> Any:
     ("name", "options"),
     [
         ("pool_size", {"pool_size": 0}),
+        ("pool_size", {"pool_size": "5"}),
         ("max_overflow", {"max_overflow": -1}),
+        ("max_overflow", {"max_overflow": None}),
         ("timeout", {"pool_timeout": -1}),
+        ("timeout", {"pool_timeout": "30"}),
         ("use_lifo", {"pool_use_lifo": False}),
         ("recycle", {"pool_recycle": None}),
+        ("recycle", {"pool_recycle": -2}),
         ("max_waiting", {"max_waiting": -1}),
+        ("idle_timeout", {"idle_timeout": 0}),
         ("open_timeout", {"open_timeout": 0}),
+        ("leak_threshold", {"leak_threshold": 0}),
     ],
 )
 def test_what_has_no_meaning_is_refused_by_its_name(driver: Driver, name: str, options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidArgumentError) as raised:
+    with pytest.raises(InvalidArgumentError, match=f"^{name} must be ") as raised:
         engine_of(driver, **options)
     assert raised.value.argument == name
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "options"),
+    [
+        (sqlalchemy.exc.ArgumentError, "reset_on_return", {"pool_reset_on_return": "everything"}),
+        # A setting of other pools of ours that an engine says in words of its own.
+        (TypeError, "max_connections", {"max_connections": 5}),
+    ],
+)
+def test_sqlalchemy_refuses_the_rest(driver: Driver, error: Any, name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(error, match=name):
+        engine_of(driver, **options)
+
+
+def test_all_other_arguments_for_a_pool_work(driver: Driver) -> None:
+    told: list[str] = []
+    engine = engine_of(
+        driver,
+        pool_use_lifo=True,
+        pool_timeout=None,
+        pool_recycle=-1,
+        pool_pre_ping=True,
+        pool_reset_on_return="commit",
+        pool_events=[(lambda *arguments: told.append("checkin"), "checkin")],
+        pool_logging_name="db",
+        echo_pool=False,
+    )
+    steps: list[str] = []
+    driver.at_step = steps.append
+    for _ in range(2):
+        engine.raw_connection().close()
+        engine = engine.execution_options(mine=True)
+    assert told == ["checkin"] * 2
+    assert steps.count("commit") == 2
+    assert steps[-2:] == ["execute", "commit"]
+    pool = GeventPool(driver.connect, pool_size=1, max_overflow=0)
+    with create_engine("sqlite://", pool=pool).connect() as connection:
+        assert connection.execute(SELECT_1).scalar() == 1
+        assert pool.checkedout() == 1
 
 
 def test_its_defaults_are_those_of_queuepool(driver: Driver) -> None:
@@ -224,8 +277,6 @@ def test_a_pool_that_is_made_again_has_the_same_arguments(driver: Driver) -> Non
     assert pool_of(engine).gevent_pool.settings == before.gevent_pool.settings  # type: ignore[attr-defined]
     assert pool_of(engine).gevent_pool.name == "db"
     assert pool_of(engine).timeout() == 0
-    with pytest.raises(InvalidArgumentError):
-        engine_of(driver, max_lifetime=-1, pool_size=0)
 
 
 def test_it_keeps_pool_size_connections_and_closes_those_above(driver: Driver) -> None:
@@ -338,6 +389,34 @@ def test_a_connection_that_is_invalidated_is_replaced(driver: Driver) -> None:
         assert connection.execute(SELECT_1).scalar() == 1
 
 
+def test_those_opened_before_a_lost_one_are_replaced_within_the_limits(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(driver, pool_size=4, max_overflow=0, open_timeout=0.01)
+    idle, in_use, lost = [engine.connect() for _ in range(3)]
+    idle.close()
+
+    def fail(name: str) -> None:
+        raise sqlite3.OperationalError("the server is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.dialect, "is_disconnect", lambda *arguments: True)
+        patch.setattr(driver, "at_step", fail)
+        with pytest.raises(sqlalchemy.exc.OperationalError, match="is gone"):
+            lost.execute(SELECT_1)
+    for connection in (in_use, lost):
+        connection.close()
+    assert numbers(engine) == (0, 1, 0)
+    driver.at_step = lambda name: gevent.sleep(FOR_EVER) if name == "connect" else None
+    with gevent.Timeout(PATIENCE), pytest.raises(TimeoutError, match="open_timeout"):
+        engine.connect()
+    driver.at_step = lambda name: None
+    with engine.connect() as connection:
+        assert connection.execute(SELECT_1).scalar() == 1
+    eventually(lambda: driver.open == 1)
+    assert len(driver.connections) == 4
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_raw_connection_that_is_invalidated_is_replaced(driver: Driver, soft: bool) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
@@ -348,6 +427,17 @@ def test_a_raw_connection_that_is_invalidated_is_replaced(driver: Driver, soft: 
         assert connection.execute(SELECT_1).scalar() == 1
         assert len(driver.connections) == 2
     eventually(lambda: driver.open == 1)
+
+
+def test_a_connection_whose_driver_has_closed_it_is_replaced(driver: Driver) -> None:
+    engine = engine_of(driver, pool_reset_on_return=None)
+    with engine.connect():
+        pass
+    # As PyMySQL says it.
+    driver.connections[0]._sock = None
+    with engine.connect() as connection:
+        assert connection.execute(SELECT_1).scalar() == 1
+    assert len(driver.connections) == 2
 
 
 def test_a_connection_that_is_detached_leaves_its_place(driver: Driver) -> None:
@@ -605,6 +695,8 @@ def test_a_timeout_in_a_statement_cancels_it_on_the_server(conninfo: str) -> Non
             with pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
                 connection.execute(text(f"SELECT pg_sleep({FOR_EVER})"))
             assert connection.invalidated
+            # Its record is closed as well, and has no connection any more.
+            assert pool_of(engine).gevent_pool.stats().closing == 2
         eventually(lambda: not has_session(other, pid))
         with engine.connect() as connection:
             assert connection.execute(SELECT_1).scalar() == 1
@@ -637,7 +729,7 @@ def test_a_greenlet_that_dies_in_a_statement_leaves_nothing_running(conninfo: st
             raw.cursor().execute(f"SELECT pg_sleep({FOR_EVER})")
 
         greenlet = gevent.spawn(use)
-        gevent.sleep(0.05)
+        eventually(lambda: kept and is_running(other, kept[0].driver_connection.info.backend_pid))
         pid = kept[0].driver_connection.info.backend_pid
         greenlet.kill()
         with engine.connect() as connection:
@@ -668,9 +760,9 @@ def test_a_connection_that_dies_in_use_is_replaced(conninfo: str) -> None:
                 first.execute(SELECT_1)
             assert raised.value.connection_invalidated
             before = pid_of(second)
-        assert numbers(engine) == (0, 1, 0)
+        # With it, all that were opened earlier are invalid to SQLAlchemy.
+        assert numbers(engine) == (0, 0, 0)
         with engine.connect() as connection:
-            # With it, all that were opened earlier are invalid to SQLAlchemy.
             assert pid_of(connection) != before
         assert numbers(engine) == (0, 1, 0)
 
@@ -724,14 +816,16 @@ def test_a_child_leaves_the_sessions_of_its_parent_alone(conninfo: str, ending: 
 
 @patched
 def test_a_child_cancels_no_statement_of_its_parent(conninfo: str) -> None:
-    with connected(conninfo, pool_size=2, max_overflow=0) as engine:
+    with connected(conninfo, pool_size=2, max_overflow=0) as engine, observer(conninfo) as other:
+        pids: list[int] = []
 
         def use() -> Any:
             with engine.connect() as connection:
+                pids.append(pid_of(connection))
                 return connection.execute(text("SELECT pg_sleep(0.3), 7")).all()[0][1]
 
         greenlet = gevent.spawn(use)
-        gevent.sleep(0.1)
+        eventually(lambda: pids and is_running(other, pids[0]))
 
         def child() -> None:
             # A copy of the one in the parent.
@@ -751,6 +845,57 @@ def test_a_collected_engine_ends_its_sessions(conninfo: str) -> None:
         del engine, connection
         gc.collect()
         eventually(lambda: not has_session(other, pid))
+
+
+# In migrations
+
+MIGRATIONS = """
+from alembic import context
+from sqlalchemy import engine_from_config
+from gsocketpool.sqlalchemy import GeventPool
+
+engine = engine_from_config(context.config.get_section("alembic"), poolclass=GeventPool)
+with engine.connect() as connection:
+    context.configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+assert engine.pool.gevent_pool.stats().max_connections == 3
+engine.dispose()
+"""
+
+MIGRATION = """
+import sqlalchemy
+from alembic import op
+
+revision, down_revision = "one", None
+
+def upgrade():
+    op.create_table("migrated", sqlalchemy.Column("value", sqlalchemy.Integer))
+
+def downgrade():
+    op.drop_table("migrated")
+"""
+
+
+def test_alembic_migrates(tmp_path: Path) -> None:
+    (tmp_path / "versions").mkdir()
+    (tmp_path / "env.py").write_text(MIGRATIONS)
+    (tmp_path / "versions" / "one.py").write_text(MIGRATION)
+    config = alembic.config.Config()
+    settings = {"pool_size": "1", "max_overflow": "2", "pool_timeout": "5", "url": f"sqlite:///{tmp_path}/data"}
+    for name, value in settings.items():
+        config.set_main_option(f"sqlalchemy.{name}", value)
+    config.set_main_option("script_location", str(tmp_path))
+    config.set_main_option("path_separator", "os")
+
+    def tables() -> set[str]:
+        with closing(sqlite3.connect(tmp_path / "data")) as connection:
+            return {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+
+    alembic.command.upgrade(config, "head")
+    assert tables() == {"alembic_version", "migrated", "sqlite_autoindex_alembic_version_1"}
+    alembic.command.downgrade(config, "base")
+    assert "migrated" not in tables()
 
 
 # In an app
