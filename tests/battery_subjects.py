@@ -51,13 +51,18 @@ class Postgres(Subject):
             ),
         }
 
-    def factory(self, **steps: Any) -> Any:
+    def reached(self) -> tuple[str, dict[str, Any]]:
+        """Return a connection string, and what else to connect with."""
         conninfo = self.servers["postgres"]["conninfo"]
         if self.relay is not None:
             conninfo = conninfo.replace(self.directory, self.relay_directory)
         options = {"application_name": self.tag, **self.options}
         if self.password is not None:
             options.update(user="rotating", password=self.password)
+        return conninfo, options
+
+    def factory(self, **steps: Any) -> Any:
+        conninfo, options = self.reached()
         connector = self.connector_class(conninfo, **options)
         for name, step in steps.items():
             setattr(connector, name, step)
