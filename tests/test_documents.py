@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,23 @@ def app():
 
     return app
 """
+
+
+#: What each guide to a client tells, under the same headings.
+QUESTIONS = {
+    "Quick start",
+    "The setting to know",
+    "What the next user finds",
+    "What an error means",
+    "What it costs",
+    "What to turn off",
+}
+
+
+@pytest.mark.parametrize("client", ["psycopg", "valkey", "mysql", "memcached", "sqlalchemy"])
+def test_each_guide_to_a_client_answers_the_same_questions(client: str) -> None:
+    lines = (ROOT / "docs" / f"{client}.rst").read_text().splitlines()
+    assert {line for line, under in pairwise(lines) if line and under == "-" * len(line)} >= QUESTIONS
 
 
 @pytest.mark.parametrize(
