@@ -28,8 +28,9 @@ ENDS = (gevent.GreenletExit, KeyboardInterrupt, SystemExit)
 #: Returns a context manager to enter around user code; None for nothing.
 Context = Callable[[], AbstractContextManager[object] | None]
 
-#: How a connection is asked: whether it may be handed out; how, when it comes back; and what completes a block.
-Questions = tuple[Ask | None, str, Step | None]
+#: How a connection is asked: whether it may be handed out; how, when it comes back; what completes a block; and whether
+#: it can be pinged.
+Questions = tuple[Ask | None, str, Step | None, bool]
 
 #: The answer of a connection that may be kept once it was reset. No connection can answer it by itself.
 RESET: Final = object()
@@ -60,15 +61,17 @@ class Adapter:
     def how_to_ask(self, connection: Any) -> Questions:
         """Return how to ask an open connection."""
         ask, mode = self._steps.how_to_ask(connection)
+        can_ping = self._steps.can_ping(connection)
         self._note_what_can_be_peeked(connection)
         if self._context is None or (mode is STREAM and ask is not None):
             # The checks of our own streams need no context.
-            return ask, mode, self._steps.completion(connection)
+            return ask, mode, self._steps.completion(connection), can_ping
         complete = self._steps.completion(connection)
         return (
             None if ask is None else partial(_ask_in_context, self._context, ask),
             BY_ADAPTER,
             None if complete is None else partial(self._do_in_context, complete, "completing what a block has done"),
+            can_ping,
         )
 
     def _do_in_context(self, step: Step, what: str, connection: Any) -> None:
@@ -115,6 +118,25 @@ class Adapter:
     def ping(self, connection: Any) -> None:
         """Exchange something cheap with the backend, which may block and raise."""
         self._do_in_context(self._steps.ping, "a ping", connection)
+
+    def keep_alive(self, connection: Any) -> bool | None:
+        """Ping an idle connection. Return whether it may be kept; None if it had died before. It may block and raise.
+
+        Whatever the ping leaves open is completed, as at the end of a block.
+        """
+        with self.in_context():
+            steps = self._steps
+            if not steps.is_alive(connection):
+                # What it has to read would be taken for the answer.
+                return None
+            steps.ping(connection)
+            complete = steps.completion(connection)
+            if complete is not None:
+                complete(connection)
+            if not steps.is_reusable(connection, None):
+                return False
+            return self._reset == "never" or bool(steps.is_settled(connection))
+        return False
 
     def is_usable(self, entry: Entry, seconds: float) -> bool:
         """Return whether a connection whose check may block is good. The check takes `seconds` at most.

@@ -482,11 +482,13 @@ class Core:
         if self._hub is not None and self._thread is not None:
             for entry in self._state.pop_all_idle("collected"):
                 self._closer.add(entry.connection)
+            for entry in self._state.pop_all_pinging():
+                self._closer.add(entry.connection)
             for entry in self._state.pop_all_resetting():
                 self._closer.add(entry.connection, cancel=True)
             # The reaper may keep the state for good, if the event loop never runs again.
             self._state.forget_entries()
-            self._closer.outlive_pool(self._hub.loop, self._thread, self._reaper.stop, self._lifecycle.resetter.kill)
+            self._closer.outlive_pool(self._hub.loop, self._thread, self._reaper.stop, self._lifecycle.stop_upkeep)
 
     # What to raise
 

@@ -1,4 +1,4 @@
-"""The life of a connection in the pool: how it is opened, and how it leaves.
+"""The life of a connection in the pool: how it is opened, kept in order between two uses, and how it leaves.
 
 Each is opened in a greenlet of its own, for the waiters and for ``min_connections``. Each that leaves is closed behind
 the caller's back.
@@ -20,9 +20,10 @@ from gevent.event import Event
 from gsocketpool import _fork
 from gsocketpool._adapter import Adapter, Questions
 from gsocketpool._closer import Closer
-from gsocketpool._records import IDLE, REMOVED, Entry, Waiter
-from gsocketpool._resetter import Resetter
+from gsocketpool._keepalive import Keepalive
+from gsocketpool._records import IDLE, PINGING, REMOVED, RESETTING, Entry, Waiter
 from gsocketpool._state import DISCARDED, RETIRED, State
+from gsocketpool._upkeep import Task, Upkeep
 from gsocketpool._waiters import Waiters
 from gsocketpool.events import Listener, tell, tell_in_loop
 from gsocketpool.exceptions import PoolError, add_note, described
@@ -34,7 +35,7 @@ logger = logging.getLogger("gsocketpool")
 #: Seconds between attempts to fill up to ``min_connections`` after a failure: the first, and the most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 
-NOT_ASKED: Questions = (None, "", None)
+NOT_ASKED: Questions = (None, "", None, False)
 
 
 class Opens(Protocol):
@@ -75,7 +76,16 @@ class Lifecycle:
         #: event loop, too, and those of the parent have nothing to do in the child.
         self._forks = 0
         self._refill: Any = None
-        self.resetter = Resetter(settings.reset_timeout, adapter, self._reset_ended)
+        resets = Task("resetting", "reset", adapter.reset, settings.reset_timeout, self._reset_ended)
+        # A server that drops what is silent drops all of it, as a rule.
+        admit = Throttle(clock=clock).admit
+        pings = Task("pinging", "pinged", adapter.keep_alive, settings.ping_timeout, self._ping_ended, admit)
+        self.upkeep = Upkeep({RESETTING: resets, PINGING: pings})
+        #: None where idle connections are not pinged.
+        self.keepalive: Keepalive | None = None
+        self._said_that_no_ping = False
+        if settings.keepalive_interval is not None:
+            self.keepalive = Keepalive(settings.keepalive_interval, state, clock, self.upkeep)
         self._pause = FIRST_PAUSE
         self._complaints = Throttle(clock=clock)
         #: What the last failure said; None once an opening has succeeded.
@@ -86,7 +96,9 @@ class Lifecycle:
     def attach(self, hub: Any) -> None:
         """Work in the event loop of `hub` from now on."""
         self._loop = hub.loop
-        self.resetter.attach(hub)
+        self.upkeep.attach(hub)
+        if self.keepalive is not None and not self._state.closed:
+            self.keepalive.start(hub.loop)
 
     def start_openings(self, more: int = 0) -> None:
         """Begin as many openings as are due: for the waiters, `more` callers and ``min_connections``."""
@@ -112,7 +124,9 @@ class Lifecycle:
         """Forget the parent's failures, greenlets and event loop, in a forked child."""
         self._stop_refill()
         self._forks += 1
-        self.resetter.after_fork()
+        if self.keepalive is not None:
+            self.keepalive.stop()
+        self.upkeep.after_fork()
         self._loop = None
         self._pause = FIRST_PAUSE
         self._complaints = Throttle(clock=self._clock)
@@ -122,10 +136,18 @@ class Lifecycle:
         self.changed = Event()
 
     def stop(self) -> None:
-        """Open and reset nothing more."""
+        """Open, reset and ping nothing more."""
         self._stop_refill()
-        self._stop_resets()
+        self.stop_upkeep()
+        self.close_removed(self._state.pop_all_resetting(), "not_reset", cancel=True)
+        self.close_removed(self._state.pop_all_pinging(), "not_pinged")
         self.changed.set()
+
+    def stop_upkeep(self) -> None:
+        """Cut short what is done to connections between two uses."""
+        if self.keepalive is not None:
+            self.keepalive.stop()
+        self.upkeep.kill()
 
     def capacity_changed(self) -> None:
         """Close and open what is due, after a place has become free or an opening has ended."""
@@ -205,6 +227,11 @@ class Lifecycle:
             except gevent.Timeout:
                 # The listener's own: the pool throws none at this greenlet by now.
                 logger.warning("%r has failed", self._listener.opened, exc_info=True)
+        if self.keepalive is not None and not entry.can_ping and not self._said_that_no_ping:
+            self._said_that_no_ping = True
+            logger.warning(
+                "keepalive_interval does nothing for %r of pool %r: its class has no ping()", connection, pool.name
+            )
 
     def _failed(
         self, pool: Opens, opener: Any, entry: Entry, error: BaseException, began: float
@@ -256,7 +283,8 @@ class Lifecycle:
         :param cut_short: whether the connection is taken from its user.
         """
         # What is discarded may be in the middle of something, unless it is idle or was about to be handed out.
-        cancel = cut_short or (cause is DISCARDED and entry.status is not IDLE and reason != "unusable")
+        is_idle = entry.status in (IDLE, PINGING)
+        cancel = cut_short or (cause is DISCARDED and not is_idle and reason != "unusable")
         if self._state.remove(entry, self._clock(), cause, reason):
             self.close_removed([entry], reason, cancel=cancel)
 
@@ -281,15 +309,18 @@ class Lifecycle:
                 tell_in_loop(self._listener.closed, pool, connection, reason)
         self.capacity_changed()
 
-    # Resetting
+    # Between two uses
 
     def begin_reset(self, entry: Entry) -> None:
         """End a lease, and have the connection reset before its next one. This does not switch."""
         # First, for near the recursion limit it may fail. It does nothing unless the next step was done.
-        self._loop.run_callback(self.resetter.start, entry)
+        self._loop.run_callback(self.upkeep.start, entry)
         self._state.begin_reset(entry, self._clock())
 
-    def _reset_ended(self, entry: Entry, is_good: bool) -> None:
+    def _reset_ended(self, entry: Entry, is_good: bool | None) -> None:
+        if entry.status is not RESETTING:
+            # The pool was closed meanwhile.
+            return
         if not is_good:
             self.remove(entry, DISCARDED, "not_reset")
             return
@@ -297,9 +328,15 @@ class Lifecycle:
         if is_kept and self._listener.released is not None:
             self.tell_released(entry.connection)
 
-    def _stop_resets(self) -> None:
-        self.resetter.kill()
-        self.close_removed(self._state.pop_all_resetting(), "not_reset", cancel=True)
+    def _ping_ended(self, entry: Entry, is_good: bool | None) -> None:
+        # It may have been discarded meanwhile.
+        if entry.status is PINGING:
+            if is_good:
+                self._follow_up(entry, self._state.end_ping(entry, self._clock()))
+            else:
+                self.remove(entry, DISCARDED, "unusable" if is_good is None else "not_pinged")
+        if self.keepalive is not None:
+            self.keepalive.ended(entry)
 
     def tell_released(self, connection: Any) -> None:
         """Have the listener told of a connection that came back."""

@@ -11,6 +11,7 @@ OPENING: Final = "opening"
 IDLE: Final = "idle"
 IN_USE: Final = "in use"
 RESETTING: Final = "resetting"
+PINGING: Final = "pinging"
 REMOVED: Final = "removed"
 
 # How a connection is asked whether it may be kept, when it comes back.
@@ -36,14 +37,17 @@ class Entry:
         "ask",
         "callsite",
         "callsite_generation",
+        "can_ping",
         "complete",
         "connection",
         "duplicate",
         "expires_at",
         "generation",
         "holder",
+        "idle_since",
         "in_use_since",
         "is_new",
+        "pinged_at",
         "reported_generation",
         "retire_at",
         "return_mode",
@@ -59,6 +63,12 @@ class Entry:
         self.generation = 0
         #: When its present lease began.
         self.in_use_since = 0.0
+        #: When its last use ended. Noted only where idle connections are retired or pinged.
+        self.idle_since = 0.0
+        #: When it last answered the ping of an idle connection.
+        self.pinged_at = -math.inf
+        #: Whether there is a ping that it can be asked for.
+        self.can_ping = False
         #: When its lifetime ends; :data:`DRAINED` once the pool wants to be rid of it.
         self.expires_at = math.inf
         #: When to retire it, should it stay idle until then.

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import functools
 import math
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from itertools import takewhile
+from operator import attrgetter
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from gsocketpool._records import CONNECTED_ONLY, DRAINED, IDLE, IN_USE, REMOVED, RESETTING, Entry, Waiter
+from gsocketpool._records import CONNECTED_ONLY, DRAINED, IDLE, IN_USE, PINGING, REMOVED, RESETTING, Entry, Waiter
 from gsocketpool.settings import Settings
 
 P = ParamSpec("P")
@@ -67,7 +69,9 @@ class State:
         self.max_opening = math.inf if settings.max_opening is None else settings.max_opening
         self.max_waiting = math.inf if settings.max_waiting is None else settings.max_waiting
         self.limits_waiting = settings.max_waiting is not None
-        self.idle_timeout = settings.idle_timeout
+        self.idle_timeout = math.inf if settings.idle_timeout is None else settings.idle_timeout
+        #: Whether it matters since when a connection is idle.
+        self.times_idle = settings.idle_timeout is not None or settings.keepalive_interval is not None
 
         #: Whether a step is under way that changes this.
         self.changing = False
@@ -75,9 +79,9 @@ class State:
         self.idle: list[Entry] = []
         #: All entries but those being opened, by the id() of their connection: its class may define any ``__eq__``.
         self.entries: dict[int, Entry] = {}
-        #: How many are idle, in use or resetting.
+        #: How many are idle, in use, resetting or pinging.
         self.size = 0
-        #: How many are resetting.
+        #: How many are resetting or pinging.
         self.resetting = 0
         #: The entries being opened, by the greenlet that opens them.
         self.opening: dict[Hashable, Entry] = {}
@@ -114,7 +118,7 @@ class State:
         return self.size - len(self.idle) - self.resetting
 
     def all_entries(self) -> list[Entry]:
-        """Return every idle, in-use and resetting entry."""
+        """Return every entry but those being opened."""
         found = []
         for first in list(self.entries.values()):
             entry: Entry | None = first
@@ -181,7 +185,7 @@ class State:
                 waiter.entry = entry
                 entry.holder = waiter.holder
                 entry.in_use_since = now
-                if self.idle_timeout is not None:
+                if self.times_idle:
                     entry.retire_at = entry.expires_at
                 entry.generation += 1
                 waiter.generation = entry.generation
@@ -190,7 +194,8 @@ class State:
             self.use_time += now - entry.in_use_since
             entry.status = IDLE
             entry.is_new = False
-            if self.idle_timeout is not None:
+            if self.times_idle:
+                entry.idle_since = now
                 entry.retire_at = min(entry.expires_at, now + self.idle_timeout)
             return None
         finally:
@@ -213,6 +218,46 @@ class State:
         self.resetting -= 1
         return self.give_back(entry, now)
 
+    def silent_since(self, now: float) -> list[tuple[float, Entry]]:
+        """Return the idle entries that can be pinged, and since when each was neither used nor pinged.
+
+        Those whose time is up are left out.
+        """
+        return [
+            (max(entry.idle_since, entry.pinged_at), entry)
+            for entry in self.idle
+            if entry.can_ping and now < entry.retire_at
+        ]
+
+    @_changes
+    def begin_ping(self, entry: Entry, generation: int) -> bool:
+        """Take out an entry for a ping. Return False if it is not idle, or was used since it had that generation."""
+        if entry.status is not IDLE or entry.generation != generation:
+            return False
+        self.idle.remove(entry)
+        entry.status = PINGING
+        entry.holder = None
+        self.resetting += 1
+        return True
+
+    @_changes
+    def end_ping(self, entry: Entry, now: float) -> Waiter | str | None:
+        """Give back an entry that has answered a ping, as :meth:`give_back` does, though a ping is no use.
+
+        If it becomes idle, it returns to its place among the others, and is retired when it would have been.
+        """
+        stays_idle = not self.waiters and self.reason_to_retire(entry, now) is None
+        entry.pinged_at = now
+        self.resetting -= 1
+        if stays_idle:
+            entry.status = IDLE
+            insort(self.idle, entry, key=attrgetter("idle_since"))
+            return None
+        # As in end_reset().
+        entry.status = IN_USE
+        entry.in_use_since = now
+        return self.give_back(entry, now)
+
     @_changes
     def remove(self, entry: Entry, now: float, cause: str, reason: str = "") -> bool:
         """Take an entry out for good; its place is free. Return False if that has been done already."""
@@ -225,10 +270,10 @@ class State:
         self._unregister(entry, key)
         if status is IDLE:
             self.idle.remove(entry)
-        elif status is RESETTING:
-            self.resetting -= 1
-        else:
+        elif status is IN_USE:
             self.use_time += now - entry.in_use_since
+        else:
+            self.resetting -= 1
         if cause is DETACHED:
             self.detached += 1
         else:
@@ -394,6 +439,7 @@ class State:
         ask: Callable[[Any], object] | None = None,
         return_mode: str = CONNECTED_ONLY,
         complete: Callable[[Any], object] | None = None,
+        can_ping: bool = False,
     ) -> None:
         """Count a new connection. Its entry is in use without a holder; give it back to hand it out."""
         self.open_time += took
@@ -404,6 +450,7 @@ class State:
         entry.ask = ask
         entry.return_mode = return_mode
         entry.complete = complete
+        entry.can_ping = can_ping
         # It may have been drained meanwhile.
         entry.expires_at = entry.retire_at = min(expires_at, entry.expires_at)
         entry.duplicate = self.entries.get(key)
@@ -475,9 +522,17 @@ class State:
     @_changes
     def pop_all_resetting(self) -> list[Entry]:
         """Remove every entry that is being reset, and return them."""
-        found = [entry for entry in self.all_entries() if entry.status is RESETTING]
+        return self._pop_busy(RESETTING, "not_reset")
+
+    @_changes
+    def pop_all_pinging(self) -> list[Entry]:
+        """Remove every entry that is being pinged, and return them."""
+        return self._pop_busy(PINGING, "not_pinged")
+
+    def _pop_busy(self, status: str, reason: str) -> list[Entry]:
+        found = [entry for entry in self.all_entries() if entry.status is status]
         self.resetting -= len(found)
-        return self._pop(found, DISCARDED, "not_reset")
+        return self._pop(found, DISCARDED, reason)
 
     @_changes
     def pop_expired(self, now: float) -> list[Entry]:

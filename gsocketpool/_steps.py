@@ -38,6 +38,7 @@ class Steps(Protocol):
     def abort(self, connection: Any) -> None: ...
     def cancel(self, connection: Any) -> None: ...
     def ping(self, connection: Any) -> None: ...
+    def can_ping(self, connection: Any) -> bool: ...
     def is_usable_at_once(self, connection: Any) -> object: ...
     def is_alive(self, connection: Any) -> object: ...
     def can_peek(self, connection: Any) -> bool: ...
@@ -97,6 +98,10 @@ class ConnectionSteps:
         if _is_ours(connection):
             connection.ping()
 
+    def can_ping(self, connection: Any) -> bool:
+        """Return whether a ping exchanges anything."""
+        return _is_ours(connection) and _overrides(connection, "ping")
+
     def is_usable_at_once(self, connection: Any) -> object:
         """Ask by the check that no class can make block."""
         return Connection.is_usable(connection)
@@ -149,6 +154,7 @@ class ConnectorSteps:
         self._can_reset = type(connector).reset is not Connector.reset
         self._can_reset_session = self._can_reset or type(connector).reset_session is not Connector.reset_session
         self.can_cancel = type(connector).cancel is not Connector.cancel
+        self._can_ping = type(connector).ping is not Connector.ping
         self._peek_target = connector.peek_target
         # The same objects for all connections: a bound method would be one for each.
         self._ask = self.is_alive
@@ -168,6 +174,9 @@ class ConnectorSteps:
     def open_if_closed(self, connection: Any) -> None:
         # connect() returns it open.
         pass
+
+    def can_ping(self, connection: Any) -> bool:
+        return self._can_ping
 
     def is_usable_at_once(self, connection: Any) -> object:
         return self.is_alive(connection)

@@ -55,7 +55,7 @@ class Pool(Core, Generic[C]):
         open: for credentials that rotate. A connector has options of its own.
     :param initial_connections: how many connections to open here and now; what opening raises is raised. In the event
         loop's own greenlet, which can't wait, they are opened in the background.
-    :param max_connections: the limit on connections that are idle, in use, being opened or reset.
+    :param max_connections: the limit on connections that are idle, in use, being opened, reset or pinged.
     :param reap_expired_connections: whether a background greenlet sweeps the pool: it retires idle connections whose
         time is up, closes those that have died, asks the others ``is_expired()``, and looks for leaks.
     :param reap_interval: seconds between two sweeps. They come more often where `max_lifetime`, `idle_timeout` or
@@ -77,12 +77,19 @@ class Pool(Core, Generic[C]):
         something is left open, such as a transaction; ``"always"``, after each use, so that no session state, such as a
         setting or a lock, reaches the next user; ``"never"``.
     :param reset_timeout: seconds that a reset may take; then the connection is discarded.
-    :param ping_timeout: seconds that :meth:`ping` may take once it has a connection.
+    :param ping_timeout: seconds that :meth:`ping` may take once it has a connection, and each ping of
+        `keepalive_interval`.
+    :param keepalive_interval: seconds after which an idle connection that was neither used nor pinged is pinged in the
+        background, one at a time, so that no server or firewall drops it for its silence; None for no pings. One that
+        does not answer is discarded. A caller that finds no other idle connection waits for the ping, or for an opening
+        where the limit allows. A ping is no use: `idle_timeout` goes on. Classes without a ``ping()`` are not pinged,
+        and the log says so once.
     :param events: what to tell of the moments of a connection's life; None for nothing.
     :param context: returns a context manager to enter around everything that a connection is asked, such as an app's
         context, or None where there is nothing to enter.
     :param clock: returns the time in seconds, for tests; by default :func:`time.monotonic`. Timers keep real time.
-    :raises InvalidArgumentError: if an argument is out of its range.
+    :raises InvalidArgumentError: if an argument is out of its range, or `keepalive_interval` is given for a connector
+        that has no ``ping()``.
     """
 
     def __init__(
@@ -107,6 +114,7 @@ class Pool(Core, Generic[C]):
         reset: str = "unsettled",
         reset_timeout: float = 5.0,
         ping_timeout: float = 5.0,
+        keepalive_interval: float | None = None,
         events: PoolEvents | None = None,
         context: Callable[[], AbstractContextManager[object] | None] | None = None,
         clock: Callable[[], float] | None = None,
@@ -150,7 +158,12 @@ class Pool(Core, Generic[C]):
             reset=reset,
             reset_timeout=reset_timeout,
             ping_timeout=ping_timeout,
+            keepalive_interval=keepalive_interval,
         )
+        if keepalive_interval is not None and isinstance(factory, Connector) and not steps.can_ping(None):
+            raise InvalidArgumentError(
+                "keepalive_interval", keepalive_interval, "None for a connector without a ping()"
+            )
         default_name = getattr(factory, "__name__", type(factory).__name__)
         super().__init__(default_name if name is None else name, settings, events, steps, context, clock)
         self._factory = factory
@@ -559,7 +572,7 @@ class Pool(Core, Generic[C]):
 
     @property
     def size(self) -> int:
-        """How many connections are idle, in use, being opened or reset."""
+        """How many connections are idle, in use, being opened, reset or pinged."""
         return self._state.size + len(self._state.opening)
 
     def stats(self) -> PoolStats:

@@ -41,6 +41,7 @@ class Settings:
     reset: str = "unsettled"
     reset_timeout: float = 5.0
     ping_timeout: float = 5.0
+    keepalive_interval: float | None = None
 
     def __post_init__(self) -> None:
         check_count("max_connections", self.max_connections, least=1)
@@ -60,7 +61,8 @@ class Settings:
             raise InvalidArgumentError("reset", self.reset, " or ".join(repr(one) for one in RESETS))
         for name in ("reap_interval", "close_timeout", "reset_timeout", "ping_timeout"):
             self._cap(name, check_seconds(name, getattr(self, name)))
-        for name in ("acquire_timeout", "open_timeout", "max_lifetime", "idle_timeout", "leak_threshold"):
+        optional = ("acquire_timeout", "open_timeout", "max_lifetime", "idle_timeout", "leak_threshold")
+        for name in (*optional, "keepalive_interval"):
             seconds = getattr(self, name)
             if seconds is not None:
                 self._cap(name, check_seconds(name, seconds, zero=name == "acquire_timeout", otherwise=NO_LIMIT))

@@ -24,7 +24,7 @@ class PoolStats:
     in_use: int
     #: Connections being opened.
     opening: int
-    #: Connections that are made settled before their next use.
+    #: Connections that are made settled, or pinged for ``keepalive_interval``, before their next use.
     resetting: int
     #: Connections being closed or cancelled. They don't count towards the limit.
     closing: int

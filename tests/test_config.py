@@ -164,6 +164,7 @@ VALUES = {
     "reset": "always",
     "reset_timeout": 3.0,
     "ping_timeout": 2.0,
+    "keepalive_interval": 50.0,
 }
 
 

@@ -279,7 +279,10 @@ def test_the_reference_of_the_configuration_is_made_of_the_code() -> None:
     reference = found["reference"]()
     listed = re.findall(r"^   \* - ``SOCKETPOOL_([A-Z_]+)``", reference, re.MULTILINE)
     assert sorted(listed) == sorted(name.upper() for name in [*TARGETS, *SETTINGS, *APP_WIDE])
-    assert "     - 10\n     - The limit on connections that are idle, in use, being opened or reset.\n" in reference
+    assert (
+        "     - 10\n     - The limit on connections that are idle, in use, being opened, reset or pinged.\n"
+        in reference
+    )
 
 
 def test_the_readme_lists_every_key() -> None:

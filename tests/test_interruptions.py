@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -80,6 +81,16 @@ class Transaction(Switching):
         gevent.sleep(0)
 
     reset_session = complete
+
+
+class Pinging(Switching):
+    is_pinged = False
+
+    def ping(self) -> None:
+        self.is_pinged = True
+        gevent.sleep(0)
+        gevent.sleep(0)
+        self.is_pinged = False
 
 
 class TransactionConnector(Connector[Any]):
@@ -178,8 +189,10 @@ class World:
             self.wrongs.append(f"{connection} was handed out closed")
         self.used[connection.number] = connection
         try:
-            gevent.sleep(0)
-            gevent.sleep(0)
+            for _ in range(2):
+                if getattr(connection, "is_pinged", False):
+                    self.wrongs.append(f"{connection} is pinged while it is used")
+                gevent.sleep(0)
             yield
         finally:
             self.used.pop(connection.number, None)
@@ -377,6 +390,25 @@ def sweep_all_the_time(world: World) -> None:
     gevent.sleep(0)
 
 
+def ping_all_the_time(world: World) -> None:
+    keepalive = world.pool._lifecycle.keepalive
+    assert keepalive is not None
+    # As its timer does.
+    get_hub().loop.run_callback(keepalive.ping_due)
+    gevent.sleep(0)
+
+
+def use_while_pinging(world: World, number: int) -> None:
+    for _ in range(2):
+        use_in_a_block(world, number)
+        if number == 0:
+            ping_all_the_time(world)
+
+
+#: By this clock everything is due whenever it is looked at, and the timer, which goes by real time, never fires.
+KEEPALIVE = {"keepalive_interval": 500.0, "clock": partial(next, itertools.count(0.0, 1000.0)), "acquire_timeout": None}
+
+
 def fill_and_use(world: World, number: int) -> None:
     if number == 0:
         world.pool.wait_ready()
@@ -427,6 +459,18 @@ SCENARIOS = {
     ),
     "close while resetting": Scenario(
         close_or_begin, {"_close"}, idle=True, kind=Transaction, has_connector=True, allowed=PoolClosedError
+    ),
+    "ping": Scenario(
+        use_while_pinging, {"_work"}, idle=True, kind=Pinging, prepare=ping_all_the_time, settings=KEEPALIVE
+    ),
+    "close while pinging": Scenario(
+        close_or_use,
+        {"_close"},
+        idle=True,
+        kind=Pinging,
+        prepare=ping_all_the_time,
+        settings=KEEPALIVE,
+        allowed=PoolClosedError,
     ),
     "close": Scenario(close_or_use, {"_close"}, idle=True, allowed=PoolClosedError),
     "close while opening": Scenario(close_or_use, {"_open", "_close"}, allowed=PoolClosedError),
@@ -523,13 +567,14 @@ OFTEN = {
     ("reset always, with a connector, a context and events", 1),
     ("drain while resetting", 1),
     ("close while resetting", 1),
+    ("ping", 1),
 }
 
 
 def cases() -> Iterator[Any]:
     for name, scenario in SCENARIOS.items():
         for size in (1, 2):
-            is_rare = scenario.kind is Transaction and (name, size) not in OFTEN
+            is_rare = scenario.kind in (Transaction, Pinging) and (name, size) not in OFTEN
             yield pytest.param(name, size, marks=[pytest.mark.torture] if is_rare else [])
 
 

@@ -48,7 +48,8 @@ FLOORS = [
         "gsocketpool.url",
     },
     {"gsocketpool._adapter"},
-    {"gsocketpool._closer", "gsocketpool._resetter"},
+    {"gsocketpool._closer", "gsocketpool._upkeep"},
+    {"gsocketpool._keepalive"},
     {"gsocketpool._lifecycle"},
     {"gsocketpool._reaper"},
     {"gsocketpool._core"},
@@ -142,7 +143,10 @@ def test_the_kit_has_no_circle_for_a_type_checker_either(module: str) -> None:
 
 
 #: Modules of the standard library that do nothing but compute.
-PURE = {"__future__", "collections", "collections.abc", "functools", "itertools", "math", "typing"}
+PURE = {
+    *("__future__", "bisect", "collections", "collections.abc", "functools", "itertools", "math", "operator"),
+    "typing",
+}
 
 
 def test_the_state_is_pure() -> None:

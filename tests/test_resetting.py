@@ -338,7 +338,7 @@ def test_a_reset_that_is_killed_discards(stalling: Stalling, turns: int) -> None
     killed = []
 
     def kill() -> None:
-        for greenlet in list(stalling.pool._lifecycle.resetter.at_work):
+        for greenlet in list(stalling.pool._lifecycle.upkeep.at_work):
             greenlet.kill(block=False)
             killed.append(greenlet)
 
@@ -1148,7 +1148,7 @@ def test_what_is_collected_while_a_reset_ends_does_not_give_back_twice(monkeypat
 def greenlets_of_resets() -> set[gevent.Greenlet]:
     """Those that reset something, or wait until there is something to reset."""
     everything = gc.get_objects()
-    return {one for one in everything if type(one) is gevent.Greenlet and "Resetter" in repr(one) and not one.dead}
+    return {one for one in everything if type(one) is gevent.Greenlet and "Upkeep" in repr(one) and not one.dead}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from gsocketpool._records import DRAINED, IDLE, IN_USE, OPENING, REMOVED, RESETTING, Entry, Waiter
+from gsocketpool._records import DRAINED, IDLE, IN_USE, OPENING, PINGING, REMOVED, RESETTING, Entry, Waiter
 from gsocketpool._state import DETACHED, DISCARDED, REMEMBERED, RETIRED, State
 from gsocketpool.settings import Settings
 
@@ -323,6 +323,32 @@ def test_what_is_removed_while_it_is_reset_is_counted_once() -> None:
     assert state.discarded == {"not_reset": 1}
 
 
+def test_an_entry_that_is_pinged_is_out_and_returns_to_its_place() -> None:
+    state = idle_state(3, keepalive_interval=5, idle_timeout=50)
+    first, second, third = entries = [pop_idle(state) for _ in range(3)]
+    for now, entry in enumerate(entries):
+        entry.can_ping = True
+        state.give_back(entry, now)
+    times = [(entry.idle_since, entry.retire_at) for entry in entries]
+    assert state.silent_since(9) == [(0, first), (1, second), (2, third)]
+    assert not state.begin_ping(second, second.generation + 1)
+    assert state.begin_ping(second, second.generation)
+    assert not state.begin_ping(second, second.generation)
+    assert (second.status, second.holder) == (PINGING, None)
+    assert (state.size, state.in_use, state.resetting, state.idle) == (3, 0, 1, [first, third])
+    assert state.pop_all_resetting() == []
+    for status in (IDLE, IN_USE):
+        assert state.find(second.connection, status) is None
+    assert state.end_ping(second, 9) is None
+    assert (state.in_use, state.resetting, state.idle, state.use_time) == (0, 0, entries, 3)
+    assert [(entry.idle_since, entry.retire_at) for entry in entries] == times
+    assert state.silent_since(9) == [(0, first), (9, second), (2, third)]
+    assert state.silent_since(50) == [(9, second), (2, third)]
+    assert state.begin_ping(second, second.generation)
+    assert state.pop_all_pinging() == [second]
+    assert (state.size, state.resetting, state.discarded) == (2, 0, {"not_pinged": 1})
+
+
 def test_a_change_that_fails_is_over() -> None:
     state = State(Settings())
     state.enqueue(waiter_of("a"), 0)
@@ -343,6 +369,7 @@ class Machine(RuleBasedStateMachine):
     using = Bundle("using")
     opening = Bundle("opening")
     resetting = Bundle("resetting")
+    pinging = Bundle("pinging")
 
     def __init__(self) -> None:
         super().__init__()
@@ -368,8 +395,10 @@ class Machine(RuleBasedStateMachine):
         least=st.integers(0, 2),
         at_once=st.none() | st.integers(1, 3),
         idle=st.none() | st.just(5),
+        keepalive=st.none() | st.just(3),
     )
-    def begin(self, most: int, least: int, at_once: int | None, idle: int | None) -> None:
+    def begin(self, most: int, least: int, at_once: int | None, idle: int | None, keepalive: int | None) -> None:
+        self.keeps_alive = keepalive is not None
         self.state = State(
             Settings(
                 max_connections=most,
@@ -377,6 +406,7 @@ class Machine(RuleBasedStateMachine):
                 max_opening=at_once,
                 max_waiting=5,
                 idle_timeout=idle,
+                keepalive_interval=keepalive,
             )
         )
 
@@ -407,6 +437,7 @@ class Machine(RuleBasedStateMachine):
             return self.settle()
         assert is_new or not is_over
         assert not entry.is_leased(generation)
+        assert outcome is not None or entry.status is IDLE
         if outcome is not None:
             assert outcome.is_served
         self.wake(outcome)
@@ -553,6 +584,39 @@ class Machine(RuleBasedStateMachine):
         """It has raised, took too long, was killed, or the pool was closed."""
         if entry.status is RESETTING:
             self.remove(entry, DISCARDED, "not_reset")
+        return multiple(*self.settle())
+
+    # Pinging
+
+    @rule(target=pinging, which=st.integers(0, 20), used=st.booleans())
+    def begin_ping(self, which: int, used: bool) -> object:
+        """It may have been used since it was found to be due."""
+        if not self.state.idle or not self.keeps_alive:
+            return multiple()
+        entry = self.state.idle[which % len(self.state.idle)]
+        if used:
+            assert not self.state.begin_ping(entry, entry.generation - 1)
+            return multiple()
+        before = self.state.resetting
+        assert self.state.begin_ping(entry, entry.generation)
+        assert self.state.resetting == before + 1
+        assert self.state.find(entry.connection, IN_USE) is self.state.find(entry.connection, IDLE) is None
+        return entry
+
+    @rule(target=opening, entry=consumes(pinging))
+    def end_ping(self, entry: Entry) -> object:
+        if entry.status is not PINGING:
+            return multiple()
+        before = self.state.use_time, entry.idle_since, entry.retire_at
+        started = self.give_back(entry, self.state.end_ping)
+        if entry in self.state.idle:
+            assert (self.state.use_time, entry.idle_since, entry.retire_at) == before, "it is no use"
+        return multiple(*started)
+
+    @rule(target=opening, entry=consumes(pinging))
+    def fail_to_ping(self, entry: Entry) -> object:
+        if entry.status is PINGING:
+            self.remove(entry, DISCARDED, "not_pinged")
         return multiple(*self.settle())
 
     @rule(target=opening, which=st.integers(0, 20))
@@ -714,9 +778,13 @@ class Machine(RuleBasedStateMachine):
         assert len(entries) == state.size == len(set(map(id, entries)))
         assert {id(entry) for entry in entries if entry.status is IDLE} == set(map(id, state.idle))
         assert len(state.entries_in_use()) == state.in_use
-        assert sum(entry.status is RESETTING for entry in entries) == state.resetting
+        busy = [entry for entry in entries if entry.status in (RESETTING, PINGING)]
+        assert len(busy) == state.resetting
         assert len(state.idle) + state.in_use + state.resetting == state.size
-        assert all(entry.holder is None for entry in entries if entry.status is RESETTING)
+        assert all(entry.holder is None for entry in busy)
+        if self.keeps_alive:
+            times = [entry.idle_since for entry in state.idle]
+            assert times == sorted(times), "the last one was used last"
         assert all(entry.status is OPENING for entry in state.opening.values())
         assert not any(id(entry) in self.drained for entry in state.idle), "drained ones are not kept"
         if state.size + len(state.opening) > state.max_connections:

@@ -26,6 +26,7 @@ SECONDS = [
     "max_lifetime",
     "idle_timeout",
     "leak_threshold",
+    "keepalive_interval",
 ]
 OPTIONAL = [
     "max_waiting",
@@ -35,6 +36,7 @@ OPTIONAL = [
     "max_lifetime",
     "idle_timeout",
     "leak_threshold",
+    "keepalive_interval",
 ]
 
 

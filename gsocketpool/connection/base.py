@@ -112,7 +112,7 @@ class Connection:
     def ping(self) -> None:
         """Exchange something cheap with the backend, and raise if that fails. It may block, within ``ping_timeout``.
 
-        Health checks use it. By default nothing is exchanged.
+        Health checks use it, and so does ``keepalive_interval``, between two uses. By default nothing is exchanged.
         """
 
     def exchange(self) -> AbstractContextManager[None]:

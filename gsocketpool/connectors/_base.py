@@ -102,6 +102,6 @@ class Connector(ABC, Generic[C]):
     def ping(self, connection: C) -> None:
         """Exchange something cheap with the server, and raise if that fails. It may block, within ``ping_timeout``.
 
-        Health checks use it, so that a backend that accepts connections and answers nothing is not healthy. By default
-        nothing is exchanged.
+        Health checks use it, so that a backend that accepts connections and answers nothing is not healthy. So does
+        ``keepalive_interval``, between two uses. By default nothing is exchanged.
         """

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import gevent
 
 from gsocketpool import Pool
-from gsocketpool._resetter import Resetter
+from gsocketpool._upkeep import Upkeep
 from gsocketpool.testing._server import serving
 from gsocketpool.testing._sockets import open_sockets
 
@@ -59,7 +59,7 @@ def no_leaks() -> Iterator[None]:
 
 def _running_greenlets() -> list[gevent.Greenlet]:
     # Those that a pool keeps for later are not left behind.
-    kept = {greenlet for resetter in _instances(Resetter) for greenlet in resetter.idle}
+    kept = {greenlet for upkeep in _instances(Upkeep) for greenlet in upkeep.idle}
     return [one for one in _instances(gevent.Greenlet) if one.started and not one.ready() and one not in kept]
 
 

@@ -144,7 +144,7 @@ class Run(Generic[C]):
         # Closings and resets are rare and short.
         pool = self._pool
         own: list[Any] = [
-            one for one in (*pool._closer._at_work, *pool._lifecycle.resetter.at_work) if one.gr_frame is not None
+            one for one in (*pool._closer._at_work, *pool._lifecycle.upkeep.at_work) if one.gr_frame is not None
         ]
         if not own or self._random.random() < 0.5:
             openers: list[Any] = list(pool._state.opening)

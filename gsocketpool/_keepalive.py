@@ -1,0 +1,84 @@
+"""Has idle connections pinged before a server or a firewall drops them for their silence."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any
+
+from gsocketpool._records import PINGING, Entry
+from gsocketpool._state import State
+from gsocketpool._upkeep import Upkeep
+from gsocketpool.settings import timer_seconds
+
+
+class Keepalive:
+    """Has the idle connections of one pool pinged, one at a time, each when it has been silent for `interval`.
+
+    A timer of the event loop begins: a greenlet that sleeps could be killed. It never holds the pool.
+    """
+
+    def __init__(self, interval: float, state: State, clock: Callable[[], float], upkeep: Upkeep) -> None:
+        self._interval = interval
+        self._state = state
+        self._clock = clock
+        self._upkeep = upkeep
+        self._loop: Any = None
+        self._timer: Any = None
+        #: What is still to be pinged, each entry with its generation: a caller may use it first.
+        self._due: deque[tuple[Entry, int]] = deque()
+        #: What is pinged now.
+        self._pinged: Entry | None = None
+
+    def start(self, loop: Any) -> None:
+        """Work in this event loop from now on."""
+        self._loop = loop
+        self._go_on()
+
+    def stop(self) -> None:
+        """Ping nothing more."""
+        self._loop = self._pinged = None
+        self._due.clear()
+        self._stop_timer()
+
+    def ping_due(self) -> None:
+        """Begin to ping the connections that have been silent for too long, the longest silence first."""
+        now = self._clock()
+        silent = [(since, entry) for since, entry in self._state.silent_since(now) if now - since >= self._interval]
+        self._due = deque((entry, entry.generation) for _, entry in sorted(silent, key=itemgetter(0)))
+        self._go_on()
+
+    def ended(self, entry: Entry) -> None:
+        """Go on after the ping of an entry."""
+        if self._pinged is entry:
+            self._pinged = None
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Ping the next connection that is due; if none is, wait for one."""
+        self._stop_timer()
+        if self._loop is None or self._pinged is not None:
+            return
+        while self._due:
+            entry, generation = self._due.popleft()
+            if self._state.begin_ping(entry, generation):
+                self._pinged = entry
+                self._loop.run_callback(self._begin, entry)
+                return
+        now = self._clock()
+        first = min((since for since, _ in self._state.silent_since(now)), default=now)
+        self._timer = self._loop.timer(timer_seconds(first + self._interval - now))
+        self._timer.start(self.ping_due, update=True)
+
+    def _begin(self, entry: Entry) -> None:
+        if entry.status is PINGING:
+            self._upkeep.start(entry)
+        else:
+            # It was discarded in the meantime.
+            self.ended(entry)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
