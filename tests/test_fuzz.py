@@ -9,7 +9,7 @@ from typing import Any
 
 import gevent
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example
 from hypothesis import strategies as st
 
 from flask_gsocketpool import ConfigurationError
@@ -26,10 +26,8 @@ from gsocketpool import (
 from gsocketpool.settings import Settings
 from tests.connections import exchange
 from tests.connections import no_hanging as no_hanging
+from tests.properties import fuzzed
 from tests.scripted import PATIENCE, Plain, numbers
-
-fuzzed = settings(deadline=None, max_examples=500, database=None)
-
 
 NUMBERS = st.one_of(
     st.integers(-3, 3),
@@ -99,34 +97,29 @@ def check_config(config: dict[str, Any]) -> None:
         Settings(**pool.settings)
 
 
-@fuzzed
-@given(st.sampled_from(KEYS), VALUES)
+@fuzzed(st.sampled_from(KEYS), VALUES)
 @example("max_connections", 10**400)
 @example("reap_interval", 10**400)
 def test_a_key_of_any_value(key: str, value: Any) -> None:
     check_config({"SOCKETPOOL_URL": "tcp://localhost:1", f"SOCKETPOOL_{key.upper()}": value})
 
 
-@fuzzed
-@given(st.dictionaries(st.one_of(st.sampled_from(KEYS).map(str.upper), HURTING), VALUES, max_size=4))
+@fuzzed(st.dictionaries(st.one_of(st.sampled_from(KEYS).map(str.upper), HURTING), VALUES, max_size=4))
 def test_keys_of_any_names(config: dict[str, Any]) -> None:
     check_config({f"SOCKETPOOL_{key}": value for key, value in config.items()})
 
 
-@fuzzed
-@given(st.one_of(JUNK, st.dictionaries(st.one_of(HURTING, NUMBERS), st.one_of(POOL, JUNK), max_size=2)))
+@fuzzed(st.one_of(JUNK, st.dictionaries(st.one_of(HURTING, NUMBERS), st.one_of(POOL, JUNK), max_size=2)))
 def test_pools_of_any_kind(pools: Any) -> None:
     check_config({"SOCKETPOOL_POOLS": pools})
 
 
-@fuzzed
-@given(st.sampled_from([TcpConnection, TlsConnection, UnixConnection, Plain, int, len]), st.one_of(OPTIONS, JUNK))
+@fuzzed(st.sampled_from([TcpConnection, TlsConnection, UnixConnection, Plain, int, len]), st.one_of(OPTIONS, JUNK))
 def test_options_of_any_kind(factory: Any, options: Any) -> None:
     check_config({"SOCKETPOOL_FACTORY": factory, "SOCKETPOOL_OPTIONS": options})
 
 
-@settings(fuzzed, max_examples=1500)
-@given(URLS)
+@fuzzed(URLS, examples=300)
 @example("tcp://h:1?timeout=" + "[" * 100_000)
 @example("tcp://h:1?timeout=" + "9" * 5000)
 @example("tcp://[::1%25eth0]:1")
@@ -147,8 +140,7 @@ def check_call(argument: str, call: Callable[..., Any], **arguments: Any) -> Any
     return outcome
 
 
-@fuzzed
-@given(st.sampled_from([*Settings.__dataclass_fields__, "factory", "options"]), JUNK)
+@fuzzed(st.sampled_from([*Settings.__dataclass_fields__, "factory", "options"]), JUNK)
 @example("max_connections", 10**400)
 @example("acquire_timeout", 10**400)
 @example("max_lifetime", 10**400)
@@ -180,8 +172,7 @@ def test_a_pool_with_an_argument_of_any_value(argument: str, value: Any) -> None
         assert pool.stats().in_use == 0
 
 
-@fuzzed
-@given(JUNK)
+@fuzzed(JUNK)
 @example(10**400)
 @example(1.7e308)
 @example(5e-324)
@@ -200,8 +191,7 @@ def test_an_acquire_with_any_timeout(timeout: Any) -> None:
         assert numbers(pool) == (0, 1, 0, 0)
 
 
-@fuzzed
-@given(JUNK)
+@fuzzed(JUNK)
 @example(10**400)
 @example(2**63)
 def test_an_acquire_with_any_retry(retry: Any) -> None:
@@ -216,8 +206,7 @@ def test_an_acquire_with_any_retry(retry: Any) -> None:
         assert numbers(pool) == (0, 1, 0, 0)
 
 
-@fuzzed
-@given(JUNK)
+@fuzzed(JUNK)
 @example(10**400)
 def test_resizing_to_anything(limit: Any) -> None:
     with Pool(Plain, max_connections=2) as pool:
@@ -234,8 +223,7 @@ def test_resizing_to_anything(limit: Any) -> None:
             pool.release(connection)
 
 
-@fuzzed
-@given(JUNK)
+@fuzzed(JUNK)
 @example(10**400)
 @example(1.7e308)
 @example(math.inf)
@@ -255,8 +243,7 @@ def test_closing_and_getting_ready_within_anything(timeout: Any) -> None:
     assert not held.is_open
 
 
-@fuzzed
-@given(st.one_of(JUNK, st.builds(Plain)))
+@fuzzed(st.one_of(JUNK, st.builds(Plain)))
 def test_giving_back_anything(connection: Any) -> None:
     with Pool(Plain) as pool:
         pool.release(pool.acquire())
@@ -297,8 +284,7 @@ def test_a_value_that_can_not_be_shown(value: Any) -> None:
 # Reading
 
 
-@settings(fuzzed, max_examples=100)
-@given(JUNK, st.binary(min_size=1, max_size=40))
+@fuzzed(JUNK, st.binary(min_size=1, max_size=40), examples=30)
 @example(10**400, b"abc")
 @example(b"", b"abc")
 def test_reading_with_an_argument_of_any_value_loses_no_byte(argument: Any, stream: bytes) -> None:

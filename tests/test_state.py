@@ -832,4 +832,9 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+TestMachine.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+
+
+@pytest.mark.torture
+class TestMachineForLong(Machine.TestCase):  # type: ignore[misc, name-defined]
+    settings = settings(max_examples=1000, stateful_step_count=60, deadline=None)
