@@ -266,17 +266,18 @@ def test_no_timer_is_left_after_a_wait_that_was_interrupted(backend: Backend) ->
     assert pool._waiters.fires_at == math.inf
 
 
-def test_ten_thousand_who_wait_for_different_times(backend: Backend) -> None:
+@pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.torture)])
+def test_many_who_wait_for_different_times(backend: Backend, count: int) -> None:
     pool = Pool(backend.connect, max_connections=1)
     pool.acquire()
-    waiting = [gevent.spawn(pool.acquire, timeout=0.2 + number / 1e5) for number in range(10_000)]
+    waiting = [gevent.spawn(pool.acquire, timeout=0.2 + number / 1e5) for number in range(count)]
     for greenlet in waiting:
         # Or each would be printed.
         greenlet._report_error = lambda error: None
     with gevent.Timeout(PATIENCE * 3):
         gevent.joinall(waiting)
     assert numbers(pool) == (1, 0, 0, 0)
-    assert pool.stats().timed_out == 10_000
+    assert pool.stats().timed_out == count
 
 
 def test_another_greenlets_connections_are_not_held_by_the_caller(backend: Backend) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -145,9 +146,14 @@ def check_whole(pool: Pool[Any], backend: Backend) -> None:
     assert not backend.open
 
 
-@pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("act", ACTS)
+def cases() -> Iterator[Any]:
+    """Every act in every step: in a pool of one size in the suite, turn and turn about, and of both in the torture."""
+    for (row, act), (column, step), size in itertools.product(enumerate(ACTS), enumerate(STEPS), (1, 2)):
+        is_rare = (row + column + size) % 2
+        yield pytest.param(act, step, size, marks=[pytest.mark.torture] if is_rare else [])
+
+
+@pytest.mark.parametrize(("act", "step", "size"), list(cases()))
 def test_a_step_that_uses_the_pool(backend: Backend, act: str, step: str, size: int) -> None:
     def factory() -> ScriptedConnection:
         connection = Reentrant(backend, {})
