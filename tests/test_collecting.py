@@ -26,6 +26,17 @@ from tests.scripted import PATIENCE, Backend, Plain, ScriptedConnection, end_eve
 from tests.switches import Switches, greenlets_there_are
 
 
+@pytest.fixture
+def old_objects_passed_over() -> Iterator[None]:
+    """The collector need not look through what other tests have left, which takes longer than most tests."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+passing_over_old_objects = pytest.mark.usefixtures("old_objects_passed_over")
+
+
 @contextmanager
 def collecting_at_every_switch() -> Iterator[Switches]:
     """Runs the garbage collector at every switch, and nowhere else."""
@@ -131,6 +142,7 @@ def test_greenlets_that_nobody_refers_to_but_their_pool(backend: Backend) -> Non
         eventually(lambda: not backend.open)
 
 
+@passing_over_old_objects
 def test_when_its_last_waiter_goes_a_pool_is_collected_and_what_is_in_use_left_alone(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=2)
     held, other = pool.acquire(), pool.acquire()
@@ -151,6 +163,7 @@ def test_when_its_last_waiter_goes_a_pool_is_collected_and_what_is_in_use_left_a
     assert backend.open == [held]
 
 
+@passing_over_old_objects
 def test_a_pool_in_a_cycle_is_collected_in_whatever_its_reaper_does(backend: Backend) -> None:
     """It sleeps, or is in the middle of a sweep, which waits for a connection to be closed."""
     for turns in range(12):
@@ -172,6 +185,7 @@ def test_a_pool_in_a_cycle_is_collected_in_whatever_its_reaper_does(backend: Bac
         eventually(lambda: not backend.open)
 
 
+@passing_over_old_objects
 @pytest.mark.parametrize("ends_loop", [True, False])
 def test_when_its_thread_has_ended_what_is_idle_is_closed_and_the_pool_can_be_collected(ends_loop: bool) -> None:
     pools = [Pool(Plain, reap_expired_connections=False)]
@@ -239,6 +253,7 @@ LAST_ACTS: dict[str, Callable[[Pool[Any]], object]] = {
 }
 
 
+@passing_over_old_objects
 @pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "given up"])
 @pytest.mark.parametrize("events", [None, Telling()], ids=["quiet", "telling"])
 @pytest.mark.parametrize("act", LAST_ACTS)
@@ -267,6 +282,7 @@ def test_a_thread_that_ends_leaves_no_connection_open(act: str, events: PoolEven
 
 
 # What the event loop is asked for by another thread keeps the pool. That of a thread that has ended never runs again.
+@passing_over_old_objects
 @pytest.mark.parametrize("act", [act for act in LAST_ACTS if act != "a release in another thread"])
 def test_a_pool_is_collected_whatever_the_last_act_of_its_thread_was(act: str) -> None:
     pools: list[weakref.ref[Pool[Plain]]] = []
@@ -438,9 +454,18 @@ ready.wait()
 }
 
 
-@pytest.mark.parametrize("beginning", ["", "from gevent import monkey; monkey.patch_all()"], ids=["plain", "patched"])
-@pytest.mark.parametrize("situation", SITUATIONS)
-def test_the_interpreter_ends_in_the_middle_of_it(situation: str, beginning: str) -> None:
+def endings() -> Iterator[Any]:
+    """Every situation: plain or patched in the suite, turn and turn about, and both in the torture."""
+    for number, situation in enumerate(SITUATIONS):
+        for is_patched in (False, True):
+            is_rare = is_patched is (number % 2 == 0)
+            name = f"{situation}-{'patched' if is_patched else 'plain'}"
+            yield pytest.param(situation, is_patched, id=name, marks=[pytest.mark.torture] if is_rare else [])
+
+
+@pytest.mark.parametrize(("situation", "is_patched"), list(endings()))
+def test_the_interpreter_ends_in_the_middle_of_it(situation: str, is_patched: bool) -> None:
+    beginning = "from gevent import monkey; monkey.patch_all()" if is_patched else ""
     program = f"{beginning}\n{BEGINNING}\n{SITUATIONS[situation]}\nprint('here')\nsys.exit(3)"
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-c", program],

@@ -356,7 +356,6 @@ def errors_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def only_new_garbage() -> Iterator[None]:
     """Turns the collector off. When it is called, it passes over what is there already, which would take it long."""
     before = gc.get_threshold()
-    gc.collect()
     gc.disable()
     gc.freeze()
     try:

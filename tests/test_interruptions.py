@@ -559,6 +559,17 @@ def no_look_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsocketpool._reaper.LOOK_INTERVAL", 1000.0)
 
 
+@pytest.fixture(scope="module")
+def old_greenlets() -> Iterator[weakref.WeakSet[Any]]:
+    """The greenlets of the tests before these. The collector need not look through what else those have left."""
+    gc.collect()
+    settle()
+    found = greenlets_there_are()
+    gc.freeze()
+    yield found
+    gc.unfreeze()
+
+
 #: Of the scenarios with something left open, those of the suite: what calls a class calls a connector in the same way.
 OFTEN = {
     ("complete, with a connector", 2),
@@ -580,7 +591,12 @@ def cases() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("name", "size"), list(cases()))
 def test_thrown_wherever_a_greenlet_waits(
-    name: str, size: int, stride: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: str,
+    size: int,
+    stride: int,
+    old_greenlets: weakref.WeakSet[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     in_the_background: list[Any] = []
     monkeypatch.setattr(Hub, "print_exception", lambda *arguments: in_the_background.append(arguments[1:4]))
@@ -590,7 +606,7 @@ def test_thrown_wherever_a_greenlet_waits(
     # Pools that other tests have left to the garbage collector would be buried in the middle of this one.
     gc.collect()
     settle()
-    strangers = greenlets_there_are()
+    strangers = old_greenlets | greenlets_there_are()
     rehearsal, wrongs = run(scenario, size, strangers, None)
     assert not wrongs
     points = [one for one in rehearsal.slices if one.waits]

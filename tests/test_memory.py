@@ -24,13 +24,15 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Memory is counted, and collected only where a test says so."""
     # The one greenlet of a pool that looks for dead holders in a moment is there all the time, or else now and then.
     monkeypatch.setattr("gsocketpool._reaper.LOOK_INTERVAL", 1000.0)
-    gc.collect()
     gc.disable()
+    # What other tests have left need not be looked through each time.
+    gc.freeze()
     tracemalloc.start()
     try:
         yield
     finally:
         tracemalloc.stop()
+        gc.unfreeze()
         gc.enable()
 
 
