@@ -104,7 +104,7 @@ def test_contended(name: str) -> None:
     assert figures["median, 30"] <= figures["p99, 30"] <= figures["longest, 30"]
 
 
-@pytest.mark.parametrize("name", [*INSTALLED, *ELSEWHERE])
+@pytest.mark.parametrize("name", [*INSTALLED, *(pytest.param(name, marks=pytest.mark.torture) for name in ELSEWHERE)])
 def test_other_pools_uncontended(name: str, workers: Workers) -> None:
     figures = asked(workers, "uncontended", name, EFFORT, ["pair, alone"])
     assert min(figures.values()) > 0

@@ -91,6 +91,10 @@ APP = """
 import pytest
 from flask import Flask
 from flask_gsocketpool import GSocketPool, current_pool
+from gsocketpool.testing import torture
+
+# In which every fault happens once.
+torture.__kwdefaults__["rounds"] = 300
 
 @pytest.fixture
 def app():

@@ -303,7 +303,11 @@ def get(port: int, path: str) -> tuple[int, bytes]:
 
 @pytest.mark.parametrize(
     ("send", "number"),
-    [(os.killpg, signal.SIGINT), (os.kill, signal.SIGINT), (os.kill, signal.SIGTERM)],
+    [
+        (os.killpg, signal.SIGINT),
+        pytest.param(os.kill, signal.SIGINT, marks=pytest.mark.torture),
+        (os.kill, signal.SIGTERM),
+    ],
     ids=["Ctrl-C in a terminal", "SIGINT", "SIGTERM"],
 )
 def test_a_signal_stops_the_demo(tmp_path: Path, send: Callable[[int, int], None], number: int) -> None:
@@ -443,7 +447,9 @@ def test_a_server_that_does_not_stop_is_made_to(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--preload", "-c", "example_app/gunicorn_conf.py"]], ids=["bare", "preload"]
+    "arguments",
+    [pytest.param([], marks=pytest.mark.torture), ["--preload", "-c", "example_app/gunicorn_conf.py"]],
+    ids=["bare", "preload"],
 )
 def test_it_deploys_as_any_application_does(demo: Demo, tmp_path: Path, arguments: list[str]) -> None:
     (port,) = find_free(1)

@@ -332,7 +332,7 @@ def written(directory: Path, text: str) -> tuple[str, str]:
     return "--config", str(directory / "hooks.py")
 
 
-@pytest.mark.parametrize("how", [[], ["--preload"]], ids=["plain", "preload"])
+@pytest.mark.parametrize("how", [[], pytest.param(["--preload"], marks=pytest.mark.torture)], ids=["plain", "preload"])
 def test_the_hooks_are_imported_and_that_is_all(
     lines: gunicorn_support.Backend, start: Start, tmp_path: Path, how: list[str]
 ) -> None:
@@ -383,7 +383,7 @@ def test_the_configuration_in_the_guide(lines: gunicorn_support.Backend, start: 
     assert "Traceback" not in gunicorn.log
 
 
-@pytest.mark.parametrize("how", [[], ["--preload"]], ids=["plain", "preload"])
+@pytest.mark.parametrize("how", [pytest.param([], marks=pytest.mark.torture), ["--preload"]], ids=["plain", "preload"])
 def test_a_worker_starts_with_full_pools_and_ends_with_closed_ones(
     lines: gunicorn_support.Backend, start: Start, tmp_path: Path, how: list[str]
 ) -> None:

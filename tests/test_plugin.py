@@ -31,43 +31,26 @@ HEADER = """
 """
 
 
-def run(pytester: pytest.Pytester, program: str) -> pytest.RunResult:
-    pytester.makepyfile(HEADER + program)
-    return pytester.runpytest_subprocess("-p", "no:randomly", "-W", "error")
-
-
-def test_a_class_is_tortured_in_three_lines(pytester: pytest.Pytester) -> None:
-    result = run(
-        pytester,
-        """
+#: Each in a file of its own, for the fixtures need no import. They share a process, which takes a second to begin.
+PROGRAMS = {
+    "torture": """
     def test_it_survives(flaky_server, assert_no_leaks):
         connect = partial(TcpConnection, flaky_server.host, flaky_server.port, timeout=0.3)
         assert torture(connect, server=flaky_server, rounds=100).exchanges
-        """,
-    )
-    result.assert_outcomes(passed=1)
-
-
-def test_the_server_may_be_of_another_kind(pytester: pytest.Pytester) -> None:
-    result = run(
-        pytester,
-        """
+    """,
+    "another_server": """
     @pytest.mark.parametrize("flaky_server", [{"answer": bytes.upper}], indirect=True)
     def test_it_shouts(flaky_server):
         with Pool(TcpConnection, {"host": flaky_server.host, "port": flaky_server.port}) as pool:
             with pool.connection() as connection:
                 assert exchange_line(connection, b"hello") == b"HELLO"
-        """,
-    )
-    result.assert_outcomes(passed=1)
-
-
-def test_what_is_left_behind_fails_a_test(pytester: pytest.Pytester) -> None:
-    result = run(
-        pytester,
-        """
+    """,
+    "left_behind": """
     left = []
-    no_leaks.__globals__["_GRACE"] = 0.05
+
+    @pytest.fixture(autouse=True)
+    def in_a_hurry(monkeypatch):
+        monkeypatch.setitem(no_leaks.__globals__, "_GRACE", 0.05)
 
     def test_it_leaves_a_socket(flaky_server, assert_no_leaks):
         left.append(TcpConnection(flaky_server.host, flaky_server.port))
@@ -78,17 +61,8 @@ def test_what_is_left_behind_fails_a_test(pytester: pytest.Pytester) -> None:
 
     def test_it_leaves_nothing(assert_no_leaks):
         pass
-        """,
-    )
-    result.assert_outcomes(passed=3, errors=2)
-    result.stdout.fnmatch_lines(["*an open socket: AF_INET from ('127.0.0.1', *) to ('127.0.0.1', *)"])
-    result.stdout.fnmatch_lines(["*a greenlet: <Greenlet * sleep*"])
-
-
-def test_what_an_older_pool_keeps_for_its_next_reset_is_not_left_behind(pytester: pytest.Pytester) -> None:
-    result = run(
-        pytester,
-        """
+    """,
+    "older_pool": """
     from gsocketpool.connectors import Connector
 
     class Slow(Connector):
@@ -104,22 +78,18 @@ def test_what_an_older_pool_keeps_for_its_next_reset_is_not_left_behind(pytester
             pass
 
     pool = Pool(Slow(), reset="always", reap_expired_connections=False)
-    no_leaks.__globals__["_GRACE"] = 0.05
+
+    @pytest.fixture(autouse=True)
+    def in_a_hurry(monkeypatch):
+        monkeypatch.setitem(no_leaks.__globals__, "_GRACE", 0.05)
 
     def test_it_resets(assert_no_leaks):
         with pool.connection():
             pass
         gevent.sleep(0.05)
         assert pool.stats().idle == 1
-        """,
-    )
-    result.assert_outcomes(passed=1)
-
-
-def test_an_app_has_pools_of_its_own_in_each_test(pytester: pytest.Pytester) -> None:
-    result = run(
-        pytester,
-        """
+    """,
+    "app": """
     kept = []
 
     @pytest.fixture(scope="session")
@@ -151,9 +121,23 @@ def test_an_app_has_pools_of_its_own_in_each_test(pytester: pytest.Pytester) -> 
 
     def test_that_it_is_gone(socketpool_app, client):
         assert b"'default'" in client.get("/").data
-        """,
-    )
-    result.assert_outcomes(passed=4)
+    """,
+}
+
+
+def test_the_fixtures(pytester: pytest.Pytester) -> None:
+    """A class is tortured in three lines, and what is left behind fails a test.
+
+    The server may be of another kind. What an older pool keeps for its next reset is not left behind. An app has pools
+    of its own in each test.
+    """
+    pytester.makepyfile(**{f"test_{name}": HEADER + program for name, program in PROGRAMS.items()})
+    result = pytester.runpytest_subprocess("-p", "no:randomly", "-W", "error", "-rEp")
+    result.assert_outcomes(passed=10, errors=2)
+    result.stdout.fnmatch_lines(["*an open socket: AF_INET from ('127.0.0.1', *) to ('127.0.0.1', *)"])
+    result.stdout.fnmatch_lines(["*a greenlet: <Greenlet * sleep*"])
+    found = [f"ERROR test_left_behind.py::test_it_leaves_a_{what} *" for what in ("greenlet", "socket")]
+    result.stdout.fnmatch_lines_random(found)
 
 
 @pytest.mark.parametrize("module", ["gevent", "flask", "gsocketpool"])

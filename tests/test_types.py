@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -117,7 +119,18 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     """What mypy says of each line of the program, and of the names below it, by the line's number."""
     if importlib.util.find_spec("mypy") is None:
         pytest.skip("mypy is not installed")
-    directory = tmp_path_factory.mktemp("types")
+    base = tmp_path_factory.getbasetemp()
+    # Each process of the tests has a directory in that of their run, and the first of them asks for all.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    answers = shared / "types.json"
+    with (shared / "types.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not answers.exists():
+            answers.write_text(json.dumps(ask_mypy(tmp_path_factory.mktemp("types"))))
+    return {int(number): text for number, text in json.loads(answers.read_text()).items()}
+
+
+def ask_mypy(directory: Path) -> dict[int, str]:
     program = directory / "program.py"
     program.write_text(whole_program())
     config = directory / "mypy.ini"

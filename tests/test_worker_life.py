@@ -88,7 +88,9 @@ def test_after_term_every_request_in_flight_is_answered_and_every_connection_clo
     assert "SIGKILL" not in gunicorn.log
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["INT", "QUIT"])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.torture), signal.SIGQUIT], ids=["INT", "QUIT"]
+)
 def test_a_quick_shutdown_abandons_the_requests_in_flight_and_closes_every_connection(
     backend: Backend, start: Start, number: signal.Signals
 ) -> None:
@@ -269,7 +271,7 @@ def test_when_gunicorn_kills_a_worker_with_a_stuck_request_its_connections_get_n
     assert worker not in gunicorn.exited_workers()
 
 
-@pytest.mark.parametrize("how", [[], ["--preload"]], ids=["plain", "preload"])
+@pytest.mark.parametrize("how", [[], pytest.param(["--preload"], marks=pytest.mark.torture)], ids=["plain", "preload"])
 def test_with_a_drain_timeout_connections_are_closed_before_gunicorn_kills(
     backend: Backend, start: Start, how: list[str]
 ) -> None:
