@@ -50,7 +50,7 @@ PROGRAMS = {
 
     @pytest.fixture(autouse=True)
     def in_a_hurry(monkeypatch):
-        monkeypatch.setitem(no_leaks.__globals__, "_GRACE", 0.05)
+        monkeypatch.setattr("gsocketpool.testing._leaks._GRACE", 0.05)
 
     def test_it_leaves_a_socket(flaky_server, assert_no_leaks):
         left.append(TcpConnection(flaky_server.host, flaky_server.port))
@@ -81,7 +81,7 @@ PROGRAMS = {
 
     @pytest.fixture(autouse=True)
     def in_a_hurry(monkeypatch):
-        monkeypatch.setitem(no_leaks.__globals__, "_GRACE", 0.05)
+        monkeypatch.setattr("gsocketpool.testing._leaks._GRACE", 0.05)
 
     def test_it_resets(assert_no_leaks):
         with pool.connection():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import pathlib
@@ -20,7 +19,7 @@ import inspect, json, logging, sys
 from gsocketpool import Pool, PoolEvents
 from tests.scripted import Plain, settle
 
-way, settings, levels = json.loads(sys.argv[1])
+ways, settings, levels = json.loads(sys.argv[1])
 logging.disable()
 made = []
 
@@ -101,34 +100,37 @@ def drain():
 def resize():
     pool.resize(1)
 
-outcomes, lost, unknown = set(), [], []
-for left in range(1, 40):
-    made.clear()
-    is_given_back = way in ("discard", "release")
-    pool = Pool(kind, max_connections=2 if way == "resize" else 1, reap_expired_connections=False, **settings)
-    held = pool.acquire()
-    if way == "resize":
-        pool.release(pool.acquire())
-    if not is_given_back:
-        pool.release(held)
-    if way == "acquire_new":
-        pool.drop(held)
-    outcome = "well"
-    try:
-        deep(sys.getrecursionlimit() - len(inspect.stack(0)) - left, globals()[way])
-    except (RecursionError, LookupError) as error:
-        outcome = type(error).__name__
-    outcomes.add(outcome)
-    settle()
-    stats = pool.stats()
-    in_use = int(way in ("acquire", "acquire_new", "lease") and outcome == "well")
-    is_open = sum(connection.is_open for connection in made)
-    is_whole = (stats.in_use, stats.opening, stats.waiting) == (in_use, 0, 0)
-    if not is_given_back and not (is_whole and stats.idle + stats.in_use == is_open):
-        lost.append(left)
-    if is_open > stats.idle + stats.in_use:
-        unknown.append(left)
-print(json.dumps({"outcomes": sorted(outcomes), "lost": lost, "unknown": unknown}))
+found = {}
+for way in ways:
+    outcomes, lost, unknown = set(), [], []
+    for left in range(1, 40):
+        made.clear()
+        is_given_back = way in ("discard", "release")
+        pool = Pool(kind, max_connections=2 if way == "resize" else 1, reap_expired_connections=False, **settings)
+        held = pool.acquire()
+        if way == "resize":
+            pool.release(pool.acquire())
+        if not is_given_back:
+            pool.release(held)
+        if way == "acquire_new":
+            pool.drop(held)
+        outcome = "well"
+        try:
+            deep(sys.getrecursionlimit() - len(inspect.stack(0)) - left, globals()[way])
+        except (RecursionError, LookupError) as error:
+            outcome = type(error).__name__
+        outcomes.add(outcome)
+        settle()
+        stats = pool.stats()
+        in_use = int(way in ("acquire", "acquire_new", "lease") and outcome == "well")
+        is_open = sum(connection.is_open for connection in made)
+        is_whole = (stats.in_use, stats.opening, stats.waiting) == (in_use, 0, 0)
+        if not is_given_back and not (is_whole and stats.idle + stats.in_use == is_open):
+            lost.append(left)
+        if is_open > stats.idle + stats.in_use:
+            unknown.append(left)
+    found[way] = [sorted(outcomes), lost, unknown]
+print(json.dumps(found))
 """
 
 
@@ -150,7 +152,7 @@ import gevent
 from gsocketpool import Pool
 from tests.scripted import Plain
 
-way, = json.loads(sys.argv[1])
+ways, = json.loads(sys.argv[1])
 logging.disable()
 made = []
 
@@ -172,30 +174,30 @@ def wait():
     with pool.connection(timeout=0.2) as connection:
         return connection
 
-outcomes, stranded = set(), []
-for left in range(1, 40):
-    pool = Pool(Noted, max_connections=1, reap_expired_connections=False)
-    lease = pool.lease()
-    held = lease.connection
-    waiter = gevent.spawn(wait)
-    gevent.sleep(0)
-    step = getattr(Steps, way)
-    outcome = "well"
-    try:
-        deep(sys.getrecursionlimit() - len(inspect.stack(0)) - left, lambda: step(lease))
-    except RecursionError:
-        outcome = "RecursionError"
-        # Then nothing has happened, and it can be done again.
-        step(lease)
-    outcomes.add(outcome)
-    waiter.join(5)
-    if waiter.value is None:
-        stranded.append(left)
-print(json.dumps({"outcomes": sorted(outcomes), "lost": stranded, "unknown": []}))
+found = {}
+for way in ways:
+    stranded = []
+    for left in range(1, 40):
+        pool = Pool(Noted, max_connections=1, reap_expired_connections=False)
+        lease = pool.lease()
+        held = lease.connection
+        waiter = gevent.spawn(wait)
+        gevent.sleep(0)
+        step = getattr(Steps, way)
+        try:
+            deep(sys.getrecursionlimit() - len(inspect.stack(0)) - left, lambda: step(lease))
+        except RecursionError:
+            # Then nothing has happened, and it can be done again.
+            step(lease)
+        waiter.join(5)
+        if waiter.value is None:
+            stranded.append(left)
+    found[way] = stranded
+print(json.dumps(found))
 """
 
 
-def run_script(script: str, *arguments: Any, loop: str = "") -> tuple[list[str], list[int], list[int]]:
+def run_script(script: str, *arguments: Any, loop: str = "") -> Any:
     root = pathlib.Path(__file__).parent.parent
     run = subprocess.run(
         [sys.executable, "-c", script, json.dumps(arguments)],
@@ -206,72 +208,45 @@ def run_script(script: str, *arguments: Any, loop: str = "") -> tuple[list[str],
         timeout=2 * PATIENCE,
         check=True,
     )
-    found = json.loads(run.stdout)
-    return found["outcomes"], found["lost"], found["unknown"]
+    return json.loads(run.stdout)
 
 
-@functools.cache
-def near_the_limit(way: str, name: str = "plain") -> tuple[list[str], list[int], list[int]]:
-    """Uses a pool with less and less of the stack left.
+WELL, ILL = ["RecursionError", "well"], ["LookupError", "RecursionError"]
+BLOCKS = {"block": WELL, "failing_block": ILL}
+GIVING_BACK = dict.fromkeys(["discard", "release"], WELL)
+OTHERS = dict.fromkeys(["acquire", "acquire_new", "lease", "drop", "drop_expired", "drain", "resize"], WELL)
 
-    Returns how the uses ended; and how much was left to those that lost a connection, and that left one open.
-    """
-    return run_script(SCRIPT, way, *CASES[name])
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_block_loses_no_connection(name: str) -> None:
-    outcomes, lost, unknown = near_the_limit("block", name)
-    # Otherwise it was not near the limit, or always above it.
-    if outcomes != ["RecursionError", "well"]:
-        pytest.fail(f"unexpected outcomes: {outcomes}")
-    assert lost == []
-    assert unknown == []
+#: What is tried of each case, and how it ends near the limit. Otherwise it was not near, or always above it.
+WAYS: dict[str, dict[str, list[str]]] = {
+    **dict.fromkeys(CASES, BLOCKS),
+    "plain": {**BLOCKS, **GIVING_BACK, **OTHERS},
+    "with listeners": {**BLOCKS, **OTHERS},
+    "with something to complete": {**BLOCKS, **GIVING_BACK},
+    "with something to reset after each use": {**BLOCKS, **GIVING_BACK},
+}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_block_left_by_an_error_loses_no_connection(name: str) -> None:
-    outcomes, lost, _ = near_the_limit("failing_block", name)
-    if outcomes != ["LookupError", "RecursionError"]:
-        pytest.fail(f"unexpected outcomes: {outcomes}")
-    assert lost == []
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_block_left_by_an_error_leaves_no_connection_open(name: str) -> None:
-    outcomes, _, unknown = near_the_limit("failing_block", name)
-    if outcomes != ["LookupError", "RecursionError"]:
-        pytest.fail(f"unexpected outcomes: {outcomes}")
-    assert unknown == []
-
-
-@pytest.mark.parametrize("name", ["plain", "with something to complete", "with something to reset after each use"])
-@pytest.mark.parametrize("way", ["discard", "release"])
-def test_giving_back_leaves_no_connection_open(way: str, name: str) -> None:
-    outcomes, _, unknown = near_the_limit(way, name)
-    if outcomes != ["RecursionError", "well"]:
-        pytest.fail(f"unexpected outcomes: {outcomes}")
-    assert unknown == []
-
-
-@pytest.mark.parametrize("name", ["plain", "with listeners"])
-@pytest.mark.parametrize("way", ["acquire", "acquire_new", "lease", "drop", "drop_expired", "drain", "resize"])
-def test_acquiring_and_keeping_in_order_lose_no_connection(way: str, name: str) -> None:
-    outcomes, lost, unknown = near_the_limit(way, name)
-    if outcomes != ["RecursionError", "well"]:
-        pytest.fail(f"unexpected outcomes: {outcomes}")
-    assert lost == []
-    assert unknown == []
+def test_with_less_and_less_of_the_stack_left_no_connection_is_lost_or_left_open(name: str) -> None:
+    """All ways of using a pool share a process: how much is left to them is counted from where each begins."""
+    found = run_script(SCRIPT, list(WAYS[name]), *CASES[name])
+    assert found.keys() == WAYS[name].keys()
+    for way, (outcomes, lost, unknown) in found.items():
+        if outcomes != WAYS[name][way]:
+            pytest.fail(f"unexpected outcomes of {way}: {outcomes}")
+        # How much was left to those that left a connection open, or lost it.
+        assert unknown == [], way
+        if way not in GIVING_BACK:
+            assert lost == [], way
 
 
 @pytest.mark.parametrize(
-    ("way", "loop"),
+    ("loop", "ways"),
     [
-        *((way, "libev-cext") for way in ("detach", "release", "discard", "block")),
-        # On libuv, where asking the event loop for a call takes more of the stack than giving back.
-        *((way, "libuv") for way in ("detach", "release", "block")),
+        ("libev-cext", ["detach", "release", "discard", "block"]),
+        # Where asking the event loop for a call takes more of the stack than giving back.
+        ("libuv", ["detach", "release", "block"]),
     ],
 )
-def test_giving_back_leaves_no_waiter_behind(way: str, loop: str) -> None:
-    _, stranded, _ = run_script(WAITING, way, loop=loop)
-    assert stranded == []
+def test_giving_back_leaves_no_waiter_behind(loop: str, ways: list[str]) -> None:
+    assert run_script(WAITING, ways, loop=loop) == {way: [] for way in ways}
