@@ -31,8 +31,8 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
 
 
-#: Run by the tests of the connectors, which look at what the examples have left in the database.
-ELSEWHERE = {"memcached.rst", "mysql.rst", "psycopg.rst"}
+#: Run by the tests of the connectors and recipes, which look at what the examples have left in the database.
+ELSEWHERE = {"memcached.rst", "mysql.rst", "psycopg.rst", "recipes.rst"}
 
 #: What stands in the examples for where a server of the tests is.
 POSTGRESQL, VALKEY = "postgresql://localhost/app", "valkey://localhost:6379"
