@@ -5,10 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import http.client
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -345,61 +342,6 @@ def test_a_view_that_needs_the_status_only_leaves_a_client_as_good_as_before() -
 
 
 # The documents
-
-#: What the guide's example is put between: a web server that does not answer ``/slow`` in time, and two views.
-BEFORE_THE_EXAMPLE = """
-from gevent import monkey; monkey.patch_all()
-from gevent.event import Event
-from gevent.pywsgi import WSGIServer
-from gsocketpool import Pool
-
-# Of the connections, in the order of their opening.
-timeouts = [0.1, 60]
-"""
-AFTER_THE_EXAMPLE = """
-gate = Event()
-
-def app(environ, start_response):
-    if environ["PATH_INFO"] == "/slow":
-        gate.wait()
-    start_response("200 OK", [("Content-Length", "2")])
-    return [b"ok"]
-
-web = WSGIServer(("127.0.0.1", 0), app, log=None, error_log=None)
-web.start()
-pool = Pool(HttpConnection, {"host": "127.0.0.1", "port": web.server_port}, max_connections=1)
-
-def view(path):
-    with pool.connection() as conn:
-        try:
-            return conn.fetch(path)
-        except TimeoutError:
-            return "fallback"
-
-print(view("/slow"))
-gate.set()
-print(view("/"), view("/"), pool.stats().opened)
-pool.close()
-web.stop()
-"""
-
-
-def test_the_guides_client_is_not_handed_on_after_a_timeout_inside_a_block() -> None:
-    (example,) = [block for block in blocks(ROOT / "docs" / "start.rst") if "http.client" in block]
-    assert "timeout=5" in example
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            BEFORE_THE_EXAMPLE + example.replace("timeout=5", "timeout=timeouts.pop(0)") + AFTER_THE_EXAMPLE,
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE,
-    )
-    assert run.stdout == "fallback\n(200, b'ok') (200, b'ok') 2\n", run.stderr
 
 
 def wrapping_classes() -> dict[str, ast.ClassDef]:

@@ -622,7 +622,10 @@ def test_psycopg2_a_block_that_ends_well_commits_and_an_error_rolls_back(own_ser
 @patched
 @pytest.mark.parametrize(
     "what",
-    ["transaction", "failed transaction", "advisory lock", "setting", "autocommit", "isolation", "SQL", "prepared"],
+    [
+        *("transaction", "failed transaction", "advisory lock", "setting"),
+        *("autocommit", "isolation", "committed by SQL", "prepared"),
+    ],
 )
 def test_psycopg2_what_a_user_leaves_the_next_one_does_not_find(own_servers: Servers, what: str) -> None:
     it = made("psycopg2", own_servers)
@@ -662,6 +665,24 @@ def test_psycopg2_a_statement_that_is_cut_short_does_not_run_on(own_servers: Ser
     with it.pool() as pool, it.hanging():
         assert isinstance(outcome(battery.give_up, it, pool, "hang"), gevent.Timeout)
         it.check_none_runs()
+
+
+@patched
+def test_psycopg2_a_block_that_catches_what_cut_a_statement_short_raises_and_commits_nothing(
+    own_servers: Servers,
+) -> None:
+    it = made("psycopg2", own_servers)
+
+    def use() -> None:
+        with pool.connection() as connection:
+            it._write(connection)
+            with gevent.Timeout(0.02, False):
+                it.hang(connection)
+
+    with it.pool(1) as pool, it.hanging():
+        assert isinstance(outcome(use), psycopg2.InterfaceError)
+        it.check_next(pool)
+        assert it.written() == 0
 
 
 @patched
