@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.cases import flask_route, postgres, valkey
+from benchmarks.cases import flask_route, mysql, postgres, valkey
 from benchmarks.contestants import DEDICATED, HAND_OVER, OURS, PREDECESSOR, RIVALS, resetting
 from benchmarks.results import Results
 
@@ -195,6 +195,20 @@ GOALS: Sequence[Goal] = [
                 "select",
                 resetting(postgres.CONNECTOR),
                 {resetting(postgres.PSYCOPG_POOL): 1.0, resetting(postgres.SQLALCHEMY): 1.0},
+            ),
+            (
+                "PyMySQLConnector, SELECT 1",
+                "mysql",
+                "select",
+                mysql.CONNECTOR,
+                {OURS.name: 0.97, mysql.DBUTILS: 1.0, mysql.SQLALCHEMY: 1.0},
+            ),
+            (
+                "PyMySQLConnector that resets, SELECT 1",
+                "mysql",
+                "select",
+                resetting(mysql.CONNECTOR),
+                {resetting(mysql.DBUTILS): 1.0, resetting(mysql.SQLALCHEMY): 1.0},
             ),
             *(
                 (f"{title}, {command.upper()}", "valkey", command, subject, others)

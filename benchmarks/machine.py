@@ -7,11 +7,12 @@ import os
 import platform
 import re
 import shlex
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import load
+from benchmarks import load, servers
 from benchmarks.contestants import ALL, PREDECESSOR
 
 MORE_PACKAGES = [
@@ -19,6 +20,7 @@ MORE_PACKAGES = [
     "hiredis",
     "libvalkey",
     "psycopg",
+    "PyMySQL",
     "valkey",
     "Flask",
     "gunicorn",
@@ -52,13 +54,23 @@ def describe(arguments: list[str], rounds: int, effort: float) -> dict[str, Any]
 
 
 def versions() -> dict[str, str]:
-    """Of everything that takes part, by its name on PyPI."""
+    """Of everything that takes part, by its name on PyPI or, for a program, its own."""
     packages = {each.package for each in ALL.values() if each is not PREDECESSOR} | set(MORE_PACKAGES)
-    found = {package: _version(package) for package in sorted(packages, key=str.lower)}
-    return {**found, f"{PREDECESSOR.package} (predecessor)": "0.1.6"}
+    found = {package: version_of(package) for package in sorted(packages, key=str.lower)}
+    return {**found, f"{PREDECESSOR.package} (predecessor)": "0.1.6", "mariadbd": program_version("mariadbd")}
 
 
-def _version(package: str) -> str:
+def program_version(name: str) -> str:
+    """Return the version of a program of Debian's."""
+    program = servers.find_program(name)
+    if program is None:
+        return "not installed"
+    told = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"\d[\w.]*", told.removeprefix(program))
+    return found[0] if found else told.strip()
+
+
+def version_of(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

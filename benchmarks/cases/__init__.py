@@ -7,7 +7,7 @@ import importlib
 from benchmarks.cases.base import Case
 
 #: In the order in which they run.
-NAMES = ["uncontended", "contended", "echo", "valkey", "postgres", "flask_route", "recovery", "memory"]
+NAMES = ["uncontended", "contended", "echo", "valkey", "postgres", "mysql", "flask_route", "recovery", "memory"]
 
 
 def load(name: str) -> Case:

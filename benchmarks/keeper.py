@@ -1,6 +1,6 @@
 """Keeps a server running until the standard input ends: whenever it has ended, it is started again.
 
-So a test can restart a server by ending its process, in whatever process the test runs.
+So anything can restart a server by ending its process, in whatever process it runs.
 """
 
 from __future__ import annotations
