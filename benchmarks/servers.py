@@ -165,7 +165,8 @@ def _kept_postgres() -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _kept_at_port(command: list[str], port: int, user: str | None = None) -> Iterator[dict[str, Any]]:
-    with kept(command, user):
+    # With a low priority, for otherwise it often answers before the client has begun to wait.
+    with kept(["nice", "-n", "19", *command], user):
         _wait_until(lambda: _listens(port))
         yield {"port": port}
 
@@ -193,7 +194,7 @@ def _kept_memcached() -> AbstractContextManager[dict[str, Any]]:
     from example_app.ports import find_free
 
     port = find_free(1)[0]
-    command = [program_of_debian("memcached", "memcached"), "-l", "127.0.0.1", "-p", str(port), "-m", "32"]
+    command = [program_of_debian("memcached", "memcached"), "-t", "1", "-l", "127.0.0.1", "-p", str(port), "-m", "64"]
     return _kept_at_port(command, port, "nobody" if os.geteuid() == 0 else None)
 
 

@@ -26,6 +26,10 @@ class WorkerError(Exception):
     """A worker could not be started, has ended, or has taken too long. The message says why."""
 
 
+class WorkerHangsError(WorkerError):
+    """A worker has taken too long."""
+
+
 class Workers:
     """All of them. While one is asked the others wait, and take no time from it."""
 
@@ -62,7 +66,7 @@ class Workers:
         except TimeoutError:
             process.kill()
             self._bury(contestant)
-            raise WorkerError(f"it took longer than {self._limit:g} s") from None
+            raise WorkerHangsError(f"it took longer than {self._limit:g} s") from None
         except EOFError:
             self._bury(contestant)
             raise WorkerError(f"its process ended with status {process.returncode}, see {self._log.name}") from None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import _configuration
+import _kills
 import _performance
 
 project = "gsocketpool"
@@ -22,5 +23,5 @@ autodoc_typehints_description_target = "documented"
 html_theme = "furo"
 html_title = f"gsocketpool {release}"
 
-for module in (_configuration, _performance):
+for module in (_configuration, _kills, _performance):
     Path(module.__file__).with_suffix(".txt").write_text(module.reference())

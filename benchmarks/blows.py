@@ -1,0 +1,418 @@
+"""What a pool of a real client is hit by.
+
+Each blow wants a process of its own, for it may leave greenlets that hang.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gevent
+import gevent.os
+from gevent.event import Event
+from gevent.pool import Group
+from gevent.pool import Pool as Crew
+
+from benchmarks.cases.base import Figures
+from benchmarks.cases.kills import FORK_REQUESTS, REQUESTS, WAITERS
+from benchmarks.subjects.base import EXCHANGING, GIVING_BACK, PHASES, WAITING, RefusedError, Subject
+from benchmarks.timing import now, percentile
+
+SEED = 1
+#: Seconds that a pool lets a caller wait, in the blows where some callers hang.
+PATIENCE = 2.0
+
+# Kills
+#: Uses, how many there are at the same time, and the seconds after which those that have begun must do.
+USES, CROWD, LIMIT = 2_400, 30, 7.0
+#: The share of uses that are left alone.
+BYSTANDERS = 0.4
+#: The longest time from the beginning of a phase to the shot, in seconds.
+SPREAD = {WAITING: 0.006, EXCHANGING: 0.0005, GIVING_BACK: 0.0005}
+#: Seconds in which a pool may mend itself.
+MENDING = 3.0
+TRIES = 4
+
+# Restarts and forks
+#: Seconds that the requests may take, beyond a pool's patience.
+REQUESTS_LIMIT = 3.0
+
+# Waits
+#: Rounds, and the seconds that each takes. Of the rounds it is the median: machines stall now and then.
+ROUNDS, SPAN = 3, 0.8
+
+# Exchanges that are given up
+#: Greenlets, how often each of them gives up, after how many seconds, and how long the server would take.
+IMPATIENT, GIVEN_UP, AFTER, LATE = 10, 8, 0.1, 5.0
+#: Seconds after which the server is asked once more.
+QUIET = 0.5
+
+THROWN = (gevent.GreenletExit, gevent.Timeout)
+KILL, TIMEOUT, CAUGHT = "kill", "Timeout", "Timeout caught in the block"
+
+
+@dataclass(frozen=True)
+class Shot:
+    """An exception that is thrown into a use."""
+
+    phase: str
+    kind: str
+    #: Seconds from the beginning of the phase. None: when another use begins to give back.
+    delay: float | None
+    #: Turns of the event loop that it comes later.
+    turns: int
+
+
+def plan(number: int) -> Shot | None:
+    """Return how a use is hit; None if it is left alone. It is the same in each run, for each pool."""
+    choose = random.Random(f"{SEED} {number}")
+    if choose.random() < BYSTANDERS:
+        return None
+    phase = choose.choice(PHASES)
+    kind = choose.choice([KILL, TIMEOUT, CAUGHT] if phase == EXCHANGING else [KILL, TIMEOUT])
+    delay: float | None = choose.choice([0.0, choose.uniform(0, SPREAD[phase])])
+    if phase == WAITING and choose.random() < 0.5:
+        delay = None
+    return Shot(phase, kind, delay, choose.choice([0, 0, 1, 2]))
+
+
+class Use:
+    """What is known of a use that is under way."""
+
+    def __init__(self, shot: Shot | None) -> None:
+        self.shot = shot
+        self.phase = WAITING
+        self.timeout: gevent.Timeout | None = None
+
+
+class Crowd:
+    """Greenlets that use a pool, and are shot at."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._under_way: dict[object, Use] = {}
+        #: Who is shot when another use begins to give back. The first of them is the one to be served next.
+        self._targets: dict[Any, Use] = {}
+        #: How many shots have hit, by phase.
+        self.hits: Counter[str] = Counter()
+        self.wrong = self.failed = self.stuck = 0
+        subject.mark = self._mark
+
+    def run(self, uses: int) -> None:
+        crew = Crew(CROWD)
+        with gevent.Timeout(LIMIT, False):
+            for number in range(uses):
+                crew.spawn(self._use, number)
+        crew.join(timeout=self._subject.patience + 1)
+        self.stuck = len(crew)
+
+    def _use(self, number: int) -> None:
+        me = gevent.getcurrent()
+        shot = plan(number)
+        if shot is not None and shot.phase == EXCHANGING:
+            # One with a long reply, so that there is something to hit.
+            number *= 3
+        use = self._under_way[me] = Use(shot)
+        self._mark(WAITING)
+        try:
+            reply = insist(self._subject, lambda connection: self._exchange(connection, number, use))
+        except THROWN:
+            self.hits[use.phase] += 1
+        except Exception:
+            # In a use that is shot at, the exception may have taken the place of the one that was thrown.
+            self.failed += use.shot is None
+        else:
+            self.wrong += reply is not None and reply != self._subject.word(number)
+        finally:
+            if use.timeout is not None:
+                use.timeout.close()
+            self._targets.pop(me, None)
+            del self._under_way[me]
+
+    def _exchange(self, connection: Any, number: int, use: Use) -> str | None:
+        shot = use.shot
+        if shot is None or shot.kind != CAUGHT:
+            return self._subject.ask(connection, number)
+        timeout = gevent.Timeout(shot.delay)
+        timeout.start()
+        try:
+            return self._subject.ask(connection, number)
+        except gevent.Timeout as error:
+            if error is not timeout:
+                raise
+            # As a view does that can do without the answer.
+            self.hits[use.phase] += 1
+            return None
+        finally:
+            timeout.close()
+
+    def _mark(self, phase: str) -> None:
+        me: Any = gevent.getcurrent()
+        use = self._under_way.get(me)
+        if use is None:
+            return
+        if isinstance(sys.exc_info()[1], THROWN):
+            # It is on its way out, and gives back what it was hit with.
+            return
+        use.phase = phase
+        if phase != WAITING:
+            self._targets.pop(me, None)
+        if phase == GIVING_BACK and self._targets:
+            target, its_use = next(iter(self._targets.items()))
+            del self._targets[target]
+            assert its_use.shot is not None
+            _throw_later(target, its_use.shot)
+        shot = use.shot
+        if shot is None or shot.phase != phase or shot.kind == CAUGHT:
+            return
+        if shot.delay is None:
+            self._targets[me] = use
+        elif shot.kind == TIMEOUT:
+            use.timeout = gevent.Timeout(shot.delay)
+            use.timeout.start()
+        elif shot.delay == 0:
+            _throw_later(me, shot)
+        else:
+            gevent.spawn_later(shot.delay, me.kill, block=False)
+
+
+def _throw_later(target: Any, shot: Shot) -> None:
+    """Throw into a greenlet, after as many turns of the event loop as the shot says."""
+    error = gevent.Timeout() if shot.kind == TIMEOUT else gevent.GreenletExit
+    run_callback = gevent.get_hub().loop.run_callback
+
+    def turn(left: int) -> None:
+        if left:
+            run_callback(turn, left - 1)
+        else:
+            target.kill(error, block=False)
+
+    turn(shot.turns)
+
+
+def insist(subject: Subject, exchange: Callable[[Any], Any]) -> Any:
+    """Use the pool. A caller that it refuses asks again in a millisecond, until its patience ends."""
+    deadline = now() + subject.patience * 1e9
+    while True:
+        try:
+            return subject.use(exchange)
+        except RefusedError:
+            if now() > deadline:
+                raise
+            gevent.sleep(0.001)
+
+
+def begin(subject: Subject) -> None:
+    """Make the pool, and see what there is beside it."""
+    subject.watch()
+    subject.fill()
+    subject.others = subject.sessions()
+    subject.open()
+
+
+def count_usable(subject: Subject, limit: float) -> int:
+    """Return how many connections can be held at the same time, each of which answers."""
+    usable = 0
+    is_over = Event()
+
+    def hold(number: int) -> None:
+        nonlocal usable
+        for _ in range(TRIES):
+            try:
+                with subject.lease() as connection:
+                    if subject.ask_held(connection, number) != subject.word(number):
+                        raise LookupError("a wrong answer")
+                    usable += 1
+                    if usable == subject.size:
+                        is_over.set()
+                    is_over.wait()
+                    return
+            except Exception:
+                if is_over.is_set():
+                    return
+                gevent.sleep(limit / TRIES / 2)
+
+    holding = [gevent.spawn(hold, number) for number in range(subject.size)]
+    is_over.wait(limit)
+    is_over.set()
+    gevent.joinall(holding, timeout=1)
+    return usable
+
+
+@contextmanager
+def counting_sessions(subject: Subject) -> Iterator[Callable[[], int]]:
+    """Ask the server again and again how many sessions it has. What is yielded returns how many were too many."""
+    most = 0
+
+    def look() -> int:
+        nonlocal most
+        with suppress(Exception):
+            most = max(most, subject.sessions() - subject.others)
+        return max(0, most - subject.size)
+
+    def go_on() -> None:
+        while True:
+            look()
+            gevent.sleep(0.01)
+
+    looking = gevent.spawn(go_on)
+    try:
+        yield look
+    finally:
+        looking.kill()
+
+
+# The blows
+
+
+def kills(subject: Subject, effort: float) -> Figures:
+    """Kill greenlets and let Timeouts expire, in each phase of a use."""
+    begin(subject)
+    crowd = Crowd(subject)
+    with counting_sessions(subject) as too_many:
+        crowd.run(int(USES * effort))
+    return {
+        "usable": count_usable(subject, MENDING),
+        "wrong": crowd.wrong,
+        "failed": crowd.failed,
+        "stuck": crowd.stuck,
+        "sessions": too_many(),
+        **{f"hit {phase}": crowd.hits[phase] for phase in PHASES},
+    }
+
+
+def given_up(subject: Subject, effort: float) -> Figures:
+    """Let Timeouts end exchanges for which the server takes seconds, and go on with short ones."""
+    begin(subject)
+
+    def use() -> None:
+        for number in range(max(1, int(GIVEN_UP * effort))):
+            with gevent.Timeout(AFTER, False), suppress(Exception):
+                insist(subject, lambda connection: subject.ask_late(connection, LATE))
+            with gevent.Timeout(AFTER, False), suppress(Exception):
+                insist(subject, partial(subject.ask, number=number))
+
+    with counting_sessions(subject) as too_many:
+        gevent.joinall([gevent.spawn(use) for _ in range(IMPATIENT)], timeout=2 * LIMIT)
+    most = too_many()
+    gevent.sleep(QUIET)
+    with counting_sessions(subject) as too_many:
+        return {"sessions, late": most, "sessions, then": too_many()}
+
+
+def restart(subject: Subject, effort: float) -> Figures:
+    """Restart the server while all connections are idle."""
+    begin(subject)
+    count_usable(subject, MENDING)
+    subject.restart()
+    return {"restart": _count_failures(subject, 0, REQUESTS)}
+
+
+def fork(subject: Subject, effort: float) -> Figures:
+    """Fork while all connections are idle. Then both processes use the pool."""
+    begin(subject)
+    count_usable(subject, MENDING)
+    reading, writing = os.pipe()
+    gevent.os.make_nonblocking(reading)
+    child = os.fork()
+    if not child:
+        # Whatever happens, it ends, and it never gets to what its parent does.
+        signal.alarm(int(4 * REQUESTS_LIMIT))
+        try:
+            subject.after_fork()
+            # Other words than those of the parent, for memcached has only so many.
+            os.write(writing, json.dumps(_count_failures(subject, FORK_REQUESTS, FORK_REQUESTS)).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    try:
+        failures = _count_failures(subject, 0, FORK_REQUESTS)
+        told = b""
+        with gevent.Timeout(2 * REQUESTS_LIMIT, False):
+            told = gevent.os.nb_read(reading, 100)
+        return {"fork": failures + (json.loads(told) if told else FORK_REQUESTS)}
+    finally:
+        os.close(reading)
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def _count_failures(subject: Subject, first: int, requests: int) -> int:
+    """Return how many requests get an error, a wrong answer or none. Twice as many as connections run at a time."""
+    right = 0
+
+    def request(number: int) -> None:
+        nonlocal right
+        with suppress(Exception):
+            reply = insist(subject, lambda connection: subject.ask(connection, number))
+            right += reply == subject.word(number)
+
+    crew = Crew(2 * subject.size)
+    with gevent.Timeout(REQUESTS_LIMIT, False):
+        for number in range(first, first + requests):
+            crew.spawn(request, number)
+        crew.join()
+    return requests - right
+
+
+def waits(subject: Subject, effort: float) -> Figures:
+    """Have many greenlets share the connections, and hit none of them."""
+    begin(subject)
+    count_usable(subject, MENDING)
+    rounds = [_wait(subject, SPAN * effort) for _ in range(ROUNDS)]
+    longest, median, ratio = (statistics.median(figures) for figures in zip(*rounds, strict=True))
+    return {"longest": longest / 1e6, "median": median / 1e6, "ratio": ratio}
+
+
+def _wait(subject: Subject, seconds: float) -> tuple[float, float, float]:
+    """Return the longest wait of a round, the median, and how many times longer that one is."""
+    asking: dict[object, int] = {}
+    found: list[int] = []
+    is_over = False
+
+    def mark(phase: str) -> None:
+        asked = asking.pop(gevent.getcurrent(), None)
+        if asked is not None:
+            found.append(now() - asked)
+
+    def use(number: int) -> None:
+        me = gevent.getcurrent()
+        while not is_over:
+            # Of a caller that is refused, the wait began when it first asked.
+            asking.setdefault(me, now())
+            with suppress(Exception):
+                insist(subject, lambda connection: subject.ask(connection, number))
+
+    subject.mark = mark
+    group = Group()
+    for number in range(WAITERS):
+        # Replies that are all of a kind.
+        group.spawn(use, 3 * number + 1)
+    gevent.sleep(seconds)
+    ended = now()
+    every = [*found, *(ended - asked for asked in asking.values())]
+    is_over = True
+    longest, median = max(every), percentile(every, 0.5)
+    group.join(timeout=subject.patience)
+    return longest, median, longest / max(1, median)
+
+
+BLOWS: dict[str, Callable[[Subject, float], Figures]] = {
+    "kills": kills,
+    "given up": given_up,
+    "restart": restart,
+    "fork": fork,
+    "waits": waits,
+}

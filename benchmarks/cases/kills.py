@@ -1,0 +1,183 @@
+"""What kills, Timeouts, restarts and forks leave of pools of real clients. ``python -m benchmarks.kills`` runs it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import servers
+from benchmarks.cases.base import Case, Figure, Figures, Table
+from benchmarks.contestants import OURS
+
+SIZE, REQUESTS, FORK_REQUESTS, WAITERS = 5, 40, 50, 200
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A pool with a client, what it was told, and what its documentation says."""
+
+    name: str
+    #: One of :data:`benchmarks.servers.RESTARTABLE`.
+    server: str
+    #: The class of :mod:`benchmarks.subjects`, in the module of the server's name.
+    subject: str
+    #: What it is called on PyPI, and so is its client.
+    packages: tuple[str, ...]
+    options: str
+    says: str
+
+
+CONTESTANTS = [
+    Contestant(
+        f"{OURS.name}, PsycopgConnector",
+        "postgres",
+        "Ours",
+        ("gsocketpool", "psycopg"),
+        "The defaults.",
+        "A kill or a Timeout loses no capacity, wherever it falls. A forked child starts with no connections.",
+    ),
+    Contestant(
+        f"{OURS.name}, GeventPool for SQLAlchemy",
+        "postgres",
+        "GeventPool",
+        ("gsocketpool", "SQLAlchemy", "psycopg"),
+        "``max_overflow=0``, and no ``pool_pre_ping``.",
+        "As above, within an engine of SQLAlchemy's, which needs no ``dispose()`` after a fork.",
+    ),
+    Contestant(
+        "psycopg_pool",
+        "postgres",
+        "PsycopgPool",
+        ("psycopg-pool", "psycopg"),
+        "``min_size`` is ``max_size``, ``check=ConnectionPool.check_connection``.",
+        "It is made for threads. ``check`` verifies a connection before the caller gets it.",
+    ),
+    Contestant(
+        "SQLAlchemy QueuePool",
+        "postgres",
+        "SQLAlchemy",
+        ("SQLAlchemy", "psycopg"),
+        "``max_overflow=0``, ``pool_pre_ping=True``; ``engine.dispose(close=False)`` in the forked child.",
+        "It is made for threads. ``pool_pre_ping`` replaces dead connections. Connections must not be shared with a"
+        " forked child, which calls ``dispose(close=False)``.",
+    ),
+    Contestant(
+        "DBUtils PooledDB",
+        "postgres",
+        "DBUtils",
+        ("DBUtils", "psycopg"),
+        '``blocking=True``, ``reset=True``, ``ping="SELECT 1"``.',
+        "It is made for threads. Connections that were lost in a restart are reopened. Of forks it says nothing.",
+    ),
+    Contestant(
+        f"{OURS.name}, RedisConnector",
+        "valkey",
+        "Ours",
+        ("gsocketpool", "redis"),
+        "The defaults.",
+        "As above.",
+    ),
+    Contestant(
+        "redis-py BlockingConnectionPool",
+        "valkey",
+        "RedisPy",
+        ("redis",),
+        "``health_check_interval=1``, and the ten retries that a client without a pool of one's own has.",
+        "It is made for threads. It looks whether the process was forked, and begins anew in the child.",
+    ),
+    Contestant(
+        f"{OURS.name}, PymemcacheConnector",
+        "memcached",
+        "Ours",
+        ("gsocketpool", "pymemcache"),
+        "The defaults.",
+        "As above.",
+    ),
+    Contestant(
+        "pymemcache PooledClient",
+        "memcached",
+        "Pymemcache",
+        ("pymemcache",),
+        "``RetryingClient`` around it, with three attempts; not ``ignore_exc``, which makes errors look like misses.",
+        "It is made for threads, and raises an error when ``max_pool_size`` is reached: a caller asks again here, every"
+        " millisecond. Of forks it says nothing.",
+    ),
+    Contestant(
+        f"{OURS.name}, a connector of 40 lines for happybase",
+        "hbase",
+        "Ours",
+        ("gsocketpool", "happybase"),
+        "The defaults.",
+        "As above.",
+    ),
+    Contestant(
+        "happybase ConnectionPool",
+        "hbase",
+        "Happybase",
+        ("happybase",),
+        "The defaults: there is nothing to turn on.",
+        "It is made for threads. A connection that fails is replaced, and the error is passed on: it does not retry.",
+    ),
+]
+
+BY_NAME = {each.name: each for each in CONTESTANTS}
+
+
+def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
+    """Hit a pool by the blow that the arguments name. No other one follows in the same process."""
+    # Each of them has psycopg, redis-py and so on only where they are needed.
+    blows = importlib.import_module("benchmarks.blows")
+    contestant = BY_NAME[name]
+    subjects = importlib.import_module(f"benchmarks.subjects.{contestant.server}")
+    server = arguments[contestant.server]
+    patience = blows.PATIENCE if arguments["blow"] != "waits" else 20 * blows.PATIENCE
+    subject = getattr(subjects, contestant.subject)(server, SIZE, patience)
+    figures: Figures = blows.BLOWS[arguments["blow"]](subject, effort)
+    return figures
+
+
+#: The figures of each blow, all of which a pool misses that hangs.
+FIGURES = {
+    "kills": ["usable", "wrong", "failed", "stuck", "sessions", "hit waiting", "hit exchanging", "hit giving back"],
+    "given up": ["sessions, late", "sessions, then"],
+    "restart": ["restart"],
+    "fork": ["fork"],
+    "waits": ["longest", "median", "ratio"],
+}
+
+CASE = Case(
+    name="kills",
+    method=f"Pools of {SIZE} connections of real clients to real servers.",
+    tables=[
+        Table(
+            "What is left",
+            [
+                Figure("usable", f"connections left, of {SIZE}", "count", is_more_better=True),
+                Figure("wrong", "wrong answers", "count"),
+                Figure("restart", f"failed after a restart, of {REQUESTS}", "count"),
+                Figure("fork", f"failed after a fork, of {2 * FORK_REQUESTS}", "count"),
+                Figure("ratio", "longest wait to median", "count"),
+                Figure("sessions, late", "most sessions above the limit", "count"),
+                Figure("sessions, then", "above it after 0.5 s", "count"),
+            ],
+        ),
+        Table(
+            "How it came about",
+            [
+                Figure("hit waiting", "hit while waiting", "count", is_more_better=None),
+                Figure("hit exchanging", "hit while exchanging", "count", is_more_better=None),
+                Figure("hit giving back", "hit while giving back", "count", is_more_better=None),
+                Figure("failed", "failed without being hit", "count"),
+                Figure("stuck", "stuck at the end", "count"),
+                Figure("sessions", "sessions above the limit meanwhile", "count"),
+                Figure("longest", "longest wait, ms", "count"),
+                Figure("median", "median wait, ms", "count"),
+            ],
+        ),
+    ],
+    contestants=list(BY_NAME),
+    measure=measure,
+    backend=lambda: servers.restartable(servers.RESTARTABLE),
+)
