@@ -38,7 +38,7 @@ class Keepalive:
 
     def stop(self) -> None:
         """Ping nothing more."""
-        self._loop = self._pinged = None
+        self._pinged = None
         self._due.clear()
         self._stop_timer()
 
@@ -58,7 +58,7 @@ class Keepalive:
     def _go_on(self) -> None:
         """Ping the next connection that is due; if none is, wait for one."""
         self._stop_timer()
-        if self._loop is None or self._pinged is not None:
+        if self._pinged is not None:
             return
         while self._due:
             entry, generation = self._due.popleft()
