@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import http.client
 import importlib.util
+import inspect
 import io
 import re
 import sys
@@ -409,6 +410,7 @@ class Psycopg2(battery_subjects.Postgres):
 RECIPES: dict[str, Callable[..., Any]] = {"http": Http, "psycopg2": Psycopg2, "msgpack": Msgpack}
 if HAS_THRIFT:
     RECIPES["thrift"] = Thrift
+battery_subjects.SUBJECTS["psycopg2"] = Psycopg2
 everyone = pytest.mark.parametrize("subject", RECIPES)
 of_a_peer = pytest.mark.parametrize("subject", [name for name in RECIPES if name != "psycopg2"])
 
@@ -576,6 +578,7 @@ def test_http_a_request_that_is_not_sent_for_the_reply_before_is_no_new_connecti
 @patched
 def test_psycopg2_without_a_wait_callback_is_refused(own_servers: Servers) -> None:
     it = made("psycopg2", own_servers)
+    recipes()
     callback = extensions.get_wait_callback()
     extensions.set_wait_callback(None)
     try:
@@ -702,20 +705,35 @@ def test_psycopg2_a_connection_is_closed_under_a_statement_without_blocking(own_
         assert connection.closed
 
 
-# thriftpy2
+#: Those blows of the battery that need nothing but a subject. The suite strikes one that nothing else comes near.
+BLOWS = [
+    pytest.param(name, marks=() if "fork_in_the_middle" in name else pytest.mark.torture)
+    for name, blow in vars(battery).items()
+    if name.startswith("test_") and inspect.signature(blow).parameters.keys() == {"own_servers", "subject"}
+]
 
 
 @patched
-@pytest.mark.parametrize("subject", [name for name in RECIPES if name == "thrift"])
-def test_thrift_a_call_without_a_reply_keeps_the_connection(own_servers: Servers, subject: str) -> None:
-    it = made(subject, own_servers)
-    with it.pool(1) as pool:
-        word = it.word()
-        with pool.connection() as connection:
-            connection.note(word)
-        it.check_next(pool)
-        assert pool.stats().opened == 1
-        assert it.peer.notes[-1] == word
+@pytest.mark.parametrize("blow", BLOWS)
+def test_psycopg2_a_blow_of_the_battery(own_servers: Servers, blow: str) -> None:
+    getattr(battery, blow)(own_servers, "psycopg2")
+
+
+# thriftpy2
+
+
+if HAS_THRIFT:
+
+    @patched
+    def test_thrift_a_call_without_a_reply_keeps_the_connection(own_servers: Servers) -> None:
+        it = made("thrift", own_servers)
+        with it.pool(1) as pool:
+            word = it.word()
+            with pool.connection() as connection:
+                connection.note(word)
+            it.check_next(pool)
+            assert pool.stats().opened == 1
+            assert it.peer.notes[-1] == word
 
 
 # msgpack-rpc
