@@ -488,9 +488,11 @@ def test_what_a_block_does_after_a_timeout_that_it_has_caught_reaches_no_one_els
 def test_a_timeout_of_the_client_itself_that_a_block_has_caught_costs_the_connection(
     own_servers: Servers, subject: str
 ) -> None:
-    it = made(subject, own_servers, **({"socket_timeout": 50} if subject == "thrift" else {"timeout": 0.05}))
+    it = made(subject, own_servers)
     with it.pool(1) as pool, it.hanging() as let_go:
         with pool.connection() as connection:
+            # Connecting may take longer.
+            it.socket_of(connection).settimeout(0.05)
             assert isinstance(outcome(it.hang, connection), TimeoutError)
         let_go(1)
         it.check_next(pool)
@@ -593,18 +595,13 @@ def test_psycopg2_without_a_wait_callback_is_refused(own_servers: Servers) -> No
 @patched
 def test_psycopg2_waits_cooperatively_also_between_statements_of_one_call(own_servers: Servers) -> None:
     it = made("psycopg2", own_servers)
-    turns = []
-
-    def count() -> None:
-        while True:
-            turns.append(1)
-            gevent.sleep(0.005)
-
-    with it.pool(1) as pool, pool.connection() as connection:
-        counter = gevent.spawn(count)
-        connection.execute("SELECT 1; SELECT pg_sleep(0.1)")
-        counter.kill()
-    assert len(turns) > 5
+    statements = f"SELECT 1; SELECT pg_advisory_xact_lock_shared({it.number})"
+    with it.pool(1) as pool, it.hanging() as let_go, pool.connection() as connection:
+        waiting = gevent.spawn(outcome, connection.execute, statements)
+        eventually(lambda: RUNNING in it.sessions().values())
+        let_go(1)
+        waiting.join()
+        assert not isinstance(waiting.value, Exception)
 
 
 @patched
