@@ -35,7 +35,7 @@ def main(only: tuple[str, ...], effort: float, output: Path | None) -> None:
     found.about = describe(sys.argv[1:], names)
     click.echo(report.text(found, [CASE], []))
     for name, note in found.about["notes"].items():
-        click.echo(f"\n{name}\n  Options: {note['options']}\n  Its documentation: {note['says']}")
+        click.echo(f"\n{name}\n  Options: {note['options']}\n  It says: {note['says']}")
     if output is not None:
         results.save(found, output)
 

@@ -13,7 +13,7 @@ RESULTS = ROOT / "benchmarks" / "kills.json"
 def reference(found: results.Results | None = None) -> str:
     """Return the tables, what each pool was told, and where and when it was done, as RST."""
     found = results.load(RESULTS) if found is None else found
-    told = [["", "Options", "What its documentation says"]]
+    told = [["", "Options", "What it says of itself"]]
     told += [[name, note["options"], note["says"]] for name, note in found.about["notes"].items()]
     lines = [
         *tables(found, CASE),

@@ -13,10 +13,13 @@ from benchmarks.contestants import OURS
 
 SIZE, REQUESTS, FORK_REQUESTS, WAITERS = 5, 40, 50, 200
 
+#: What gsocketpool promises.
+OURS_SAYS = "A kill or a Timeout loses no capacity, wherever it falls. A forked child starts with no connections."
+
 
 @dataclass(frozen=True)
 class Contestant:
-    """A pool with a client, what it was told, and what its documentation says."""
+    """A pool with a client, what it was told, and what its docstrings or its guide say."""
 
     name: str
     #: One of :data:`benchmarks.servers.RESTARTABLE`.
@@ -36,7 +39,7 @@ CONTESTANTS = [
         "Ours",
         ("gsocketpool", "psycopg"),
         "The defaults.",
-        "A kill or a Timeout loses no capacity, wherever it falls. A forked child starts with no connections.",
+        OURS_SAYS,
     ),
     Contestant(
         f"{OURS.name}, GeventPool for SQLAlchemy",
@@ -44,7 +47,7 @@ CONTESTANTS = [
         "GeventPool",
         ("gsocketpool", "SQLAlchemy", "psycopg"),
         "``max_overflow=0``, and no ``pool_pre_ping``.",
-        "As above, within an engine of SQLAlchemy's, which needs no ``dispose()`` after a fork.",
+        f"{OURS_SAYS} It needs no ``dispose()``.",
     ),
     Contestant(
         "psycopg_pool",
@@ -52,7 +55,7 @@ CONTESTANTS = [
         "PsycopgPool",
         ("psycopg-pool", "psycopg"),
         "``min_size`` is ``max_size``, ``check=ConnectionPool.check_connection``.",
-        "It is made for threads. ``check`` verifies a connection before the caller gets it.",
+        "``check`` verifies a connection before the caller gets it. Of kills and forks it says nothing.",
     ),
     Contestant(
         "SQLAlchemy QueuePool",
@@ -60,7 +63,7 @@ CONTESTANTS = [
         "SQLAlchemy",
         ("SQLAlchemy", "psycopg"),
         "``max_overflow=0``, ``pool_pre_ping=True``; ``engine.dispose(close=False)`` in the forked child.",
-        "It is made for threads. ``pool_pre_ping`` replaces dead connections. Connections must not be shared with a"
+        "``pool_pre_ping`` replaces dead connections. Connections must not be shared with a"
         " forked child, which calls ``dispose(close=False)``.",
     ),
     Contestant(
@@ -69,7 +72,7 @@ CONTESTANTS = [
         "DBUtils",
         ("DBUtils", "psycopg"),
         '``blocking=True``, ``reset=True``, ``ping="SELECT 1"``.',
-        "It is made for threads. Connections that were lost in a restart are reopened. Of forks it says nothing.",
+        "It is thread-safe. Connections that were lost in a restart are reopened. Of forks it says nothing.",
     ),
     Contestant(
         f"{OURS.name}, RedisConnector",
@@ -77,7 +80,7 @@ CONTESTANTS = [
         "Ours",
         ("gsocketpool", "redis"),
         "The defaults.",
-        "As above.",
+        OURS_SAYS,
     ),
     Contestant(
         "redis-py BlockingConnectionPool",
@@ -85,7 +88,7 @@ CONTESTANTS = [
         "RedisPy",
         ("redis",),
         "``health_check_interval=1``, and the ten retries that a client without a pool of one's own has.",
-        "It is made for threads. It looks whether the process was forked, and begins anew in the child.",
+        "It is thread-safe. It looks whether the process was forked, and begins anew in the child.",
     ),
     Contestant(
         f"{OURS.name}, PymemcacheConnector",
@@ -93,7 +96,7 @@ CONTESTANTS = [
         "Ours",
         ("gsocketpool", "pymemcache"),
         "The defaults.",
-        "As above.",
+        OURS_SAYS,
     ),
     Contestant(
         "pymemcache PooledClient",
@@ -101,16 +104,16 @@ CONTESTANTS = [
         "Pymemcache",
         ("pymemcache",),
         "``RetryingClient`` around it, with three attempts; not ``ignore_exc``, which makes errors look like misses.",
-        "It is made for threads, and raises an error when ``max_pool_size`` is reached: a caller asks again here, every"
+        "It is thread-safe, and raises an error when ``max_pool_size`` is reached: a caller asks again here, every"
         " millisecond. Of forks it says nothing.",
     ),
     Contestant(
-        f"{OURS.name}, a connector of 40 lines for happybase",
+        f"{OURS.name}, a connector by hand for happybase",
         "hbase",
         "Ours",
         ("gsocketpool", "happybase"),
         "The defaults.",
-        "As above.",
+        OURS_SAYS,
     ),
     Contestant(
         "happybase ConnectionPool",
@@ -118,7 +121,7 @@ CONTESTANTS = [
         "Happybase",
         ("happybase",),
         "The defaults: there is nothing to turn on.",
-        "It is made for threads. A connection that fails is replaced, and the error is passed on: it does not retry.",
+        "It is thread-safe. A connection that fails is replaced, and the error is passed on: it does not retry.",
     ),
 ]
 
