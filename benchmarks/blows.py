@@ -35,7 +35,7 @@ PATIENCE = 2.0
 
 # Kills
 #: Uses, how many there are at the same time, and the seconds after which those that have begun must do.
-USES, CROWD, LIMIT = 2_400, 30, 7.0
+USES, CROWD, LIMIT = 2_400, 30, 9.0
 #: The share of uses that are left alone.
 BYSTANDERS = 0.4
 #: The longest time from the beginning of a phase to the shot, in seconds.
@@ -49,8 +49,9 @@ TRIES = 4
 REQUESTS_LIMIT = 3.0
 
 # Waits
-#: Rounds, and the seconds that each takes. Of the rounds it is the median: machines stall now and then.
-ROUNDS, SPAN = 3, 0.8
+#: Rounds, how often a connection is had in each, for as many greenlets wait at its end, and the seconds that must do.
+#: Of the rounds it is the median, for machines stall now and then.
+ROUNDS, SERVED, SPAN = 3, 2_000, 3.0
 
 # Exchanges that are given up
 #: Greenlets, how often each of them gives up, after how many seconds, and how long the server would take.
@@ -371,21 +372,24 @@ def waits(subject: Subject, effort: float) -> Figures:
     """Have many greenlets share the connections, and hit none of them."""
     begin(subject)
     count_usable(subject, MENDING)
-    rounds = [_wait(subject, SPAN * effort) for _ in range(ROUNDS)]
+    rounds = [_wait(subject, max(1, int(SERVED * effort))) for _ in range(ROUNDS)]
     longest, median, ratio = (statistics.median(figures) for figures in zip(*rounds, strict=True))
     return {"longest": longest / 1e6, "median": median / 1e6, "ratio": ratio}
 
 
-def _wait(subject: Subject, seconds: float) -> tuple[float, float, float]:
+def _wait(subject: Subject, served: int) -> tuple[float, float, float]:
     """Return the longest wait of a round, the median, and how many times longer that one is."""
     asking: dict[object, int] = {}
     found: list[int] = []
     is_over = False
+    enough = Event()
 
     def mark(phase: str) -> None:
         asked = asking.pop(gevent.getcurrent(), None)
         if asked is not None:
             found.append(now() - asked)
+            if len(found) == served:
+                enough.set()
 
     def use(number: int) -> None:
         me = gevent.getcurrent()
@@ -400,7 +404,7 @@ def _wait(subject: Subject, seconds: float) -> tuple[float, float, float]:
     for number in range(WAITERS):
         # Replies that are all of a kind.
         group.spawn(use, 3 * number + 1)
-    gevent.sleep(seconds)
+    enough.wait(SPAN)
     ended = now()
     every = [*found, *(ended - asked for asked in asking.values())]
     is_over = True

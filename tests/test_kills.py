@@ -150,7 +150,7 @@ class Greedy(Queued):
 
 @pytest.fixture(autouse=True)
 def in_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"LIMIT": 2.0, "WAITERS": 20, "SPAN": 0.02, "REQUESTS_LIMIT": 10.0}.items():
+    for name, value in {"LIMIT": 2.0, "WAITERS": 20, "SERVED": 200, "REQUESTS_LIMIT": 10.0}.items():
         monkeypatch.setattr(blows, name, value)
 
 

@@ -6,7 +6,7 @@ import importlib
 
 from benchmarks.cases.base import Case
 
-#: In the order in which they run.
+#: In the order in which they run. The kills have a command of their own, for they measure no speed.
 NAMES = ["uncontended", "contended", "echo", "valkey", "postgres", "mysql", "flask_route", "recovery", "memory"]
 
 
