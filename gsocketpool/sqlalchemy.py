@@ -64,6 +64,7 @@ class GeventPool(EnginePool):
     :param idle_timeout: as for :class:`~gsocketpool.Pool`.
     :param open_timeout: as for :class:`~gsocketpool.Pool`.
     :param leak_threshold: as for :class:`~gsocketpool.Pool`.
+    :param keepalive_interval: as for :class:`~gsocketpool.Pool`; the ping is that of the dialect, as for ``pre_ping``.
     :param arguments: those of every pool of SQLAlchemy's, such as ``pre_ping``.
     :raises InvalidArgumentError: if an argument is out of its range, or asks for a pool without a limit.
     """
@@ -82,6 +83,7 @@ class GeventPool(EnginePool):
         idle_timeout: float | None = None,
         open_timeout: float | None = 10.0,
         leak_threshold: float | None = None,
+        keepalive_interval: float | None = None,
         **arguments: Any,
     ) -> None:
         check_count("pool_size", pool_size, least=1, otherwise=ALWAYS_LIMITED)
@@ -104,6 +106,7 @@ class GeventPool(EnginePool):
             "idle_timeout": idle_timeout,
             "open_timeout": open_timeout,
             "leak_threshold": leak_threshold,
+            "keepalive_interval": keepalive_interval,
         }
         self._settings: dict[str, Any] = {
             "name": self._orig_logging_name or "sqlalchemy",
@@ -114,6 +117,7 @@ class GeventPool(EnginePool):
             "idle_timeout": idle_timeout,
             "open_timeout": open_timeout,
             "leak_threshold": leak_threshold,
+            "keepalive_interval": keepalive_interval,
         }
         if timeout == 0:
             # Those that a connection is opened for don't count as waiting.
@@ -330,8 +334,12 @@ class _Records(Connector[ConnectionPoolEntry]):
 
     def ping(self, record: ConnectionPoolEntry) -> None:
         pool = self._pool()
-        if pool is not None and record.dbapi_connection is not None:
-            pool._dialect.do_ping(record.dbapi_connection)  # type: ignore[union-attr]
+        connection: Any = record.dbapi_connection
+        if pool is not None and connection is not None:
+            dialect: Any = pool._dialect
+            dialect.do_ping(connection)
+            # With many drivers a ping begins a transaction.
+            dialect.do_rollback(connection)
 
 
 def _socket_of(connection: Any) -> Any:

@@ -214,6 +214,7 @@ def in_child(act: Callable[[], Any]) -> Any:
         ("idle_timeout", {"idle_timeout": 0}),
         ("open_timeout", {"open_timeout": 0}),
         ("leak_threshold", {"leak_threshold": 0}),
+        ("keepalive_interval", {"keepalive_interval": 0}),
     ],
 )
 def test_what_has_no_meaning_is_refused_by_its_name(driver: Driver, name: str, options: dict[str, Any]) -> None:
@@ -270,7 +271,15 @@ def test_its_defaults_are_those_of_queuepool(driver: Driver) -> None:
 
 def test_a_pool_that_is_made_again_has_the_same_arguments(driver: Driver) -> None:
     options = {"pool_size": 2, "max_overflow": 3, "pool_timeout": 0, "pool_recycle": 60, "max_waiting": 4}
-    engine = engine_of(driver, **options, idle_timeout=5, open_timeout=6, leak_threshold=7, pool_logging_name="db")
+    engine = engine_of(
+        driver,
+        **options,
+        idle_timeout=5,
+        open_timeout=6,
+        leak_threshold=7,
+        keepalive_interval=8,
+        pool_logging_name="db",
+    )
     before = engine.pool
     engine.dispose()
     assert engine.pool is not before
@@ -956,3 +965,15 @@ def test_the_pool_does_not_import_it() -> None:
     script = "import sys, gsocketpool.connectors, flask_gsocketpool; print('sqlalchemy' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert run.stdout.strip() == "False"
+
+
+def test_an_idle_connection_is_pinged_and_has_no_transaction_afterwards(driver: Driver) -> None:
+    engine = engine_of(driver, pool_size=1, max_overflow=0, keepalive_interval=0.01)
+    steps: list[str] = []
+    engine.connect().close()
+    driver.at_step = steps.append
+    eventually(lambda: "execute" in steps)
+    driver.at_step = lambda name: None
+    eventually(lambda: pool_of(engine).checkedin() == 1)
+    assert steps[:2] == ["execute", "rollback"]
+    engine.dispose()
