@@ -316,7 +316,7 @@ class Core:
                             self._run_callback(outcome.parking.switch, None)
                         except RecursionError:
                             # As in _put_off(). The lease is over, and the waiter has the entry already.
-                            self._waiters.late.append((outcome.parking.switch, (None,)))
+                            self._waiters.late += [(outcome.parking.switch, (None,))]
                     elif outcome is not None:
                         self._lifecycle.remove(entry, RETIRED, outcome)  # type: ignore[arg-type]
                         return
@@ -398,8 +398,9 @@ class Core:
             self._run_callback(method, *arguments)
         except RecursionError:
             # That of libuv is written in Python, and takes more of the stack than what is put off. So this is done a
-            # while later: when a caller waits or its time is over, a place becomes free, or the pool is swept.
-            self._waiters.late.append((method, arguments))
+            # while later: when a caller waits or its time is over, a place becomes free, or the pool is swept. To call
+            # append() may fail here, too.
+            self._waiters.late += [(method, arguments)]
 
     def _transfer(self, entry: Entry) -> None:
         self._state.transfer(entry, ref(getcurrent()))

@@ -121,8 +121,12 @@ for way in ways:
             outcome = type(error).__name__
         outcomes.add(outcome)
         settle()
-        stats = pool.stats()
         in_use = int(way in ("acquire", "acquire_new", "lease") and outcome == "well")
+        if not is_given_back and pool.stats().in_use > in_use:
+            # What could not even be put off is done when a caller waits.
+            pool.release(pool.acquire(timeout=1))
+            settle()
+        stats = pool.stats()
         is_open = sum(connection.is_open for connection in made)
         is_whole = (stats.in_use, stats.opening, stats.waiting) == (in_use, 0, 0)
         if not is_given_back and not (is_whole and stats.idle + stats.in_use == is_open):

@@ -115,7 +115,7 @@ def torture_sockets(kind: str, limit: int, rounds: int, seed: int) -> None:
         report = torture(connect, seed=seed, rounds=rounds, server=server, max_connections=limit)
         assert report.exchanges > rounds / 30
         # On a busy machine, a fault that greenlets must meet takes long.
-        assert report.faults.total() > rounds // 1000
+        assert report.faults.total() > rounds // 5000
         # Whatever the pool has opened it has closed: nothing is left to the end of the process.
         server.wait_until(lambda: not server.open_connections)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -112,7 +112,8 @@ def sqlalchemys(conninfo: str, size: int, reset: Callable[[Any], None] | None = 
         event.listen(pool, "reset", lambda client, record, state: reset(client))
 
     def act() -> None:
-        with pool.connect() as proxy:
+        # Before SQLAlchemy 2.1, it is no context manager itself.
+        with closing(pool.connect()) as proxy:
             _ask(proxy.dbapi_connection)
 
     yield lambda: act

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
+from contextlib import closing
 from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from benchmarks.contestants.base import PATIENCE, OpenPool
 
@@ -39,6 +40,7 @@ def open_pool(size: int, kind: type[Any], is_checked: bool, options: dict[str, A
         acquire=pool.connect,
         release=operator.methodcaller("close"),
         close=pool.dispose,
-        block=pool.connect,
+        # Before SQLAlchemy 2.1, it is no context manager itself.
+        block=pool.connect if hasattr(PoolProxiedConnection, "__enter__") else lambda: closing(pool.connect()),
         raw=operator.attrgetter("dbapi_connection"),
     )
