@@ -31,8 +31,8 @@ class Child:
         self._root = root
         self._process: subprocess.Popen[str] | None = None
 
-    def run(self, module: str, name: str, arguments: dict[str, Any]) -> str | None:
-        """Return the traceback of a test that has failed; None if it has passed."""
+    def run(self, module: str, name: str, arguments: dict[str, Any], seconds: float) -> str | None:
+        """Return the traceback of a test that has failed, or takes longer than that; None if it has passed."""
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-W", "error", "-c", BEGINNING],
@@ -45,10 +45,10 @@ class Child:
         requests, answers = self._process.stdin, self._process.stdout
         assert requests is not None
         assert answers is not None
-        requests.write(json.dumps([module, name, arguments]) + "\n")
+        requests.write(json.dumps([module, name, arguments, seconds]) + "\n")
         requests.flush()
         # It bounds each test by itself, unless something blocks all of it.
-        if not select.select([answers], [], [], 3 * PATIENCE)[0]:
+        if not select.select([answers], [], [], 3 * seconds)[0]:
             self.stop()
             return f"the process of {name}() does not answer: something has blocked it"
         answer = answers.readline()
@@ -77,10 +77,10 @@ def serve() -> None:
 def answer(request: list[Any], answers: IO[str]) -> None:
     import gevent
 
-    module, name, arguments = request
+    module, name, arguments, seconds = request
     failure = None
     try:
-        with gevent.Timeout(PATIENCE):
+        with gevent.Timeout(seconds):
             getattr(importlib.import_module(module), name)(**arguments)
     except BaseException:
         failure = traceback.format_exc()
@@ -94,7 +94,9 @@ def run_if_marked(item: pytest.Function) -> bool | None:
     child = item.config.stash.setdefault(CHILD, Child(str(item.config.rootpath)))
     # Fixtures for all tests are no arguments of this one.
     arguments = {name: item.funcargs[name] for name in item._fixtureinfo.argnames}
-    failure = child.run(item.module.__name__, item.function.__name__, arguments)
+    # The machine may be a busy one, and a torture is long.
+    seconds = PATIENCE if item.get_closest_marker("torture") is None else 6 * PATIENCE
+    failure = child.run(item.module.__name__, item.function.__name__, arguments, seconds)
     if failure is not None:
         pytest.fail(failure, pytrace=False)
     return True
