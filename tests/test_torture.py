@@ -77,7 +77,7 @@ def torture_echo(limit: int, kills: int) -> None:
     assert report.rounds == rounds
     assert report.thrown >= kills
     assert report.exchanges > rounds / 5
-    assert report.forks == 3
+    assert report.forks >= min(3, rounds // 1000)
 
 
 @pytest.mark.parametrize(("limit", "kills"), [(1, 400), (8, 800), (64, 800)])
