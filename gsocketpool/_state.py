@@ -531,8 +531,9 @@ class State:
 
     def _pop_busy(self, status: str, reason: str) -> list[Entry]:
         found = [entry for entry in self.all_entries() if entry.status is status]
-        self.resetting -= len(found)
-        return self._pop(found, DISCARDED, reason)
+        removed = self._pop(found, DISCARDED, reason)
+        self.resetting -= len(removed)
+        return removed
 
     @_changes
     def pop_expired(self, now: float) -> list[Entry]:

@@ -84,8 +84,9 @@ class Upkeep:
         greenlet = getcurrent()
         while greenlet in self.at_work:
             entry = self.at_work[greenlet]
-            self._do(self._tasks[entry.status], entry, greenlet)
-            if len(self.idle) >= MOST_IDLE:
+            is_own = self._do(self._tasks[entry.status], entry, greenlet)
+            # One that a fork has copied is about to be killed.
+            if not is_own or len(self.idle) >= MOST_IDLE:
                 return
             self.idle.append(greenlet)
             try:
@@ -96,15 +97,18 @@ class Upkeep:
                 # Thrown at a task that had ended by then.
                 return
 
-    def _do(self, task: Task, entry: Entry, greenlet: gevent.Greenlet) -> None:
+    def _do(self, task: Task, entry: Entry, greenlet: gevent.Greenlet) -> bool:
+        """Do a task. Return False if a fork has copied this greenlet meanwhile."""
         status = entry.status
         answer: bool | None = False
+        is_own = False
         try:
             answer = self._try(task, entry, status, greenlet)
         finally:
-            # Otherwise a fork has copied this greenlet.
-            if self.at_work.pop(greenlet, None) is entry:
+            is_own = self.at_work.pop(greenlet, None) is entry
+            if is_own:
                 task.ended(entry, answer)
+        return is_own
 
     def _try(self, task: Task, entry: Entry, status: str, greenlet: gevent.Greenlet) -> bool | None:
         """Return whether the connection may be kept; None if it had died before."""

@@ -17,7 +17,7 @@ from gsocketpool import _callsite, _report
 from gsocketpool._core import Core
 from gsocketpool._lease import Lease
 from gsocketpool._lifecycle import close_half_open
-from gsocketpool._records import IDLE, IN_USE, Entry
+from gsocketpool._records import IDLE, IN_USE, PINGING, Entry
 from gsocketpool._state import DETACHED, RETIRED
 from gsocketpool._steps import ConnectionSteps, ConnectorSteps, Steps, open_what_was_made
 from gsocketpool._threads import current
@@ -314,7 +314,7 @@ class Pool(Core, Generic[C]):
         :raises ConnectionNotFoundError: if it is neither in use nor idle, or not this pool's; nothing happens then.
         """
         self._ensure_owner()
-        entry = self._state.find(connection, IN_USE, self._holder()) or self._state.find(connection, IDLE)
+        entry = self._state.find(connection, IN_USE, self._holder()) or self._find_idle(connection)
         if entry is None:
             raise self._not_found(connection, "in use or idle")
         self._discard(entry, entry.generation)
@@ -337,6 +337,10 @@ class Pool(Core, Generic[C]):
             raise self._not_found(connection, status)
         return entry
 
+    def _find_idle(self, connection: object) -> Entry | None:
+        # To the caller, one that is being pinged is idle.
+        return self._state.find(connection, IDLE) or self._state.find(connection, PINGING)
+
     def _holder(self) -> Any:
         return weakref.ref(getcurrent())
 
@@ -351,7 +355,7 @@ class Pool(Core, Generic[C]):
         :raises ConnectionNotFoundError: if it is not idle, or not this pool's; nothing happens then.
         """
         self._ensure_owner()
-        entry = self._state.find(connection, IDLE)
+        entry = self._find_idle(connection)
         if entry is None:
             if self._state.forget_closed(connection):
                 return

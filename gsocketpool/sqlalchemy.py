@@ -268,7 +268,7 @@ class _Pool(Pool[ConnectionPoolEntry]):
         elif entry.connection._is_hard_or_soft_invalidated():
             # SQLAlchemy has closed it or would at its next use, or the caller has detached it.
             self._lifecycle.remove(entry, DISCARDED, "invalidated")
-        elif len(self._state.idle) >= self._pool_size:
+        elif len(self._state.idle) + self._state.resetting >= self._pool_size and not self._state.waiters:
             self._lifecycle.remove(entry, RETIRED, "surplus")
         else:
             self._check_in(entry, generation, None)
@@ -337,9 +337,11 @@ class _Records(Connector[ConnectionPoolEntry]):
         connection: Any = record.dbapi_connection
         if pool is not None and connection is not None:
             dialect: Any = pool._dialect
-            dialect.do_ping(connection)
-            # With many drivers a ping begins a transaction.
-            dialect.do_rollback(connection)
+            # Without an engine there is no dialect, and no ping.
+            if hasattr(dialect, "do_ping"):
+                dialect.do_ping(connection)
+                # With many drivers a ping begins a transaction.
+                dialect.do_rollback(connection)
 
 
 def _socket_of(connection: Any) -> Any:

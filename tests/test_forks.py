@@ -232,6 +232,29 @@ def test_an_opening_that_the_fork_caught_under_way_says_nothing_more_in_the_chil
         opener.kill()
 
 
+class MadeByAServer(GreetsForLong):
+    """Its factory knows a socket that is no connection."""
+
+    def __init__(self, sock: socket.socket, listener: socket.socket) -> None:
+        super().__init__(sock)
+        self.listener = listener
+
+    def connect(self) -> Any:
+        while True:
+            gevent.sleep(0)
+
+
+def test_a_socket_that_a_server_listens_on_stays_in_the_child_whatever_is_being_opened() -> None:
+    ours, theirs = socket.socketpair()
+    listener = socket.create_server(("127.0.0.1", 0))
+    with ours, theirs, listener, Pool(MadeByAServer(ours, listener), max_connections=1) as pool:
+        opener = spawn_acquire(pool)
+        settle()
+        in_child(lambda: socket.create_connection(listener.getsockname()).close())
+        in_child(lambda: listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        opener.kill()
+
+
 def test_the_childs_reaper_is_its_own(backend: Backend) -> None:
     pool = Pool(backend.connect, reap_interval=0.005)
     pool.release(pool.acquire())

@@ -257,8 +257,8 @@ def test_it_counts_as_resetting(keeping: Keeping) -> None:
     assert keeping.pool.stats().use_time == 1
 
 
-@pytest.mark.parametrize("name", ["release", "discard", "detach", "drop"])
-def test_nothing_can_be_done_to_it(keeping: Keeping, name: str) -> None:
+@pytest.mark.parametrize("name", ["release", "detach"])
+def test_it_can_not_be_given_back_or_taken_away(keeping: Keeping, name: str) -> None:
     client = keeping.begin_ping()
     before = keeping.pool.stats()
     with pytest.raises(ConnectionNotFoundError):
@@ -266,6 +266,16 @@ def test_nothing_can_be_done_to_it(keeping: Keeping, name: str) -> None:
     assert keeping.pool.stats() == before
     keeping.lets.set()
     assert keeping.pool.acquire() is client
+
+
+@pytest.mark.parametrize("how", ["discard", "drop"])
+def test_it_can_be_taken_out_as_any_idle_one(keeping: Keeping, how: str) -> None:
+    client = keeping.begin_ping()
+    getattr(keeping.pool, how)(client)
+    keeping.lets.set()
+    eventually(lambda: not client.is_open)
+    assert keeping.pool.size == 0
+    assert keeping.pool.stats().resetting == 0
 
 
 def test_it_has_no_holder_that_can_die(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

@@ -29,6 +29,7 @@ import pytest
 import sqlalchemy.exc
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from gevent.event import Event
 from gevent.monkey import get_original
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.orm import Session
@@ -977,3 +978,37 @@ def test_an_idle_connection_is_pinged_and_has_no_transaction_afterwards(driver: 
     eventually(lambda: pool_of(engine).checkedin() == 1)
     assert steps[:2] == ["execute", "rollback"]
     engine.dispose()
+
+
+def test_what_is_pinged_counts_among_the_idle_ones(driver: Driver) -> None:
+    engine = engine_of(driver, pool_size=1, max_overflow=1, keepalive_interval=0.01)
+    first, second = engine.connect(), engine.connect()
+    pinging = Event()
+    answering = Event()
+
+    def stall(name: str) -> None:
+        if name == "execute":
+            pinging.set()
+            answering.wait()
+
+    first.close()
+    driver.at_step = stall
+    assert pinging.wait(PATIENCE)
+    driver.at_step = lambda name: None
+    second.close()
+    answering.set()
+    eventually(lambda: numbers(engine) == (0, 1, 0))
+    eventually(lambda: driver.open == 1)
+    engine.dispose()
+
+
+def test_without_an_engine_idle_connections_are_kept_as_they_are(driver: Driver) -> None:
+    pool = GeventPool(driver.connect, pool_size=1, max_overflow=0, keepalive_interval=0.01)
+    pool.connect().close()
+    connection = pool.gevent_pool.acquire()
+    pool.gevent_pool.release(connection)
+    gevent.sleep(0.05)
+    eventually(lambda: pool.checkedin() == 1)
+    assert len(driver.connections) == 1
+    assert dict(pool.gevent_pool.stats().discarded) == {}
+    pool.dispose()

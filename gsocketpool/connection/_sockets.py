@@ -17,6 +17,8 @@ from gevent.monkey import get_original
 # gevent's own poll() switches, and takes ten times as long.
 new_poll = get_original("select", "poll")
 _SOCKETS = (gevent.socket.socket, get_original("socket", "socket"))
+#: Those of the core that have a pool or a part of it in their variables while something is opened or closed.
+_OWN_MODULES = {f"gsocketpool.{name}" for name in ("pool", "_adapter", "_closer", "_lifecycle", "_steps")}
 READABLE = 0x001  # POLLIN; errors and hang-ups are reported without being asked for
 
 
@@ -136,14 +138,24 @@ def held_by(frame: FrameType | None) -> Iterator[Any]:
     which psycopg gives it.
     """
     while frame is not None:
-        for name, value in list(frame.f_locals.items()):
+        # A pool's own functions have the whole pool in their variables.
+        is_ours = frame.f_globals.get("__name__") in _OWN_MODULES
+        for name, value in () if is_ours else list(frame.f_locals.items()):
             if name == "fileno" and type(value) is int:
                 yield value
             for candidate in (value, *_attributes(value)):
                 # By its type: a stand-in may do anything when it is asked for its class.
-                if issubclass(type(candidate), _SOCKETS) and candidate.type == socket.SOCK_STREAM:
+                if issubclass(type(candidate), _SOCKETS) and _is_connection(candidate):
                     yield candidate
         frame = frame.f_back
+
+
+def _is_connection(candidate: Any) -> bool:
+    """Return whether a socket is that of a stream, and no server listens on it."""
+    with contextlib.suppress(OSError):
+        is_listening = candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return candidate.type == socket.SOCK_STREAM and not is_listening
+    return False
 
 
 def _attributes(value: Any) -> list[Any]:
