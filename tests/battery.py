@@ -254,6 +254,8 @@ class Subject(ABC):
         with pool.connection() as connection:
             found = self.session(connection)
             assert session in (None, found), f"{session} was not kept"
+            # MariaDB sends a reply before it shows that it is done.
+            eventually(lambda: self.sessions()[found] is not RUNNING, lambda: "the next user's session runs something")
             state = self.sessions()[found]
             assert state is IDLE, f"the next user's session {state}"
             for word in (self.word(), self.word()):
