@@ -150,12 +150,14 @@ def test_no_request_fails_for_a_restart_while_connections_are_idle(conninfo: str
 
 
 def test_a_timeout_cancels_the_query_by_way_of_pgbouncer(conninfo: str) -> None:
-    running = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%'"
+    # By a name of its own, for other tests have the server sleep, too.
+    query = "SELECT pg_sleep(600) AS bounced"
+    running = f"SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = '{query}'"
 
     def insert_and_sleep() -> None:
         with pool.connection() as conn:
             conn.execute("INSERT INTO bounced VALUES (1)")
-            conn.execute("SELECT pg_sleep(600)")
+            conn.execute(query)
 
     with table(conninfo) as other, bouncing(conninfo) as bouncer, pooled(bouncer, size=1) as pool:
         # As many as there are sessions: if they went on, the next transaction would wait for them.

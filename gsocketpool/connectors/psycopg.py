@@ -17,7 +17,7 @@ except ImportError as error:
 from gevent.socket import wait_read, wait_readwrite
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
-from psycopg.pq.abc import PGresult
+from psycopg.pq.abc import PGconn, PGresult
 
 from gsocketpool.connection import _sockets
 from gsocketpool.connectors import Connector
@@ -29,6 +29,8 @@ PsycopgConnection: TypeAlias = "psycopg.Connection[Any]"
 
 #: How long a cancellation may take, in seconds.
 CANCEL_TIMEOUT = 2.0
+#: Seconds that a server gets to end what was cancelled, before it is told again.
+CANCEL_PAUSE = 0.2
 
 #: What a repr may show. Everything else may be a secret.
 _SHOWN = ("service", "host", "hostaddr", "port", "user", "dbname")
@@ -206,8 +208,11 @@ class PsycopgConnector(Connector[PsycopgConnection]):
 
     def cancel(self, connection: PsycopgConnection) -> None:
         """Cancel the query that still runs, if libpq can do that without blocking the process, as from 17 on it can."""
-        if connection.pgconn.transaction_status == _ACTIVE and _can_cancel():
+        # Again and again, for a busy server may be told before it has begun, and then it takes no notice.
+        while connection.pgconn.transaction_status == _ACTIVE and _can_cancel():
             connection.cancel_safe(timeout=CANCEL_TIMEOUT)
+            if _ends(connection.pgconn):
+                return
 
     def ping(self, connection: PsycopgConnection) -> None:
         """Send an empty query, outside of any transaction."""
@@ -263,6 +268,21 @@ def _execute(connection: PsycopgConnection, script: bytes) -> list[PGresult]:
         if result.status == ExecStatus.FATAL_ERROR:
             raise psycopg.errors.error_from_result(result)
         results.append(result)
+
+
+def _ends(pgconn: PGconn) -> bool:
+    """Return whether what the server executes ends within a moment."""
+    try:
+        wait_read(pgconn.socket, timeout=CANCEL_PAUSE)
+    except TimeoutError:
+        return False
+    pgconn.consume_input()
+    while not pgconn.is_busy():
+        result = pgconn.get_result()
+        # That of a COPY would come for ever.
+        if result is None or result.status not in (ExecStatus.FATAL_ERROR, ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
+            return True
+    return False
 
 
 def _drop_notifications(connection: PsycopgConnection) -> None:
