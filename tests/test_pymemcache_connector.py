@@ -244,6 +244,7 @@ def test_an_abort_leaves_the_connection_to_the_parent_process(client: Any, conne
         assert parents.recv(100).startswith(b"VERSION")
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_forked_child_leaves_the_connections_in_peace(pool: Pool[Any]) -> None:
     two_idle(pool)
     with pool.connection() as used:

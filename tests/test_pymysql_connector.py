@@ -479,6 +479,7 @@ def test_an_abort_leaves_the_session_to_the_parent_process(
         assert parents.recv(1)
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_forked_child_leaves_the_sessions_in_peace(pool: Pool[Any], other: Any) -> None:
     before = {one.thread_id() for one in two_idle(pool)}
     with pool.connection() as used, closing(used.cursor(SSCursor)) as cursor:
