@@ -13,12 +13,11 @@ import gevent
 from gsocketpool import _fork
 from gsocketpool._adapter import ENDS, Adapter
 from gsocketpool._threads import Thread
+from gsocketpool.connectors._base import CANCEL_TIMEOUT
 from gsocketpool.settings import timer_seconds
 
 logger = logging.getLogger("gsocketpool")
 
-#: Seconds that cancelling may take, before the connection is closed.
-CANCEL_TIMEOUT = 2.0
 #: Seconds that a pool's end waits, beyond the limits, for greenlets that were cut short.
 GRACE = 1.0
 

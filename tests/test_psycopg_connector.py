@@ -473,6 +473,27 @@ def test_cancel_does_nothing_where_nothing_runs(conninfo: str) -> None:
 
 
 @patched
+def test_cancel_asks_again_where_the_server_had_not_begun_yet(conninfo: str) -> None:
+    """A cancellation that comes before its query is passed over."""
+    with connected(conninfo) as (connector, connection):
+        # Begins the transaction, which would be another exchange.
+        connection.execute("SELECT 1")
+        interrupt(lambda: sleeping(connection))
+        cancel, calls = psycopg.Connection.cancel_safe, 0
+
+        def come_too_early_once(self: Any, **arguments: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                cancel(self, **arguments)
+
+        with mock.patch.object(psycopg.Connection, "cancel_safe", come_too_early_once):
+            connector.cancel(connection)
+        assert calls == 2, calls
+        assert connection.pgconn.transaction_status == TransactionStatus.INERROR
+
+
+@patched
 def test_cancel_gives_up_in_time_and_lets_others_run() -> None:
     """A server that opens a session and never ends a query, nor answers a cancellation."""
     with (

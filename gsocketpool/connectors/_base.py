@@ -9,6 +9,9 @@ from gsocketpool.connection import _sockets
 
 C = TypeVar("C")
 
+#: How long a cancellation may take, in seconds.
+CANCEL_TIMEOUT = 2.0
+
 
 class Connector(ABC, Generic[C]):
     """Teaches a pool to handle the connections of a client library that knows nothing of pools.

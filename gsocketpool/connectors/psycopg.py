@@ -21,14 +21,13 @@ from psycopg.pq.abc import PGconn, PGresult
 
 from gsocketpool.connection import _sockets
 from gsocketpool.connectors import Connector
+from gsocketpool.connectors._base import CANCEL_TIMEOUT
 from gsocketpool.connectors._urls import QUOTED, is_ambiguous
 from gsocketpool.exceptions import InvalidArgumentError
 from gsocketpool.settings import check_count
 
 PsycopgConnection: TypeAlias = "psycopg.Connection[Any]"
 
-#: How long a cancellation may take, in seconds.
-CANCEL_TIMEOUT = 2.0
 #: Seconds that a server gets to end what was cancelled, before it is told again.
 CANCEL_PAUSE = 0.2
 
