@@ -489,7 +489,7 @@ def test_cancel_asks_again_where_the_server_had_not_begun_yet(conninfo: str) -> 
 
         with mock.patch.object(psycopg.Connection, "cancel_safe", come_too_early_once):
             connector.cancel(connection)
-        assert calls == 2, calls
+        assert calls >= 2, calls
         assert connection.pgconn.transaction_status == TransactionStatus.INERROR
 
 
