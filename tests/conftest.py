@@ -10,13 +10,13 @@ from gevent.hub import Hub
 from gevent.server import StreamServer
 
 from gsocketpool import PoolError
-from tests import patched
-from tests.databases import conninfo as conninfo
-from tests.databases import mariadb as mariadb
-from tests.databases import memcached as memcached
-from tests.databases import own_servers as own_servers
-from tests.databases import valkey_url as valkey_url
-from tests.scripted import Backend, Clock
+from tests.support import patched
+from tests.support.databases import conninfo as conninfo
+from tests.support.databases import mariadb as mariadb
+from tests.support.databases import memcached as memcached
+from tests.support.databases import own_servers as own_servers
+from tests.support.databases import valkey_url as valkey_url
+from tests.support.scripted import Backend, Clock
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,0 +1,374 @@
+"""A connection whose exchange was begun and not ended well is not used again, whoever caught the exception."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import http.client
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gevent
+import gevent.socket
+import pytest
+from gevent.event import Event
+from gevent.pywsgi import WSGIServer
+
+from gsocketpool import Connection, Pool, TcpConnection
+from tests.project.test_documents import DOCUMENTS, ROOT, blocks
+from tests.support.connections import no_hanging as no_hanging
+from tests.support.scripted import PATIENCE, eventually
+
+
+class Wrapper(Connection):
+    """Wraps a client that does as it is told. There is no __init__() to call another one from."""
+
+    is_open = False
+
+    def open(self) -> None:
+        self.is_open = True
+
+    def close(self) -> None:
+        self.is_open = False
+
+    def is_connected(self) -> bool:
+        return self.is_open
+
+    def ask(self, error: BaseException | None = None) -> str:
+        """Do one exchange, which is cut short by `error`."""
+        with self.exchange():
+            if error is not None:
+                raise error
+            return "reply"
+
+    def ask_twice(self, error: BaseException | None = None) -> str:
+        """Do one exchange inside another one, which is cut short by `error`."""
+        with self.exchange():
+            reply = self.ask()
+            if error is not None:
+                raise error
+            return reply
+
+    def ask_in_spite_of(self, error: BaseException) -> str:
+        """Do one exchange inside another one, and go on when `error` has cut the inner one short."""
+        with self.exchange():
+            try:
+                return self.ask(error)
+            except type(error):
+                return "fallback"
+
+    def rows(self) -> Generator[str, None, None]:
+        """Do one exchange, whose reply comes piece by piece."""
+        with self.exchange():
+            yield "first row"
+            yield "last row"
+
+
+class WithClient(Wrapper):
+    """Has a client that is no socket."""
+
+    def get(self) -> object:
+        return self
+
+
+class WithCheck(Wrapper):
+    def is_usable(self) -> bool:
+        return self.is_open
+
+
+# What a class may override makes no difference.
+KINDS = [Wrapper, WithClient, WithCheck]
+
+#: What libraries and gevent raise in the middle of an exchange.
+ERRORS: list[type[BaseException]] = [TimeoutError, ValueError, gevent.Timeout, gevent.GreenletExit]
+
+
+def only_connection(kind: type[Wrapper] = Wrapper) -> Pool[Wrapper]:
+    """A pool of one connection, so that the next user gets the last one's or a new one."""
+    return Pool(kind, max_connections=1)
+
+
+def was_handed_on(pool: Pool[Wrapper], connection: Wrapper) -> bool:
+    """Whether the next user of a pool gets `connection`, which is closed if not."""
+    with pool.connection() as next_one:
+        if next_one is connection:
+            return True
+    eventually(lambda: not connection.is_open, "it is neither kept nor closed")
+    assert sum(pool.stats().discarded.values()) == 1
+    return False
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_connection_whose_exchanges_end_well_is_kept(kind: type[Wrapper]) -> None:
+    with only_connection(kind) as pool:
+        with pool.connection() as connection:
+            assert connection.ask() == "reply"
+            assert connection.ask_twice() == "reply"
+            assert list(connection.rows()) == ["first row", "last row"]
+        assert was_handed_on(pool, connection)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_that_is_caught_inside_the_block_discards_the_connection(
+    kind: type[Wrapper], error: type[BaseException]
+) -> None:
+    with only_connection(kind) as pool:
+        with pool.connection() as connection, contextlib.suppress(error):
+            connection.ask(error())
+        assert not was_handed_on(pool, connection)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_connection_that_is_released_by_hand_after_an_error_is_closed(kind: type[Wrapper]) -> None:
+    with only_connection(kind) as pool:
+        connection = pool.acquire()
+        try:
+            with pytest.raises(TimeoutError):
+                connection.ask(TimeoutError())
+        finally:
+            pool.release(connection)
+        assert not was_handed_on(pool, connection)
+
+
+def test_an_exchange_that_is_still_going_on_discards_the_connection() -> None:
+    with only_connection() as pool:
+        with pool.connection() as connection:
+            # The caller needs the first row only.
+            rows = connection.rows()
+            assert next(rows) == "first row"
+        assert not was_handed_on(pool, connection)
+        rows.close()
+
+
+def test_an_exchange_that_ends_well_does_not_make_up_for_one_that_did_not() -> None:
+    with only_connection() as pool:
+        with pool.connection() as connection:
+            with pytest.raises(TimeoutError):
+                connection.ask(TimeoutError())
+            # This may be refused as well.
+            with contextlib.suppress(Exception):
+                connection.ask()
+        assert not was_handed_on(pool, connection)
+
+
+def test_an_exchange_is_not_over_when_one_inside_it_is() -> None:
+    with only_connection() as pool:
+        with pool.connection() as connection, pytest.raises(TimeoutError):
+            connection.ask_twice(TimeoutError())
+        assert not was_handed_on(pool, connection)
+
+
+def test_an_exchange_inside_another_one_must_end_well_too() -> None:
+    with only_connection() as pool:
+        with pool.connection() as connection:
+            assert connection.ask_in_spite_of(TimeoutError()) == "fallback"
+        assert not was_handed_on(pool, connection)
+
+
+def test_the_guard_passes_every_error_on_as_it_is() -> None:
+    connection = Wrapper()
+    for kind in ERRORS:
+        error = kind()
+        with pytest.raises(kind) as caught:
+            connection.ask(error)
+        assert caught.value is error
+
+
+def test_a_connection_tells_itself_that_its_exchange_is_half_done() -> None:
+    connection = Wrapper()
+    connection.open()
+    assert connection.is_reusable(None)
+    rows = connection.rows()
+    next(rows)
+    assert not connection.is_reusable(None)
+    assert list(rows) == ["last row"]
+    assert connection.is_reusable(None)
+    with pytest.raises(TimeoutError):
+        connection.ask(TimeoutError())
+    assert not connection.is_reusable(None)
+
+
+def test_one_connection_says_nothing_about_another() -> None:
+    broken, whole = Wrapper(), Wrapper()
+    broken.open()
+    whole.open()
+    with pytest.raises(TimeoutError):
+        broken.ask(TimeoutError())
+    assert whole.is_reusable(None)
+
+
+# Our own streams
+
+
+class Line(TcpConnection):
+    def ask(self, line: bytes, error: BaseException | None = None) -> bytes:
+        with self.exchange():
+            self.send(line + b"\n")
+            if error is not None:
+                # It comes while the caller does something else, for what is sent and received is guarded anyway.
+                raise error
+            return self.recv_until(b"\n")
+
+
+def test_a_stream_that_was_asked_and_not_heard_is_not_handed_on(echo_port: int) -> None:
+    with Pool(Line, {"host": "127.0.0.1", "port": echo_port}, max_connections=1) as pool:
+        with pool.connection() as connection:
+            assert connection.ask(b"one") == b"one\n"
+        with pool.connection() as again:
+            assert again is connection
+            with pytest.raises(ValueError, match="two"):
+                again.ask(b"two", ValueError("two"))
+        with pool.connection() as another:
+            assert another is not connection
+            assert another.ask(b"three") == b"three\n"
+
+
+class OldLine(TcpConnection):
+    """Has a method of its own that happens to be called like the guard."""
+
+    def exchange(self, line: bytes) -> bytes:
+        self.send(line + b"\n")
+        return self.recv_until(b"\n")
+
+
+def test_a_class_with_an_exchange_of_its_own_works_as_ever(echo_port: int) -> None:
+    with Pool(OldLine, {"host": "127.0.0.1", "port": echo_port}, max_connections=1) as pool:
+        with pool.connection() as connection:
+            assert connection.exchange(b"one") == b"one\n"
+        with pool.connection() as again:
+            assert again is connection
+            with gevent.Timeout(0.01, False):
+                again.recv()
+        with pool.connection() as another:
+            assert another is not connection
+            assert another.exchange(b"two") == b"two\n"
+
+
+# A client of the standard library
+
+
+class CooperativeClient(http.client.HTTPConnection):
+    """A client as it is where gevent has patched."""
+
+    def connect(self) -> None:
+        self.sock = gevent.socket.create_connection((self.host, self.port), self.timeout)
+
+
+class HttpConnection(Connection):
+    def __init__(self, port: int, timeout: float) -> None:
+        self.client = CooperativeClient("127.0.0.1", port, timeout=PATIENCE)
+        self.timeout = timeout
+
+    def open(self) -> None:
+        self.client.connect()
+        self.client.sock.settimeout(self.timeout)
+
+    def close(self) -> None:
+        self.client.close()
+
+    def is_connected(self) -> bool:
+        return self.client.sock is not None
+
+    def get(self) -> Any:
+        return self.client.sock
+
+    @contextmanager
+    def response(self, path: str) -> Iterator[http.client.HTTPResponse]:
+        with self.exchange():
+            self.client.request("GET", path)
+            response = self.client.getresponse()
+            yield response
+            # The view may need no more than the status.
+            response.read()
+
+
+@contextmanager
+def pool_of_clients(*timeouts: float) -> Iterator[tuple[Pool[HttpConnection], Event]]:
+    """Give a pool of one connection to a web server, and what the server waits for before it answers ``/slow``.
+
+    :param timeouts: of the connections, in the order of their opening.
+    """
+    gate = Event()
+    left = list(timeouts)
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        if environ["PATH_INFO"] == "/slow":
+            gate.wait()
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    web = WSGIServer(("127.0.0.1", 0), app, log=None, error_log=None)
+    web.start()
+    try:
+        with Pool(HttpConnection, lambda: {"port": web.server_port, "timeout": left.pop(0)}, max_connections=1) as pool:
+            yield pool, gate
+    finally:
+        gate.set()
+        web.stop()
+
+
+def status_or_fallback(pool: Pool[HttpConnection], path: str) -> int | str:
+    """What a view answers that needs the status only, and can do without."""
+    with pool.connection() as connection:
+        try:
+            with connection.response(path) as response:
+                return response.status
+        except TimeoutError:
+            return "fallback"
+
+
+def body(pool: Pool[HttpConnection]) -> bytes:
+    """What another view answers."""
+    with pool.connection() as connection, connection.response("/") as response:
+        return response.read()
+
+
+def test_no_view_gets_a_client_that_has_timed_out_inside_another_views_block() -> None:
+    with pool_of_clients(0.05, PATIENCE) as (pool, gate):
+        assert status_or_fallback(pool, "/slow") == "fallback"
+        gate.set()
+        assert [body(pool), body(pool)] == [b"ok", b"ok"]
+        assert pool.stats().opened == 2
+
+
+def test_a_view_that_needs_the_status_only_leaves_a_client_as_good_as_before() -> None:
+    with pool_of_clients(PATIENCE) as (pool, _):
+        assert status_or_fallback(pool, "/") == 200
+        assert [body(pool), body(pool)] == [b"ok", b"ok"]
+        assert pool.stats().opened == 1
+
+
+# The documents
+
+
+def wrapping_classes() -> dict[str, ast.ClassDef]:
+    """Return the classes in the documents' examples that derive from Connection itself, by where they are."""
+    found = {}
+    for document in DOCUMENTS:
+        for block in blocks(document):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ClassDef) and "Connection" in map(ast.unparse, node.bases):
+                    found[f"{document.name}: {node.name}"] = node
+    return found
+
+
+def uses_the_guard(node: ast.ClassDef) -> bool:
+    withs = [inner for inner in ast.walk(node) if isinstance(inner, ast.With)]
+    return any("self.exchange()" in map(ast.unparse, [item.context_expr for item in one.items]) for one in withs)
+
+
+def test_there_is_an_example_of_a_class_that_wraps_a_client() -> None:
+    assert wrapping_classes()
+
+
+def test_every_example_of_a_class_that_wraps_a_client_uses_the_guard() -> None:
+    assert [where for where, node in wrapping_classes().items() if not uses_the_guard(node)] == []
+
+
+def test_the_documents_say_that_only_a_connection_that_is_good_allows_to_catch_its_exception() -> None:
+    text = (ROOT / "docs" / "concepts.rst").read_text()
+    (promise,) = [paragraph for paragraph in text.split("\n\n") if paragraph.startswith("**Replies stay")]
+    assert re.search(r"\bonly\s+(then|if|when|where)\b", promise)

@@ -1,0 +1,162 @@
+"""What TLS adds: certificates, names, contexts, the goodbye."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import gevent
+import gevent.ssl
+import pytest
+
+from gsocketpool import InvalidArgumentError, TlsConnection
+from tests.support.connections import check_echo, exchange, outcome, serving, wait_readable
+from tests.support.connections import no_hanging as no_hanging
+from tests.support.scripted import PATIENCE
+from tests.support.servers import Server, authority, authority_pem, client_context, echo, open_sockets, server_context
+
+
+def test_an_unknown_authority_is_refused_by_default() -> None:
+    before = open_sockets()
+    with Server(echo, tls=server_context("localhost")) as server:
+        connection = TlsConnection("localhost", server.port)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            connection.open()
+        assert not connection.is_connected()
+        assert connection.socket.fileno() == -1
+    assert open_sockets() <= before
+
+
+@pytest.mark.parametrize("server_hostname", [None, "another.test"])
+def test_a_certificate_for_another_name_is_refused(server_hostname: str | None) -> None:
+    before = open_sockets()
+    names = ["other.test"] if server_hostname is None else ["localhost"]
+    with Server(echo, tls=server_context(*names)) as server:
+        connection = TlsConnection(
+            "localhost", server.port, ssl_context=client_context(), server_hostname=server_hostname
+        )
+        with pytest.raises(ssl.SSLCertVerificationError, match=r"[Hh]ostname"):
+            connection.open()
+        assert not connection.is_connected()
+        assert connection.socket.fileno() == -1
+    assert open_sockets() <= before
+
+
+@pytest.mark.parametrize("kind", [ssl.SSLContext, gevent.ssl.SSLContext])
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+def test_a_context_may_be_of_the_standard_library_or_of_gevent(
+    kind: type[ssl.SSLContext], timeout: float | None
+) -> None:
+    context = client_context(kind)
+    assert type(context) is kind
+    with serving("tls", echo, ssl_context=context, timeout=timeout) as (connection, _):
+        connection.open()
+        check_echo(connection)
+        check_echo(connection, b"\n".join(b"%d" % number for number in range(200_000)))
+
+
+def test_a_context_that_verifies_nothing_is_respected() -> None:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with serving("tls", echo, ssl_context=context, server_hostname="any.test") as (connection, _):
+        connection.open()
+        check_echo(connection)
+
+
+@pytest.mark.parametrize(
+    ("host", "server_hostname", "expected"),
+    [
+        ("localhost", None, "localhost"),
+        ("localhost", "backend.test", "backend.test"),
+        ("127.0.0.1", "backend.test", "backend.test"),
+    ],
+)
+def test_the_server_is_asked_for_the_host_or_the_name_given_instead(
+    host: str, server_hostname: str | None, expected: str
+) -> None:
+    asked: list[str | None] = []
+    context = server_context(expected)
+    context.sni_callback = lambda secured, name, context: asked.append(name)
+    with Server(echo, tls=context) as server:
+        connection = TlsConnection(
+            host, server.port, ssl_context=client_context(), server_hostname=server_hostname, timeout=PATIENCE
+        )
+        connection.open()
+        check_echo(connection)
+        connection.close()
+    assert asked == [expected]
+
+
+def test_an_address_is_verified_where_it_is_the_host() -> None:
+    with Server(echo, tls=server_context("127.0.0.1")) as server:
+        connection = TlsConnection("127.0.0.1", server.port, ssl_context=client_context())
+        connection.open()
+        check_echo(connection)
+        connection.close()
+
+
+@pytest.mark.parametrize("name", [".test", "", "a\0b", "a" * 64 + ".test", 5])
+def test_a_name_that_no_server_can_be_asked_for_is_refused(name: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^server_hostname must be a name or None"):
+        TlsConnection("localhost", 1, server_hostname=name)
+    with pytest.raises(InvalidArgumentError, match=r"^host must be a name or an address"):
+        TlsConnection(name, 1)
+
+
+def test_a_client_certificate_of_the_context_is_sent() -> None:
+    seen: list[Any] = []
+
+    def look(peer: Any) -> None:
+        seen.append(peer.getpeercert())
+        echo(peer)
+
+    context = server_context("localhost")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata=authority_pem())
+    mine = client_context()
+    authority().issue_cert("client.test").configure_cert(mine)
+    with Server(look, tls=context) as server:
+        connection = TlsConnection("localhost", server.port, ssl_context=mine)
+        connection.open()
+        check_echo(connection)
+        connection.close()
+    assert seen[0]["subjectAltName"] == (("DNS", "client.test"),)
+
+
+@pytest.mark.parametrize("says_goodbye", [True, False])
+def test_the_end_of_the_stream_is_found_with_and_without_goodbye(says_goodbye: bool) -> None:
+    with exchange("tls") as (connection, peer):
+        peer.sendall(b"bye")
+        if says_goodbye:
+            gevent.spawn(outcome, peer.unwrap)
+        else:
+            peer.close()
+        assert connection.recv_exactly(3) == b"bye"
+        assert connection.recv() == b""
+        assert not connection.is_connected()
+
+
+def test_a_peer_that_reads_on_slowly_does_not_make_sending_take_longer() -> None:
+    def read_slowly(peer: Any) -> None:
+        # For some ten seconds.
+        while peer.recv(16_384):
+            gevent.sleep(0.003)
+
+    with exchange("tls", timeout=1.0) as (connection, peer):
+        reader = gevent.spawn(read_slowly, peer)
+        with pytest.raises(TimeoutError, match=r"sending to .* took longer than 1\.0 s"):
+            connection.send(bytes(60_000_000))
+        reader.kill()
+        assert not connection.is_reusable(None)
+
+
+def test_closing_says_goodbye_and_loses_nothing_that_was_sent() -> None:
+    """Not even while session tickets are unread, upon which a plain close would reset the connection."""
+    with exchange("tls") as (connection, peer):
+        peer.suppress_ragged_eofs = False
+        wait_readable(connection)
+        connection.send(b"the last words")
+        connection.close()
+        assert peer.recv(100) == b"the last words"
+        assert peer.recv(100) == b"", "an end without goodbye would be an SSLEOFError"

@@ -1,0 +1,423 @@
+"""How a pool ends: closed, or given up."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from typing import Any
+
+import gevent
+import pytest
+
+from gsocketpool import InvalidArgumentError, Pool, PoolClosedError, TcpConnection
+from tests.support.scripted import (
+    PATIENCE,
+    Backend,
+    ScriptedConnection,
+    end_event_loop,
+    eventually,
+    numbers,
+    settle,
+    spawn_acquire,
+)
+
+
+def test_closing_closes_idle_connections_and_turns_everybody_away(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=2, name="mine")
+    first, second = pool.acquire(), pool.acquire()
+    waiters = [gevent.spawn(pool.acquire), gevent.spawn(pool.connection().__enter__)]
+    settle()
+    closing = gevent.spawn(pool.close, timeout=PATIENCE)
+    settle()
+    for waiter in waiters:
+        with pytest.raises(PoolClosedError, match="pool 'mine' is closed"):
+            waiter.get(timeout=PATIENCE)
+    with pytest.raises(PoolClosedError):
+        pool.acquire()
+    with pytest.raises(PoolClosedError):
+        pool.acquire(timeout=0)
+    assert not closing.ready(), "it waits for those in use"
+    assert first.is_open
+    pool.release(first)
+    settle()
+    assert not first.is_open
+    pool.discard(second)
+    settle()
+    assert closing.ready()
+    assert numbers(pool) == (0, 0, 0, 0)
+    assert pool.stats().retired == {"closed": 1}
+
+
+def test_what_is_out_after_the_timeout_is_closed_under_its_user(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    with pool.connection() as connection:
+        pool.close(timeout=0.01)
+        assert not connection.is_open
+        assert numbers(pool) == (0, 0, 0, 0)
+    assert connection.closings == 1
+
+
+def test_what_was_handed_over_and_is_closed_is_not_checked_any_more(backend: Backend) -> None:
+    pool = Pool(backend.connect_checked, max_connections=1)
+    held = pool.acquire()
+    waiter = spawn_acquire(pool)
+    backend.checks.clear()
+    pool.release(held)
+    closing = gevent.spawn(pool.close, timeout=0)
+    # It would wait for the answer.
+    settle()
+    assert isinstance(waiter.exception, PoolClosedError)
+    closing.get(timeout=PATIENCE)
+
+
+def test_closing_twice_or_at_the_same_time(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    held = pool.acquire()
+    closings = [gevent.spawn(pool.close, timeout=PATIENCE) for _ in range(3)]
+    settle()
+    pool.release(held)
+    gevent.joinall(closings, timeout=PATIENCE, raise_error=True)
+    pool.close()
+    assert held.closings == 1
+
+
+def test_closing_a_pool_that_was_never_used(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    pool.close()
+    with pytest.raises(PoolClosedError):
+        pool.acquire()
+    assert not backend.connections
+
+
+def test_openings_are_given_up(backend: Backend) -> None:
+    backend.opens.clear()
+    pool = Pool(backend.connect)
+    caller = spawn_acquire(pool)
+    with gevent.Timeout(PATIENCE / 2):
+        pool.close(timeout=PATIENCE)
+    assert isinstance(caller.exception, PoolClosedError)
+    assert numbers(pool) == (0, 0, 0, 0)
+    backend.opens.set()
+    settle()
+    assert not backend.open
+
+
+def test_what_is_half_open_is_closed_when_closing_returns(backend: Backend) -> None:
+    class Handshaking(ScriptedConnection):
+        def open(self) -> None:
+            super().open()
+            gevent.sleep(PATIENCE)
+
+    pool = Pool(lambda: backend._made(Handshaking(backend, {})))
+    spawn_acquire(pool)
+    assert backend.open
+    pool.close(timeout=0)
+    assert not backend.open
+
+
+def test_a_close_that_was_interrupted_has_closed_the_pool(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    held = pool.acquire()
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.005):
+        pool.close()
+    with pytest.raises(PoolClosedError):
+        pool.acquire()
+    pool.release(held)
+    pool.close()
+    assert not held.is_open
+
+
+def test_a_with_statement_closes_the_pool(backend: Backend) -> None:
+    with Pool(backend.connect) as pool:
+        connection = pool.acquire()
+        pool.release(connection)
+    assert not connection.is_open
+    with pytest.raises(PoolClosedError):
+        pool.acquire()
+
+
+def test_every_close_is_bounded_and_what_it_raises_is_logged(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stubborn(ScriptedConnection):
+        def close(self) -> None:
+            self.closings += 1
+            if self.number == 0:
+                raise ValueError("I won't")
+            gevent.sleep(PATIENCE)
+
+    pool = Pool(lambda: backend._made(Stubborn(backend, {})), close_timeout=0.01)
+    for connection in [pool.acquire() for _ in range(5)]:
+        pool.release(connection)
+    with gevent.Timeout(PATIENCE / 2), caplog.at_level(logging.WARNING, "gsocketpool"):
+        pool.close()
+    messages = [record.getMessage() for record in caplog.records]
+    assert sorted(messages) == [
+        "closing <connection 0> failed",
+        *(f"closing <connection {number}> took longer than 0.01 s" for number in range(1, 5)),
+    ]
+    assert not backend.open, "they have lost their descriptors"
+
+
+class Deaf(ScriptedConnection):
+    """Its close() ends when it wants to."""
+
+    abort_of = False
+
+    def close(self) -> None:
+        with contextlib.suppress(BaseException):
+            gevent.sleep(PATIENCE)
+        gevent.sleep(PATIENCE)
+
+    def abort(self) -> None:
+        self.abort_of = True
+
+
+def test_a_close_that_heeds_nothing_delays_the_end_by_a_second_at_most(backend: Backend) -> None:
+    pool = Pool(lambda: backend._made(Deaf(backend, {})), close_timeout=0.01)
+    pool.release(pool.acquire())
+    with gevent.Timeout(PATIENCE / 2):
+        pool.close()
+    assert backend.connections[0].abort_of  # type: ignore[attr-defined]
+
+
+def test_an_opening_that_heeds_nothing_is_abort_of(backend: Backend) -> None:
+    class DeafOpener(ScriptedConnection):
+        def open(self) -> None:
+            super().open()
+            while len(backend.open):
+                with contextlib.suppress(BaseException):
+                    gevent.sleep(PATIENCE)
+
+    pool = Pool(lambda: backend._made(DeafOpener(backend, {})), close_timeout=0.01)
+    spawn_acquire(pool)
+    with gevent.Timeout(PATIENCE / 2):
+        pool.close(timeout=0)
+    assert not backend.open
+
+
+def test_stubborn_closings_are_waited_for_together(backend: Backend) -> None:
+    pool = Pool(lambda: backend._made(Deaf(backend, {})), close_timeout=0.2, max_opening=None)
+    for connection in [pool.acquire() for _ in range(50)]:
+        pool.release(connection)
+    with gevent.Timeout(PATIENCE / 2):
+        pool.drain()
+    assert numbers(pool) == (0, 0, 0, 0)
+
+
+def test_a_slow_close_holds_no_place(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    backend.closes.clear()
+    held = pool.acquire()
+    pool.discard(held)
+    settle()
+    assert pool.stats().closing == 1
+    assert held.is_open
+    other = pool.acquire(timeout=PATIENCE)
+    assert other is not held
+    pool.release(other)
+    backend.closes.set()
+    settle()
+    assert pool.stats().closing == 0
+    assert not held.is_open
+
+
+def test_giving_back_in_a_callback_of_the_event_loop(backend: Backend) -> None:
+    """There, nothing can be waited for."""
+    pool = Pool(backend.connect)
+    kept, discarded = pool.acquire(), pool.acquire()
+    loop = gevent.get_hub().loop
+    loop.run_callback(pool.release, kept)
+    loop.run_callback(pool.discard, discarded)
+    eventually(lambda: not discarded.is_open)
+    assert numbers(pool) == (0, 1, 0, 0)
+
+
+@pytest.mark.parametrize("timeout", [None, -1, "x", float("inf")])
+def test_a_bad_timeout_is_refused(backend: Backend, timeout: Any) -> None:
+    pool = Pool(backend.connect)
+    with pytest.raises(InvalidArgumentError, match="timeout"):
+        pool.close(timeout=timeout)
+    pool.acquire()
+
+
+# Given up
+
+
+def test_a_pool_that_nobody_refers_to_is_collected(backend: Backend) -> None:
+    gc.disable()
+    try:
+        pool = Pool(backend.connect, min_connections=2)
+        pool.wait_ready(PATIENCE)
+        held = pool.acquire()
+        idle = [connection for connection in backend.connections if connection is not held]
+        reaper: Any = pool._reaper.greenlet
+        settle()
+        reference = weakref.ref(pool)
+        del pool
+        # Without a cycle it takes no garbage collector.
+        assert reference() is None
+        eventually(lambda: reaper.dead)
+        eventually(lambda: not any(connection.is_open for connection in idle))
+        assert held.is_open
+    finally:
+        gc.enable()
+
+
+def test_the_reaper_does_not_keep_its_pool_alive(backend: Backend) -> None:
+    swept: list[bool] = []
+
+    class Watched(ScriptedConnection):
+        def is_expired(self) -> bool:
+            swept.append(True)
+            return False
+
+    pool = Pool(lambda: backend._made(Watched(backend, {})), reap_interval=0.002)
+    pool.release(pool.acquire())
+    eventually(lambda: swept)
+    settle()
+    reference = weakref.ref(pool)
+    del pool
+    assert reference() is None
+
+
+def test_a_pool_with_waiters_is_not_collected(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    held = pool.acquire()
+    waiter = spawn_acquire(pool)
+    reference = weakref.ref(pool)
+    del pool
+    gc.collect()
+    kept: Any = reference()
+    assert kept is not None
+    kept.release(held)
+    assert waiter.get(timeout=PATIENCE) is held
+
+
+def test_a_pool_collected_in_another_thread_closes_in_its_own(backend: Backend) -> None:
+    closed_in: list[int] = []
+
+    class Watched(ScriptedConnection):
+        def close(self) -> None:
+            closed_in.append(threading.get_ident())
+            super().close()
+
+    holder = [Pool(lambda: backend._made(Watched(backend, {})))]
+    holder[0].release(holder[0].acquire())
+    thread = threading.Thread(target=holder.clear)
+    thread.start()
+    thread.join(PATIENCE)
+    eventually(lambda: closed_in)
+    assert closed_in == [threading.get_ident()]
+
+
+def test_a_collected_pool_takes_no_lock_and_calls_nobody(backend: Backend) -> None:
+    """It may be collected in the middle of anything."""
+    pool = Pool(backend.connect)
+    connection = pool.acquire()
+    pool.release(connection)
+    switches: list[bool] = []
+    gevent.spawn(switches.append, True)
+    del pool
+    assert connection.is_open
+    assert not switches
+    settle()
+    assert not connection.is_open
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE * 3,
+    )
+
+
+@pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()"])
+def test_an_interpreter_that_exits_without_closing(patch: str) -> None:
+    program = f"""
+{patch}
+import gevent, gc
+from gevent.server import StreamServer
+from gsocketpool import Pool, TcpConnection
+server = StreamServer(("127.0.0.1", 0), lambda sock, address: gevent.sleep(100))
+server.start()
+pool = Pool(TcpConnection, dict(host="127.0.0.1", port=server.server_port), max_connections=2, min_connections=1)
+pool.wait_ready(5)
+conn = pool.acquire()
+other = pool.acquire()
+pool.release(other)
+waiters = [gevent.spawn(pool.acquire) for _ in range(3)]
+gevent.sleep(0)
+print(pool.size)
+"""
+    done = run(program)
+    assert (done.returncode, done.stdout.strip()) == (0, "2"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pool_outlives_its_event_loop(backend: Backend) -> None:
+    """Its thread has ended, and with it the event loop that would have closed its connections."""
+    holder: list[Pool[Any]] = []
+
+    def use() -> None:
+        holder.append(Pool(backend.connect))
+        holder[0].release(holder[0].acquire())
+        end_event_loop()
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join(PATIENCE)
+    assert holder
+    holder.clear()
+    gc.collect()
+
+
+def test_the_sockets_are_closed_too() -> None:
+    from gevent.server import StreamServer
+
+    closed: list[bytes] = []
+
+    def handle(sock: Any, address: object) -> None:
+        closed.append(sock.recv(10))
+
+    server = StreamServer(("127.0.0.1", 0), handle)
+    server.start()
+    try:
+        pool = Pool(TcpConnection, {"host": "127.0.0.1", "port": server.server_port})
+        pool.release(pool.acquire())
+        del pool
+        eventually(lambda: closed)
+        assert closed == [b""]
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), gevent.Timeout(1)], ids=["error", "timeout"])
+def test_a_failing_sweep_does_not_end_the_reaper(
+    backend: Backend, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    fails = False
+
+    def clock() -> float:
+        if fails:
+            raise error
+        return time.monotonic()
+
+    pool = Pool(backend.connect, reap_interval=0.002, clock=clock)
+    connection = pool.acquire()
+    pool.release(connection)
+    fails = True
+    eventually(lambda: len(caplog.records) >= 2)
+    fails = False
+    connection.says_expired = True
+    eventually(lambda: not connection.is_open, "the next sweeps do what they are for")
+    assert "a sweep failed" in caplog.text
+    pool.close()

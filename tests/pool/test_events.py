@@ -1,0 +1,1570 @@
+"""What a pool tells its listener, the context that it enters around a connection's code, and the clock it goes by."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from gsocketpool import (
+    Connection,
+    InvalidArgumentError,
+    Lease,
+    Pool,
+    PoolClosedError,
+    PoolError,
+    PoolEvents,
+    PoolExhaustedError,
+)
+from tests.support.connections import no_hanging as no_hanging
+from tests.support.connections import outcome, without_switching
+from tests.support.scripted import (
+    PATIENCE,
+    Backend,
+    Clock,
+    ScriptedConnection,
+    eventually,
+    numbers,
+    settle,
+    spawn_acquire,
+)
+
+Act = Callable[[Pool[Any]], object]
+
+EVENTS = ["opened", "closed", "acquired", "released", "waiting", "exhausted", "leaked"]
+
+
+class Recorder(PoolEvents):
+    """Notes every event in a line."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def opened(self, pool: Pool[Any], connection: Any) -> None:
+        self.told.append(f"{pool.name}: opened {connection.number}")
+
+    def closed(self, pool: Pool[Any], connection: Any, reason: str) -> None:
+        self.told.append(f"{pool.name}: closed {connection.number}, {reason}")
+
+    def acquired(self, lease: Lease[Any]) -> None:
+        self.told.append(f"{lease.pool.name}: acquired {lease.connection.number}")
+
+    def released(self, pool: Pool[Any], connection: Any) -> None:
+        self.told.append(f"{pool.name}: released {connection.number}")
+
+    def waiting(self, pool: Pool[Any]) -> None:
+        self.told.append(f"{pool.name}: waiting")
+
+    def exhausted(self, pool: Pool[Any], error: PoolExhaustedError) -> None:
+        self.told.append(f"{pool.name}: exhausted")
+
+    def leaked(self, pool: Pool[Any], connection: Any) -> None:
+        self.told.append(f"{pool.name}: leaked {connection.number}")
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+def listening(**methods: Callable[..., object]) -> PoolEvents:
+    """A listener that overrides these methods and no others. They are called without the listener itself."""
+    overridden = {name: staticmethod(method) for name, method in methods.items()}
+    return type("Listening", (PoolEvents,), overridden)()  # type: ignore[no-any-return]
+
+
+def pool_of(backend: Backend, events: PoolEvents | None = None, **settings: Any) -> Pool[Any]:
+    usual: dict[str, Any] = {"max_connections": 1, "reap_expired_connections": False, "name": "a"}
+    return Pool(backend.connect, events=events, **{**usual, **settings})
+
+
+def ended_by(function: Callable[..., object], *arguments: Any) -> object:
+    """What a call returns, or whatever it raises: for a greenlet that is killed."""
+    try:
+        return function(*arguments)
+    except BaseException as error:
+        return error
+
+
+def acquire_and_die(pool: Pool[Any]) -> None:
+    gevent.spawn(pool.acquire).join()
+
+
+def use_a_block(pool: Pool[Any]) -> None:
+    with pool.connection():
+        pass
+
+
+def fail_in_a_block(pool: Pool[Any]) -> None:
+    with contextlib.suppress(LookupError), pool.connection():
+        raise LookupError
+
+
+def be_refused(pool: Pool[Any]) -> None:
+    """Acquire all that there is, and one more."""
+    taken = [pool.acquire(timeout=PATIENCE) for _ in range(pool.stats().max_connections)]
+    with pytest.raises(PoolExhaustedError):
+        pool.acquire(timeout=0)
+    for connection in taken:
+        pool.release(connection)
+
+
+def lose_to_a_dead_holder(pool: Pool[Any]) -> None:
+    for _ in range(pool.stats().max_connections):
+        acquire_and_die(pool)
+    pool.release(pool.acquire(timeout=PATIENCE))
+
+
+#: What makes a pool tell of an event, and leaves nothing in use.
+PROVOCATIONS: dict[str, Act] = {
+    "opened": use_a_block,
+    "closed": fail_in_a_block,
+    "acquired": use_a_block,
+    "released": use_a_block,
+    "waiting": use_a_block,
+    "exhausted": be_refused,
+    "leaked": lose_to_a_dead_holder,
+}
+
+#: The ways to acquire: each returns what it got.
+WAYS: dict[str, Act] = {
+    "a block": lambda pool: pool.connection().__enter__(),
+    "acquire": lambda pool: pool.acquire(),
+    "lease": lambda pool: pool.lease().connection,
+}
+
+
+def check_whole(pool: Pool[Any]) -> None:
+    """Nothing was lost: all connections can be acquired, each once, and are given back."""
+    settle()
+    limit = pool.stats().max_connections
+    taken = [pool.acquire(timeout=PATIENCE) for _ in range(limit)]
+    assert len({id(connection) for connection in taken}) == limit
+    assert all(connection.is_open for connection in taken)
+    with pytest.raises(PoolExhaustedError):
+        pool.acquire(timeout=0)
+    for connection in taken:
+        pool.release(connection)
+    settle()
+    assert numbers(pool) == (0, limit, 0, 0)
+
+
+# The order of events
+
+
+def test_a_life_is_told_in_its_order(backend: Backend, recorder: Recorder) -> None:
+    pool = pool_of(backend, recorder)
+    for _ in range(2):
+        use_a_block(pool)
+        settle()
+    pool.discard(pool.acquire())
+    settle()
+    assert recorder.told == [
+        "a: waiting",
+        "a: opened 0",
+        "a: acquired 0",
+        "a: released 0",
+        "a: acquired 0",
+        "a: released 0",
+        "a: acquired 0",
+        "a: closed 0, explicit",
+    ]
+
+
+def test_a_wait_in_vain_is_told_in_its_order(backend: Backend, recorder: Recorder) -> None:
+    pool = pool_of(backend, recorder)
+    held = pool.acquire()
+    recorder.told.clear()
+    with pytest.raises(PoolExhaustedError):
+        pool.acquire(timeout=0.001)
+    pool.release(held)
+    settle()
+    assert recorder.told == ["a: waiting", "a: exhausted", "a: released 0"]
+
+
+def test_a_hand_over_is_told_to_the_end(backend: Backend, recorder: Recorder) -> None:
+    pool = pool_of(backend, recorder)
+    held = pool.acquire()
+    waiting = spawn_acquire(pool)
+    recorder.told.clear()
+    pool.release(held)
+    waiting.join()
+    settle()
+    assert sorted(recorder.told) == ["a: acquired 0", "a: released 0"]
+
+
+def test_a_connection_is_opened_before_it_is_acquired_also_in_the_background(
+    backend: Backend, recorder: Recorder
+) -> None:
+    pool = pool_of(backend, recorder, min_connections=1)
+    pool.wait_ready(PATIENCE)
+    assert recorder.told == ["a: opened 0"]
+    pool.acquire()
+    assert recorder.told == ["a: opened 0", "a: acquired 0"]
+
+
+def test_what_is_opened_at_the_start_is_told_of(backend: Backend, recorder: Recorder) -> None:
+    pool_of(backend, recorder, initial_connections=2, max_connections=2)
+    assert recorder.told == ["a: opened 0", "a: opened 1"]
+
+
+def test_an_opening_that_fails_is_neither_opened_nor_closed(backend: Backend, recorder: Recorder) -> None:
+    pool = pool_of(backend, recorder)
+    backend.failures.append(OSError("not today"))
+    with pytest.raises(OSError, match="not today"):
+        pool.acquire()
+    settle()
+    assert recorder.told == ["a: waiting"]
+
+
+def test_one_listener_serves_several_pools(backend: Backend, recorder: Recorder) -> None:
+    first, second = pool_of(backend, recorder), pool_of(backend, recorder, name="b")
+    for pool in (first, second):
+        use_a_block(pool)
+        settle()
+    first.close()
+    settle()
+    assert recorder.told == [
+        "a: waiting",
+        "a: opened 0",
+        "a: acquired 0",
+        "a: released 0",
+        "b: waiting",
+        "b: opened 1",
+        "b: acquired 1",
+        "b: released 1",
+        "a: closed 0, closed",
+    ]
+
+
+# What is not overridden
+
+
+@pytest.mark.parametrize("overridden", [None, *EVENTS])
+def test_what_is_not_overridden_is_never_called(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, overridden: str | None
+) -> None:
+    called: list[str] = []
+    told: list[object] = []
+    for event in EVENTS:
+        monkeypatch.setattr(PoolEvents, event, lambda *arguments, event=event: called.append(event))
+    events = PoolEvents() if overridden is None else listening(**{overridden: lambda *arguments: told.append(True)})
+    pool = pool_of(backend, events)
+    for provoke in PROVOCATIONS.values():
+        provoke(pool)
+        settle()
+    check_whole(pool)
+    assert not called
+    assert bool(told) is (overridden is not None)
+
+
+def test_what_is_overridden_is_looked_up_when_the_pool_is_made(backend: Backend) -> None:
+    class Changing(PoolEvents):
+        pass
+
+    told: list[object] = []
+    pool = pool_of(backend, Changing())
+    Changing.acquired = lambda self, lease: told.append(lease)  # type: ignore[method-assign]
+    use_a_block(pool)
+    assert not told
+
+
+def test_a_method_that_was_inherited_from_a_listener_counts_as_overridden(backend: Backend) -> None:
+    class Derived(Recorder):
+        def waiting(self, pool: Pool[Any]) -> None:
+            super().waiting(pool)
+
+    derived = Derived()
+    pool = pool_of(backend, derived)
+    use_a_block(pool)
+    settle()
+    assert derived.told == ["a: waiting", "a: opened 0", "a: acquired 0", "a: released 0"]
+
+
+# Each event
+
+
+def test_opened_and_closed_are_told_the_pool_and_the_connection(backend: Backend) -> None:
+    told: list[tuple[Any, ...]] = []
+    pool = pool_of(backend, listening(opened=lambda *it: told.append(it), closed=lambda *it: told.append(it)))
+    connection = pool.acquire()
+    pool.discard(connection)
+    settle()
+    assert [arguments[0] for arguments in told] == [pool, pool]
+    assert all(arguments[1] is connection for arguments in told)
+    assert told[1][2:] == ("explicit",)
+
+
+def test_opened_is_told_of_an_open_connection(backend: Backend) -> None:
+    open_then: list[bool] = []
+    pool = pool_of(backend, listening(opened=lambda pool, connection: open_then.append(connection.is_open)))
+    pool.acquire()
+    assert open_then == [True]
+
+
+def find_it_closed(pool: Pool[Any]) -> None:
+    connection = pool.acquire()
+    pool.release(connection)
+    connection.is_open = False
+    pool.release(pool.acquire())
+
+
+def find_it_unusable(pool: Pool[Any]) -> None:
+    connection = pool.acquire()
+    pool.release(connection)
+    connection.backend.answer = False
+    pool.release(pool.acquire())
+
+
+def kill_in_the_check(pool: Pool[Any]) -> None:
+    connection = pool.acquire()
+    pool.release(connection)
+    connection.backend.checks.clear()
+    spawn_acquire(pool).kill()
+    connection.backend.checks.set()
+
+
+def release_a_closed_one(pool: Pool[Any]) -> None:
+    connection = pool.acquire()
+    connection.is_open = False
+    pool.release(connection)
+
+
+def release_and(act: Act) -> Act:
+    def release_and_act(pool: Pool[Any]) -> None:
+        pool.release(pool.acquire())
+        act(pool)
+
+    return release_and_act
+
+
+def expire(pool: Pool[Any]) -> None:
+    connection = pool.acquire()
+    connection.says_expired = True
+    pool.release(connection)
+    pool.drop_expired()
+
+
+def drop(pool: Pool[Any]) -> None:
+    connection = pool.acquire()
+    pool.release(connection)
+    pool.drop(connection)
+
+
+def drain_in_use(pool: Pool[Any]) -> None:
+    with pool.connection():
+        pool.drain()
+
+
+def shrink(pool: Pool[Any]) -> None:
+    first, second = pool.acquire(), pool.acquire()
+    pool.release(first)
+    pool.resize(1)
+    pool.release(second)
+
+
+def shrink_in_use(pool: Pool[Any]) -> None:
+    first, second = pool.acquire(), pool.acquire()
+    pool.resize(1)
+    pool.release(first)
+    pool.release(second)
+
+
+def close_in_use(pool: Pool[Any]) -> None:
+    pool.acquire()
+    pool.close(timeout=0)
+
+
+#: Reasons to close, and what closes the first connection for it.
+REASONS: list[tuple[str, Act]] = [
+    ("explicit", lambda pool: pool.discard(pool.acquire())),
+    ("explicit", release_and(lambda pool: pool.discard(pool._factory.__self__.connections[0]))),  # type: ignore[attr-defined]
+    ("a reason", lambda pool: pool.lease().discard("a reason")),
+    ("error", fail_in_a_block),
+    ("not_reusable", release_a_closed_one),
+    ("expired", expire),
+    ("dropped", drop),
+    ("drain", release_and(Pool.drain)),
+    ("drain", drain_in_use),
+    ("surplus", shrink),
+    ("surplus", shrink_in_use),
+    ("closed", release_and(Pool.close)),
+    ("closed", close_in_use),
+]
+
+
+@pytest.mark.parametrize(
+    ("reason", "act", "is_checked"),
+    [
+        *((reason, act, is_checked) for reason, act in REASONS for is_checked in (False, True)),
+        ("unusable", find_it_closed, False),
+        ("unusable", find_it_unusable, True),
+        ("interrupted", kill_in_the_check, True),
+    ],
+)
+def test_closed_is_told_once_with_the_reason_that_is_counted(
+    backend: Backend, reason: str, act: Act, is_checked: bool
+) -> None:
+    if is_checked:
+        backend.connect = backend.connect_checked  # type: ignore[method-assign]
+    told: list[tuple[int, str]] = []
+    events = listening(closed=lambda pool, connection, reason: told.append((connection.number, reason)))
+    pool = pool_of(backend, events, max_connections=2)
+    act(pool)
+    settle()
+    stats = pool.stats()
+    assert told == [(0, reason)]
+    assert {**stats.discarded, **stats.retired} == {reason: 1}
+
+
+def test_closed_is_told_of_a_lifetime_and_of_idle_times_that_are_over(backend: Backend, clock: Clock) -> None:
+    for settings, reason in ({"max_lifetime": 10.0}, "lifetime"), ({"idle_timeout": 10.0}, "idle"):
+        told: list[str] = []
+        events = listening(closed=lambda pool, connection, reason, told=told: told.append(reason))
+        pool = pool_of(backend, events, clock=clock, **settings)
+        pool.release(pool.acquire())
+        clock.advance(10)
+        pool.release(pool.acquire())
+        settle()
+        assert told == [reason]
+
+
+def test_closed_is_told_of_what_a_sweep_closes(backend: Backend, clock: Clock) -> None:
+    told: list[tuple[int, str]] = []
+    events = listening(closed=lambda pool, connection, reason: told.append((connection.number, reason)))
+    settings: dict[str, Any] = {"max_connections": 4, "reap_expired_connections": True, "reap_interval": 0.01}
+    pool = pool_of(backend, events, clock=clock, idle_timeout=10, **settings)
+    taken = [pool.acquire() for _ in range(3)]
+    acquire_and_die(pool)
+    pool.release(taken[0])
+    clock.advance(10)
+    taken[1].says_expired = True
+    pool.release(taken[1])
+    taken[2].is_open = True
+    pool.release(taken[2])
+    taken[2].is_open = False
+    eventually(lambda: len(told) == 4)
+    pool.close()
+    assert sorted(told) == [(0, "idle"), (1, "expired"), (2, "unusable"), (3, "holder_dead")]
+
+
+def test_a_detached_connection_is_not_told_of_as_closed(backend: Backend, recorder: Recorder) -> None:
+    pool = pool_of(backend, recorder)
+    pool.detach(pool.acquire())
+    settle()
+    assert recorder.told == ["a: waiting", "a: opened 0", "a: acquired 0"]
+
+
+@pytest.mark.parametrize("is_idle", [False, True], ids=["opened", "idle"])
+@pytest.mark.parametrize("way", WAYS)
+def test_acquired_gets_an_active_lease_of_that_very_connection(backend: Backend, way: str, is_idle: bool) -> None:
+    seen: list[tuple[bool, Any, Any]] = []
+    leases: list[Lease[Any]] = []
+
+    def acquired(lease: Lease[Any]) -> None:
+        seen.append((lease.is_active, lease.connection, lease.pool))
+        leases.append(lease)
+
+    pool = pool_of(backend, listening(acquired=acquired))
+    if is_idle:
+        use_a_block(pool)
+        seen.clear()
+        leases.clear()
+    connection = WAYS[way](pool)
+    ((was_active, its_connection, its_pool),) = seen
+    assert was_active is True
+    assert its_connection is connection
+    assert its_pool is pool
+    pool.release(connection)
+    assert leases[0].is_active is False
+
+
+def test_acquired_gets_the_lease_that_the_caller_has(backend: Backend) -> None:
+    told: list[Lease[Any]] = []
+    pool = pool_of(backend, listening(acquired=told.append))
+    block = pool.connection()
+    with block:
+        pass
+    lease = pool.lease()
+    assert told == [block, lease]
+
+
+def test_a_listener_may_give_back_later_what_acquire_has_returned(backend: Backend) -> None:
+    told: list[Lease[Any]] = []
+    pool = pool_of(backend, listening(acquired=told.append))
+    pool.acquire()
+    told[0].release()
+    assert numbers(pool) == (0, 1, 0, 0)
+    pool.acquire()
+    told[1].discard("too long")
+    assert pool.stats().discarded == {"too long": 1}
+
+
+def test_released_is_told_of_what_the_pool_keeps_only(backend: Backend) -> None:
+    told: list[int] = []
+    events = listening(released=lambda pool, connection: told.append(connection.number))
+    pool = pool_of(backend, events, max_connections=2)
+    for act in (fail_in_a_block, release_a_closed_one, drain_in_use):
+        act(pool)
+        settle()
+    assert told == []
+    use_a_block(pool)
+    settle()
+    assert told == [3]
+
+
+def test_waiting_is_told_only_if_the_caller_waits(backend: Backend) -> None:
+    told: list[Pool[Any]] = []
+    pool = pool_of(backend, listening(waiting=told.append))
+    pool.release(pool.acquire())
+    assert told == [pool]
+    held = pool.acquire()
+    assert told == [pool]
+    with pytest.raises(PoolExhaustedError):
+        pool.acquire(timeout=0)
+    assert told == [pool]
+    waiting = spawn_acquire(pool)
+    assert told == [pool, pool]
+    pool.release(held)
+    waiting.join()
+
+
+def test_waiting_is_told_when_the_caller_is_queued(backend: Backend) -> None:
+    seen: list[tuple[int, int, int, int]] = []
+    pool = pool_of(backend, listening(waiting=lambda pool: seen.append(numbers(pool))))
+    held = pool.acquire()
+    waiting = spawn_acquire(pool)
+    assert seen == [(0, 0, 0, 1), (1, 0, 0, 1)]
+    pool.release(held)
+    waiting.join()
+
+
+@pytest.mark.parametrize("timeout", [0, 0.001, "refused"])
+def test_exhausted_is_told_the_error_before_it_is_raised(backend: Backend, timeout: Any) -> None:
+    told: list[tuple[Any, BaseException]] = []
+
+    def acquire() -> BaseException:
+        with pytest.raises(PoolExhaustedError) as raised:
+            pool.acquire(timeout=PATIENCE if timeout == "refused" else timeout)
+        assert [error for _, error in told] == [raised.value]
+        return raised.value
+
+    pool = pool_of(backend, listening(exhausted=lambda *it: told.append(it)), max_waiting=0)
+    if timeout == 0.001:
+        pool = pool_of(backend, listening(exhausted=lambda *it: told.append(it)))
+    pool.acquire()
+    error = acquire()
+    assert told == [(pool, error)]
+    stats = pool.stats()
+    assert (stats.timed_out, stats.refused) == ((0, 1) if timeout == "refused" else (1, 0))
+
+
+def test_only_exhaustion_is_told_as_such(backend: Backend) -> None:
+    told: list[object] = []
+    pool = pool_of(backend, listening(exhausted=lambda *it: told.append(it)))
+    backend.failures.append(OSError("not today"))
+    with pytest.raises(OSError, match="not today"):
+        pool.acquire()
+    pool.acquire()
+    waiting = gevent.spawn(outcome, pool.acquire)
+    settle()
+    pool.close(timeout=0)
+    assert isinstance(waiting.get(timeout=PATIENCE), PoolClosedError)
+    with pytest.raises(PoolClosedError):
+        pool.acquire()
+    assert not told
+
+
+def test_leaked_is_told_once_of_a_leak(backend: Backend, clock: Clock) -> None:
+    class Counting(ScriptedConnection):
+        questions = 0
+
+        def is_expired(self) -> bool:
+            Counting.questions += 1
+            return False
+
+    told: list[tuple[Any, int]] = []
+    pool: Pool[Any] = clock.pool(
+        lambda: backend._made(Counting(backend, {})),
+        reap_interval=0.005,
+        leak_threshold=60,
+        events=listening(leaked=lambda pool, connection: told.append((pool, connection.number))),
+    )
+    leaked, idle = pool.acquire(), pool.acquire()
+    pool.release(idle)
+    clock.advance(59)
+    eventually(lambda: Counting.questions >= 2)
+    assert told == []
+    clock.advance(2)
+    Counting.questions = 0
+    eventually(lambda: Counting.questions >= 3)
+    assert told == [(pool, leaked.number)]
+    assert leaked.is_open
+    pool.close(timeout=0)
+
+
+@pytest.mark.parametrize("by", ["a sweep", "a caller"])
+def test_leaked_is_told_of_a_dead_holder(backend: Backend, recorder: Recorder, by: str) -> None:
+    pool = pool_of(backend, recorder, reap_expired_connections=by == "a sweep", reap_interval=0.005)
+    acquire_and_die(pool)
+    recorder.told.clear()
+    if by == "a caller":
+        pool.acquire(timeout=PATIENCE)
+        assert recorder.told[0] == "a: leaked 0"
+    eventually(lambda: "a: closed 0, holder_dead" in recorder.told)
+    assert recorder.told.count("a: leaked 0") == 1
+    assert not backend.connections[0].is_open
+    pool.close(timeout=0)
+
+
+def test_events_are_told_where_the_documentation_says(backend: Backend) -> None:
+    where: dict[str, Any] = {}
+    hub = gevent.get_hub()
+    events = listening(**{name: lambda *it, name=name: where.update({name: gevent.getcurrent()}) for name in EVENTS})
+    pool = pool_of(backend, events)
+    caller = gevent.spawn(lambda: [PROVOCATIONS[name](pool) for name in ("acquired", "exhausted", "closed")])
+    caller.get(timeout=PATIENCE)
+    settle()
+    assert where.pop("opened") not in (caller, hub, gevent.getcurrent())
+    in_caller = dict.fromkeys(("acquired", "waiting", "exhausted"), caller)
+    assert where == {**in_caller, "released": hub, "closed": hub}
+
+
+# A listener that raises
+
+
+@pytest.mark.parametrize("max_connections", [1, 2])
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_listener_that_raises_harms_nothing_and_is_logged(
+    backend: Backend, caplog: pytest.LogCaptureFixture, event: str, max_connections: int
+) -> None:
+    error = ValueError("a bad listener")
+    raised: list[BaseException] = []
+
+    def fail(*arguments: object) -> None:
+        raised.append(error)
+        raise error
+
+    pool = pool_of(backend, listening(**{event: fail}), max_connections=max_connections)
+    PROVOCATIONS[event](pool)
+    settle()
+    assert raised
+    logged = [record for record in caplog.records if record.exc_info and record.exc_info[1] is error]
+    assert len(logged) == len(raised)
+    assert all(record.name == "gsocketpool" and record.levelno >= logging.WARNING for record in logged)
+    check_whole(pool)
+    eventually(lambda: len(backend.open) == max_connections)
+
+
+@pytest.mark.parametrize("event", ["opened", "closed", "released"])
+def test_a_timeout_that_a_listener_raises_where_no_caller_runs_it_harms_nothing(
+    backend: Backend, caplog: pytest.LogCaptureFixture, event: str
+) -> None:
+    def fail(*arguments: object) -> None:
+        # This raises a Timeout at once.
+        gevent.event.AsyncResult().get_nowait()
+
+    pool = pool_of(backend, listening(**{event: fail}))
+    PROVOCATIONS[event](pool)
+    settle()
+    assert [record for record in caplog.records if record.exc_info]
+    check_whole(pool)
+    eventually(lambda: len(backend.open) == 1)
+
+
+class Switching(logging.Handler):
+    """Lets other greenlets run, as one does that writes to a socket, or waits for its lock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        gevent.sleep(0)
+        self.records.append(record)
+        return True
+
+
+@pytest.fixture
+def switching_handler() -> Iterator[Switching]:
+    handler, log = Switching(), logging.getLogger("gsocketpool")
+    log.addHandler(handler)
+    yield handler
+    log.removeHandler(handler)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_listener_that_raises_is_logged_also_where_logging_switches(
+    backend: Backend, switching_handler: Switching, event: str
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ValueError("a bad listener")
+
+    pool = pool_of(backend, listening(**{event: fail}))
+    PROVOCATIONS[event](pool)
+    settle()
+    assert [record for record in switching_handler.records if record.exc_info]
+    check_whole(pool)
+    eventually(lambda: len(backend.open) == 1)
+
+
+@pytest.mark.parametrize("event", ["closed", "released"])
+def test_a_listener_that_waits_in_the_event_loop_is_logged_and_harms_nothing(
+    backend: Backend, caplog: pytest.LogCaptureFixture, event: str
+) -> None:
+    pool = pool_of(backend, listening(**{event: lambda *arguments: gevent.sleep(0)}))
+    PROVOCATIONS[event](pool)
+    settle()
+    assert [record for record in caplog.records if record.exc_info]
+    check_whole(pool)
+    eventually(lambda: len(backend.open) == 1)
+
+
+def test_a_waiter_is_served_though_the_listener_of_closed_raises(backend: Backend) -> None:
+    def fail(*arguments: object) -> None:
+        raise ValueError("a bad listener")
+
+    pool = pool_of(backend, listening(closed=fail))
+    held = pool.acquire()
+    waiting = spawn_acquire(pool)
+    pool.discard(held)
+    assert waiting.get(timeout=PATIENCE).number == 1
+    assert not held.is_open
+
+
+# A listener that is interrupted
+
+THROWN: list[Callable[[], BaseException]] = [gevent.GreenletExit, lambda: gevent.Timeout(1)]
+
+
+@pytest.fixture(params=THROWN, ids=["kill", "timeout"])
+def thrown(request: pytest.FixtureRequest) -> BaseException:
+    return request.param()  # type: ignore[no-any-return]
+
+
+class Waiting:
+    """A method of a listener that waits until it is told to go on; then it waits no more."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.going_on = Event()
+
+    def __call__(self, *arguments: object) -> None:
+        self.calls += 1
+        self.going_on.wait()
+
+
+@pytest.mark.parametrize("is_idle", [False, True], ids=["opened", "idle"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_listener_of_acquired_that_is_interrupted_loses_nothing(
+    backend: Backend, thrown: BaseException, way: str, is_idle: bool
+) -> None:
+    acquired = Waiting()
+    pool = pool_of(backend, listening(acquired=acquired), initial_connections=int(is_idle))
+    caller = gevent.spawn(ended_by, WAYS[way], pool)
+    settle()
+    assert acquired.calls == 1
+    assert numbers(pool) == (1, 0, 0, 0)
+    caller.kill(thrown, block=False)
+    assert caller.get(timeout=PATIENCE) is thrown
+    acquired.going_on.set()
+    check_whole(pool)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_connection_of_an_interrupted_listener_of_acquired_goes_to_the_waiter(
+    backend: Backend, thrown: BaseException, way: str
+) -> None:
+    acquired = Waiting()
+    pool = pool_of(backend, listening(acquired=acquired))
+    caller = gevent.spawn(ended_by, WAYS[way], pool)
+    settle()
+    waiting = spawn_acquire(pool)
+    caller.kill(thrown, block=False)
+    assert caller.get(timeout=PATIENCE) is thrown
+    acquired.going_on.set()
+    pool.release(waiting.get(timeout=PATIENCE))
+    check_whole(pool)
+
+
+class Forgiving(ScriptedConnection):
+    """Believes that no error can harm it."""
+
+    def is_reusable(self, error: BaseException | None) -> bool:
+        return self.is_open
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_connection_is_discarded_that_a_listener_of_acquired_was_using_when_interrupted(
+    backend: Backend, thrown: BaseException, way: str
+) -> None:
+    acquired = Waiting()
+    pool = Pool(
+        lambda: backend._made(Forgiving(backend, {})),
+        max_connections=1,
+        reap_expired_connections=False,
+        events=listening(acquired=acquired),
+    )
+    caller = gevent.spawn(ended_by, WAYS[way], pool)
+    settle()
+    assert acquired.calls == 1
+    caller.kill(thrown, block=False)
+    assert caller.get(timeout=PATIENCE) is thrown
+    acquired.going_on.set()
+    settle()
+    assert pool.stats().discarded == {"interrupted": 1}
+    assert not backend.open
+    check_whole(pool)
+
+
+def test_an_interrupted_listener_of_acquired_may_have_given_back_before(
+    backend: Backend, thrown: BaseException
+) -> None:
+    going_on = Event()
+
+    def discard_and_wait(lease: Lease[Any]) -> None:
+        lease.discard()
+        going_on.wait()
+
+    pool = pool_of(backend, listening(acquired=discard_and_wait))
+    caller = gevent.spawn(ended_by, pool.acquire)
+    settle()
+    caller.kill(thrown, block=False)
+    assert caller.get(timeout=PATIENCE) is thrown
+    settle()
+    assert numbers(pool) == (0, 0, 0, 0)
+    assert not backend.open
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("situation", ["nothing is open", "all are in use", "served", "served, and another waits"])
+def test_a_listener_of_waiting_that_is_interrupted_loses_nothing(
+    backend: Backend, thrown: BaseException, way: str, situation: str
+) -> None:
+    waiting = Waiting()
+    waiting.going_on.set()
+    pool = pool_of(backend, listening(waiting=waiting))
+    held = None if situation == "nothing is open" else pool.acquire()
+    waiting.calls = 0
+    waiting.going_on.clear()
+    caller = gevent.spawn(ended_by, WAYS[way], pool)
+    settle()
+    assert waiting.calls == 1
+    other = spawn_acquire(pool) if situation == "served, and another waits" else None
+    if situation.startswith("served"):
+        pool.release(held)
+    caller.kill(thrown, block=False)
+    assert caller.get(timeout=PATIENCE) is thrown
+    waiting.going_on.set()
+    if other is not None:
+        assert other.get(timeout=PATIENCE) is held
+    if other is not None or situation == "all are in use":
+        assert numbers(pool) == (1, 0, 0, 0)
+        pool.release(held)
+    check_whole(pool)
+
+
+def test_a_caller_is_served_whose_listener_of_waiting_takes_its_time(backend: Backend) -> None:
+    waiting = Waiting()
+    pool = pool_of(backend, listening(waiting=waiting), initial_connections=1)
+    held = pool.acquire()
+    caller = spawn_acquire(pool)
+    newcomer = spawn_acquire(pool)
+    pool.release(held)
+    settle()
+    # It is the first caller's already, though that is not ready to take it.
+    assert numbers(pool) == (1, 0, 0, 1)
+    waiting.going_on.set()
+    assert caller.get(timeout=PATIENCE) is held
+    assert not newcomer.ready()
+    pool.release(held)
+    assert newcomer.get(timeout=PATIENCE) is held
+
+
+@pytest.mark.parametrize("is_refused", [False, True], ids=["timed out", "refused"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_listener_of_exhausted_that_is_interrupted_loses_nothing(
+    backend: Backend, thrown: BaseException, way: str, is_refused: bool
+) -> None:
+    exhausted = Waiting()
+    settings: dict[str, Any] = {"max_waiting": 0} if is_refused else {"acquire_timeout": 0}
+    pool = pool_of(backend, listening(exhausted=exhausted), initial_connections=1, **settings)
+    held = pool.acquire()
+    caller = gevent.spawn(ended_by, WAYS[way], pool)
+    settle()
+    assert exhausted.calls == 1
+    assert numbers(pool) == (1, 0, 0, 0)
+    caller.kill(thrown, block=False)
+    assert caller.get(timeout=PATIENCE) is thrown
+    assert numbers(pool) == (1, 0, 0, 0)
+    exhausted.going_on.set()
+    pool.release(held)
+    check_whole(pool)
+
+
+def test_a_wait_is_counted_once_if_the_listener_of_exhausted_is_interrupted(backend: Backend, clock: Clock) -> None:
+    exhausted = Waiting()
+    pool = pool_of(backend, listening(exhausted=exhausted), initial_connections=1, clock=clock)
+    pool.acquire()
+    caller = gevent.spawn(ended_by, lambda: pool.acquire(timeout=0.005))
+    settle()
+    clock.advance(3)
+    eventually(lambda: exhausted.calls)
+    caller.kill()
+    assert pool.stats().wait_time == 3
+
+
+def test_a_leak_is_taken_back_though_its_listener_is_interrupted(backend: Backend, thrown: BaseException) -> None:
+    leaked = Waiting()
+    pool = pool_of(backend, listening(leaked=leaked), max_connections=2)
+    for _ in range(2):
+        acquire_and_die(pool)
+    caller = gevent.spawn(ended_by, pool.acquire)
+    settle()
+    assert leaked.calls == 1
+    caller.kill(thrown, block=False)
+    assert caller.get(timeout=PATIENCE) is thrown
+    leaked.going_on.set()
+    eventually(lambda: not backend.open)
+    check_whole(pool)
+
+
+def test_a_listener_of_opened_that_is_killed_loses_nothing(backend: Backend) -> None:
+    greenlets: list[Any] = []
+
+    def opened(*arguments: object) -> None:
+        greenlets.append(gevent.getcurrent())
+        gevent.sleep(PATIENCE)
+
+    pool = pool_of(backend, listening(opened=opened))
+    connection = pool.acquire(timeout=PATIENCE)
+    gevent.killall(greenlets, timeout=PATIENCE)
+    assert len(greenlets) == 1
+    pool.release(connection)
+    check_whole(pool)
+
+
+def test_a_listener_of_opened_that_is_killed_does_not_fail_what_is_opened_at_the_start(backend: Backend) -> None:
+    openers: list[Any] = []
+
+    def opened(*arguments: object) -> None:
+        openers.append(gevent.getcurrent())
+        gevent.sleep(PATIENCE)
+
+    making = gevent.spawn(ended_by, lambda: pool_of(backend, listening(opened=opened), initial_connections=1))
+    settle()
+    assert len(openers) == 1
+    openers[0].kill()
+    pool: Any = making.get(timeout=PATIENCE)
+    assert isinstance(pool, Pool)
+    assert numbers(pool) == (0, 1, 0, 0)
+    check_whole(pool)
+
+
+# Giving back never switches
+
+
+GIVING_BACK: dict[str, Callable[[Pool[Any], Any], object]] = {
+    "release": lambda pool, block: pool.release(block.connection),
+    "discard": lambda pool, block: pool.discard(block.connection),
+    "a lease's release": lambda pool, block: block.release(),
+    "a lease's discard": lambda pool, block: block.discard(),
+    "a block's end": lambda pool, block: block.__exit__(None, None, None),
+    "an error in a block": lambda pool, block: block.__exit__(LookupError, LookupError(), None),
+}
+
+
+@pytest.mark.parametrize("waiters", [0, 1])
+@pytest.mark.parametrize("way", GIVING_BACK)
+def test_giving_back_never_switches_and_tells_later(
+    backend: Backend, recorder: Recorder, way: str, waiters: int
+) -> None:
+    pool = pool_of(backend, recorder)
+    block = pool.connection()
+    block.__enter__()
+    waiting = [spawn_acquire(pool) for _ in range(waiters)]
+    recorder.told.clear()
+    told_at_once: list[str] = []
+
+    def give_back() -> None:
+        GIVING_BACK[way](pool, block)
+        told_at_once.extend(recorder.told)
+
+    without_switching(give_back)
+    assert told_at_once == []
+    gevent.joinall(waiting, timeout=PATIENCE)
+    settle()
+    is_kept = way in ("release", "a lease's release", "a block's end")
+    told = [line for line in recorder.told if "released" in line or "closed" in line]
+    (line,) = told
+    assert line.startswith("a: released 0" if is_kept else "a: closed 0, ")
+
+
+# A listener that uses the pool
+
+
+def use_without_waiting(pool: Pool[Any]) -> None:
+    pool.stats()
+    repr(pool)
+    with contextlib.suppress(PoolExhaustedError):
+        pool.release(pool.acquire(timeout=0))
+    with contextlib.suppress(PoolExhaustedError), pool.connection(timeout=0):
+        pass
+    with contextlib.suppress(PoolExhaustedError):
+        pool.lease(timeout=0).discard()
+
+
+def use_and_wait(pool: Pool[Any]) -> None:
+    with contextlib.suppress(PoolExhaustedError):
+        pool.release(pool.acquire(timeout=0.005))
+
+
+def close_idle_ones(pool: Pool[Any]) -> None:
+    pool.drop_expired()
+    pool.drain()
+
+
+@pytest.mark.parametrize("max_connections", [1, 2])
+@pytest.mark.parametrize("act", [use_without_waiting, use_and_wait, close_idle_ones])
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_listener_may_use_the_pool(
+    backend: Backend, caplog: pytest.LogCaptureFixture, event: str, act: Act, max_connections: int
+) -> None:
+    ended: list[bool] = []
+    is_listening = True
+
+    def use(*arguments: Any) -> None:
+        nonlocal is_listening
+        # What it does may be told of, too.
+        if is_listening:
+            is_listening = False
+            act(pool)
+            is_listening = True
+            ended.append(True)
+
+    pool = pool_of(backend, listening(**{event: use}), max_connections=max_connections)
+    PROVOCATIONS[event](pool)
+    settle()
+    assert ended
+    assert not [record for record in caplog.records if record.exc_info]
+    is_listening = False
+    check_whole(pool)
+    eventually(lambda: len(backend.open) == max_connections)
+
+
+def test_a_listener_of_waiting_may_make_way_for_the_caller(backend: Backend) -> None:
+    held: list[Any] = []
+    pool = pool_of(backend, listening(waiting=lambda pool: held and pool.release(held.pop())))
+    held.append(pool.acquire())
+    assert pool.acquire(timeout=PATIENCE).number == 0
+    assert numbers(pool) == (1, 0, 0, 0)
+
+
+def test_a_listener_of_exhausted_may_make_way_for_the_next_caller(backend: Backend) -> None:
+    held: list[Any] = []
+    pool = pool_of(backend, listening(exhausted=lambda pool, error: pool.release(held.pop())))
+    held.append(pool.acquire())
+    with pytest.raises(PoolExhaustedError):
+        pool.acquire(timeout=0)
+    assert pool.acquire(timeout=0).number == 0
+
+
+@pytest.mark.parametrize("event", ["waiting", "opened", "acquired"])
+def test_a_listener_may_close_the_pool(backend: Backend, event: str) -> None:
+    pool: Pool[Any] = pool_of(backend, listening(**{event: lambda *arguments: pool.close(timeout=0)}))
+    caller = gevent.spawn(outcome, pool.acquire)
+    result = caller.get(timeout=PATIENCE)
+    settle()
+    # The connection of a caller that has it already is closed under it.
+    assert isinstance(result, PoolClosedError if event == "waiting" else PoolClosedError | ScriptedConnection)
+    assert numbers(pool) == (0, 0, 0, 0)
+    assert not backend.open
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("give_back", [Lease.release, Lease.discard])
+def test_a_caller_never_gets_what_the_listener_of_acquired_has_given_back(
+    backend: Backend, give_back: Callable[[Lease[Any]], object], way: str
+) -> None:
+    told: list[Lease[Any]] = []
+
+    def acquired(lease: Lease[Any]) -> None:
+        told.append(lease)
+        if len(told) == 1:
+            give_back(lease)
+
+    pool = pool_of(backend, listening(acquired=acquired))
+    try:
+        connection = WAYS[way](pool)
+    except PoolError:
+        # That would be an answer, too.
+        assert pool.stats().in_use == 0
+    else:
+        settle()
+        assert pool.stats().in_use == 1
+        assert connection.is_open  # type: ignore[attr-defined]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("events", object()),
+        ("events", Recorder),
+        ("events", lambda *arguments: None),
+        ("events", {}),
+        ("events", False),
+        ("context", contextlib.nullcontext()),
+        ("context", "a context"),
+        ("context", 0),
+        ("clock", 1000.0),
+        ("clock", object()),
+        ("clock", ""),
+    ],
+)
+def test_a_bad_argument_is_refused_by_name(backend: Backend, argument: str, value: Any) -> None:
+    with pytest.raises(InvalidArgumentError) as raised:
+        Pool(backend.connect, **{argument: value})
+    assert raised.value.argument == argument
+    assert raised.value.given is value
+    assert str(raised.value).startswith(f"{argument} must be ")
+    assert not backend.connections
+
+
+def test_no_argument_is_the_same_as_none(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1, events=None, context=None, clock=None)
+    use_a_block(pool)
+    check_whole(pool)
+    pool.close()
+
+
+# A context
+
+
+class Context:
+    """Notes which greenlets are inside, and which exceptions leave it."""
+
+    def __init__(self) -> None:
+        self.inside: list[Any] = []
+        self.left_by: list[BaseException | None] = []
+
+    def __call__(self) -> Context:
+        return self
+
+    def __enter__(self) -> None:
+        self.inside.append(gevent.getcurrent())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.inside.remove(gevent.getcurrent())
+        self.left_by.append(error)
+
+
+class Asked:
+    """What the connections of one test have in common: they note what they are asked where."""
+
+    def __init__(self) -> None:
+        self.context = Context()
+        #: Each step, and whether it was taken inside of the context.
+        self.steps: set[tuple[str, bool]] = set()
+        #: What a step raises, or waits for.
+        self.errors: dict[str, BaseException] = {}
+        self.going_on: dict[str, Event] = {}
+
+    def note(self, step: str) -> None:
+        self.steps.add((step, gevent.getcurrent() in self.context.inside))
+        if step in self.going_on:
+            self.going_on[step].wait()
+        if step in self.errors:
+            raise self.errors[step]
+
+    def pool(self, kind: type[Any], **settings: Any) -> Pool[Any]:
+        usual: dict[str, Any] = {"max_connections": 1, "reap_expired_connections": False}
+        return Pool(kind, {"asked": self}, context=self.context, **{**usual, **settings})
+
+
+@pytest.fixture
+def asked() -> Asked:
+    return Asked()
+
+
+class Foreign:
+    """Derives from nothing of ours."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.is_open = False
+        asked.note("making")
+
+    def open(self) -> None:
+        self.asked.note("open")
+        self.is_open = True
+
+    def close(self) -> None:
+        self.is_open = False
+        self.asked.note("close")
+
+    def abort(self) -> None:
+        self.is_open = False
+
+    def is_connected(self) -> bool:
+        self.asked.note("is_connected")
+        return self.is_open
+
+    def is_expired(self) -> bool:
+        self.asked.note("is_expired")
+        return False
+
+
+class Simple(Foreign, Connection):
+    """Overrides no check."""
+
+
+class WithSocket(Simple):
+    """Has something to look at, and the usual check, which never waits."""
+
+    def get(self) -> None:
+        self.asked.note("get")
+
+
+class Checked(Simple):
+    """Has a check of its own, which may wait, and decides by itself whether it is kept."""
+
+    def is_usable(self) -> bool:
+        self.asked.note("is_usable")
+        return self.is_open
+
+    def is_reusable(self, error: BaseException | None) -> bool:
+        self.asked.note("is_reusable")
+        return self.is_open
+
+
+KINDS: list[tuple[type[Any], set[str]]] = [
+    (Simple, set()),
+    (WithSocket, {"get"}),
+    (Checked, {"is_usable", "is_reusable"}),
+    (Foreign, set()),
+]
+
+
+@pytest.mark.parametrize(("kind", "more"), KINDS)
+def test_a_context_is_entered_around_all_that_a_connection_is_asked(
+    asked: Asked, kind: type[Any], more: set[str]
+) -> None:
+    pool = asked.pool(kind, min_connections=1, reap_expired_connections=True, reap_interval=0.005)
+    pool.wait_ready(PATIENCE)
+    for timeout in (PATIENCE, 0):
+        with pool.connection(timeout=timeout):
+            pass
+        pool.release(pool.acquire(timeout=timeout))
+    eventually(lambda: ("is_expired", True) in asked.steps)
+    pool.drop_expired()
+    pool.close()
+    steps = {"making", "open", "close", "is_connected", "is_expired"} | more
+    assert asked.steps == {(step, True) for step in steps}
+    assert not asked.context.inside
+    assert set(asked.context.left_by) == {None}
+
+
+@pytest.mark.parametrize("timeout", [PATIENCE, 0], ids=["with time", "without"])
+@pytest.mark.parametrize(("kind", "more"), KINDS)
+def test_a_context_is_entered_for_each_check(asked: Asked, kind: type[Any], more: set[str], timeout: float) -> None:
+    pool = asked.pool(kind)
+    pool.release(pool.acquire())
+    settle()
+    asked.steps.clear()
+    asked.context.left_by.clear()
+    connection = pool.acquire(timeout=timeout)
+    assert len(asked.context.left_by) == 1
+    pool.release(connection)
+    assert len(asked.context.left_by) == 2
+    assert asked.steps
+    assert all(is_inside for _, is_inside in asked.steps)
+
+
+def test_options_and_what_a_subclass_makes_are_asked_for_inside_of_the_context(asked: Asked) -> None:
+    class Special(Pool[Any]):
+        def _create_connection(self) -> Any:
+            asked.note("creating")
+            return super()._create_connection()
+
+    def options() -> dict[str, Any]:
+        asked.note("options")
+        return {"asked": asked}
+
+    pool = Special(Simple, options, context=asked.context)
+    pool.acquire()
+    assert {("creating", True), ("options", True)} <= asked.steps
+    assert {is_inside for _, is_inside in asked.steps} == {True}
+
+
+@pytest.mark.parametrize("step", ["making", "open", "is_connected"])
+@pytest.mark.parametrize("kind", [Simple, Foreign])
+def test_what_opening_raises_passes_the_exit_of_the_context(asked: Asked, kind: type[Any], step: str) -> None:
+    error = asked.errors[step] = OSError("not today")
+    pool = asked.pool(kind)
+    with pytest.raises(OSError, match="not today") as raised:
+        pool.acquire()
+    assert raised.value is error
+    assert error in asked.context.left_by
+    asked.errors.clear()
+    check_whole(pool)
+
+
+STEPS: list[tuple[type[Any], str, Act]] = [
+    (Simple, "is_connected", lambda pool: pool.acquire()),
+    (Foreign, "is_connected", lambda pool: pool.acquire()),
+    (WithSocket, "is_connected", lambda pool: pool.acquire()),
+    (Checked, "is_usable", lambda pool: pool.acquire()),
+    (Simple, "is_expired", Pool.drop_expired),
+    (Foreign, "is_expired", Pool.drop_expired),
+    (Simple, "close", Pool.drain),
+    (Foreign, "close", Pool.drain),
+]
+
+
+@pytest.mark.parametrize("error", [ValueError("a bad step"), gevent.Timeout(1)], ids=["error", "timeout"])
+@pytest.mark.parametrize(("kind", "step", "act"), STEPS)
+def test_what_a_step_raises_passes_the_exit_of_the_context(
+    asked: Asked, kind: type[Any], step: str, act: Act, error: BaseException
+) -> None:
+    pool = asked.pool(kind)
+    connection = pool.acquire()
+    pool.release(connection)
+    asked.errors[step] = error
+    # Other tests look at the greenlet that it reaches.
+    result = gevent.spawn(outcome, act, pool).get(timeout=PATIENCE)
+    settle()
+    assert error in asked.context.left_by
+    assert not asked.context.inside
+    asked.errors.clear()
+    if isinstance(result, kind):
+        pool.release(result)
+    check_whole(pool)
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"), [(Simple, "is_connected"), (Foreign, "is_connected"), (Checked, "is_reusable")]
+)
+def test_what_a_check_on_return_raises_passes_the_exit_of_the_context(asked: Asked, kind: type[Any], step: str) -> None:
+    pool = asked.pool(kind)
+    connection = pool.acquire()
+    error = asked.errors[step] = ValueError("a bad step")
+    pool.release(connection)
+    assert asked.context.left_by[-1] is error
+    settle()
+    asked.errors.clear()
+    assert pool.stats().discarded == {"not_reusable": 1}
+    check_whole(pool)
+
+
+@pytest.mark.parametrize("step", ["open", "is_usable", "close"])
+def test_what_cuts_a_step_short_passes_the_exit_of_the_context(asked: Asked, step: str) -> None:
+    pool = asked.pool(Checked, open_timeout=0.01, close_timeout=0.01, acquire_timeout=None)
+    if step != "open":
+        pool.release(pool.acquire())
+    asked.going_on[step] = Event()
+    if step == "close":
+        pool.drain()
+    else:
+        gevent.spawn(outcome, lambda: pool.acquire(timeout=0.005)).join()
+    eventually(lambda: not asked.context.inside)
+    (error,) = (error for error in asked.context.left_by if error is not None)
+    assert isinstance(error, gevent.Timeout | gevent.GreenletExit)
+    asked.going_on[step].set()
+    check_whole(pool)
+
+
+def test_a_caller_that_is_killed_in_a_check_ends_the_context_of_it(asked: Asked, thrown: BaseException) -> None:
+    pool = asked.pool(Checked)
+    pool.release(pool.acquire())
+    asked.going_on["is_usable"] = Event()
+    caller = gevent.spawn(ended_by, pool.acquire)
+    settle()
+    assert asked.context.inside
+    caller.kill(thrown, block=False)
+    assert caller.get(timeout=PATIENCE) is thrown
+    settle()
+    assert not asked.context.inside
+    asked.going_on["is_usable"].set()
+    check_whole(pool)
+
+
+@pytest.mark.parametrize("kind", [Simple, WithSocket, Checked, Foreign])
+def test_a_context_that_can_not_be_entered_loses_nothing(asked: Asked, kind: type[Any]) -> None:
+    def context() -> Context:
+        if error is not None:
+            raise error
+        return asked.context
+
+    error: Exception | None = RuntimeError("no context")
+    pool = Pool(kind, {"asked": asked}, context=context, max_connections=1, reap_expired_connections=False)
+    with pytest.raises(RuntimeError, match="no context"):
+        pool.acquire()
+    error = None
+    connection = pool.acquire()
+    error = RuntimeError("no context")
+    pool.release(connection)
+    settle()
+    assert numbers(pool) == (0, 0, 0, 0)
+    error = None
+    pool.release(pool.acquire())
+    error = RuntimeError("no context")
+    with pytest.raises(RuntimeError, match="no context"):
+        pool.acquire()
+    error = None
+    check_whole(pool)
+
+
+@pytest.mark.parametrize("kind", [Simple, WithSocket, Checked, Foreign])
+def test_a_context_that_swallows_an_error_does_not_make_a_connection_good(asked: Asked, kind: type[Any]) -> None:
+    pool = Pool(kind, {"asked": asked}, context=lambda: contextlib.suppress(OSError), max_connections=1)
+    pool.release(pool.acquire())
+    asked.errors["is_usable" if kind is Checked else "is_connected"] = OSError("not today")
+    asked.errors["open"] = OSError("not today")
+    assert isinstance(gevent.spawn(outcome, pool.acquire).get(timeout=PATIENCE), Exception)
+    asked.errors.clear()
+    check_whole(pool)
+
+
+# A clock
+
+
+def test_a_lifetime_goes_by_the_clock(backend: Backend, clock: Clock) -> None:
+    pool = pool_of(backend, clock=clock, max_lifetime=100)
+    first = pool.acquire()
+    # A lifetime ends up to a tenth earlier.
+    clock.advance(89)
+    pool.release(first)
+    assert pool.acquire(timeout=0) is first
+    pool.release(first)
+    clock.advance(11)
+    assert pool.acquire() is not first
+    settle()
+    assert pool.stats().retired == {"lifetime": 1}
+    assert not first.is_open
+
+
+def test_a_lifetime_that_ends_in_use_goes_by_the_clock(backend: Backend, clock: Clock) -> None:
+    pool = pool_of(backend, clock=clock, max_lifetime=100)
+    pool.release(pool.acquire())
+    with pool.connection() as first:
+        clock.advance(100)
+    settle()
+    assert pool.stats().retired == {"lifetime": 1}
+    assert not first.is_open
+
+
+def test_an_idle_time_goes_by_the_clock(backend: Backend, clock: Clock) -> None:
+    pool = pool_of(backend, clock=clock, idle_timeout=10)
+    first = pool.acquire()
+    clock.advance(50)
+    pool.release(first)
+    for _ in range(3):
+        clock.advance(9)
+        pool.release(pool.acquire())
+    assert pool.acquire(timeout=0) is first
+    pool.release(first)
+    clock.advance(10)
+    assert pool.acquire() is not first
+    assert pool.stats().retired == {"idle": 1}
+
+
+@pytest.mark.parametrize(("setting", "reason"), [("max_lifetime", "lifetime"), ("idle_timeout", "idle")])
+def test_a_sweep_goes_by_the_clock(backend: Backend, clock: Clock, setting: str, reason: str) -> None:
+    asked = 0
+
+    class Counting(ScriptedConnection):
+        def is_expired(self) -> bool:
+            nonlocal asked
+            asked += 1
+            return False
+
+    settings: dict[str, Any] = {setting: 100, "reap_interval": 0.005}
+    pool = clock.pool(lambda: backend._made(Counting(backend, {})), **settings)
+    connection = pool.acquire()
+    pool.release(connection)
+    clock.advance(89)
+    asked = 0
+    eventually(lambda: asked >= 2)
+    assert connection.is_open
+    clock.advance(11)
+    eventually(lambda: not connection.is_open)
+    assert pool.stats().retired == {reason: 1}
+    pool.close()
+
+
+def test_an_acquire_is_late_by_the_clock(backend: Backend, clock: Clock) -> None:
+    pool = pool_of(backend, clock=clock)
+    pool.acquire()
+    caller = gevent.spawn(outcome, lambda: pool.acquire(timeout=0.005))
+    other = gevent.spawn(outcome, lambda: pool.acquire(timeout=60))
+    settle()
+    clock.advance(59)
+    error = caller.get(timeout=PATIENCE)
+    assert isinstance(error, PoolExhaustedError)
+    assert error.waited == 59
+    assert not other.ready()
+    other.kill()
+
+
+def test_callers_that_wait_again_keep_the_order_of_the_clock(backend: Backend, clock: Clock) -> None:
+    class Judged(ScriptedConnection):
+        """Stalls in its check until it is judged."""
+
+        def is_usable(self) -> bool:
+            if self.number > 1:
+                return True
+            checks[self.number].wait()
+            return False
+
+    def acquire(number: int) -> None:
+        pool.acquire()
+        served.append(number)
+
+    checks = [Event(), Event()]
+    pool = clock.pool(
+        lambda: backend._made(Judged(backend, {})), max_connections=2, max_opening=1, reap_expired_connections=False
+    )
+    taken = [pool.acquire(), pool.acquire()]
+    served: list[int] = []
+    callers = []
+    for number in range(3):
+        callers.append(gevent.spawn(acquire, number))
+        settle()
+        clock.advance(1)
+    backend.opens.clear()
+    for connection in taken:
+        pool.release(connection)
+    settle()
+    # The second caller hears first that its connection is bad, and waits again; then the first does.
+    for check in reversed(checks):
+        check.set()
+        settle()
+    assert numbers(pool) == (0, 0, 1, 3)
+    backend.opens.set()
+    eventually(lambda: len(served) == 2)
+    assert served == [0, 1]
+    gevent.killall(callers)
+
+
+def test_times_of_stats_go_by_the_clock(backend: Backend, clock: Clock) -> None:
+    backend.opens.clear()
+    pool = pool_of(backend, clock=clock)
+    caller = spawn_acquire(pool)
+    clock.advance(3)
+    backend.opens.set()
+    connection = caller.get(timeout=PATIENCE)
+    clock.advance(5)
+    pool.release(connection)
+    stats = pool.stats()
+    assert (stats.open_time, stats.wait_time, stats.use_time) == (3, 3, 5)

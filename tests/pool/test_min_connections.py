@@ -1,0 +1,145 @@
+"""A pool keeps on opening up to ``min_connections``, whatever becomes of the greenlets that it has set to work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent
+import pytest
+from gevent.hub import Hub
+
+from gsocketpool import InvalidArgumentError, Pool, PoolClosedError
+from tests.support.scripted import PATIENCE, Backend, eventually, numbers, settle
+from tests.support.switches import greenlets_there_are
+
+#: Seconds within which a pool tries again after its first failures, and many times that.
+SOON = 1.5
+
+
+def fail_to_fill_and_kill_every_greenlet(backend: Backend) -> Pool[Any]:
+    """A pool that has failed to open what it is to keep open, and that lost all its greenlets before it tried again."""
+    others = greenlets_there_are()
+    backend.failures.extend(OSError("down") for _ in range(100))
+    pool = Pool(backend.connect, min_connections=1, reap_interval=0.01)
+    eventually(lambda: pool.stats().open_errors and numbers(pool) == (0, 0, 0, 0))
+    gevent.killall(list(greenlets_there_are() - others))
+    backend.failures.clear()
+    return pool
+
+
+def test_filling_goes_on_for_those_who_wait_though_every_greenlet_was_killed(backend: Backend) -> None:
+    pool = fail_to_fill_and_kill_every_greenlet(backend)
+    try:
+        pool.wait_ready(timeout=SOON)
+        assert numbers(pool) == (0, 1, 0, 0)
+    finally:
+        pool.close()
+
+
+def test_filling_goes_on_in_the_background_though_every_greenlet_was_killed(backend: Backend) -> None:
+    pool = fail_to_fill_and_kill_every_greenlet(backend)
+    # The reaper was killed, too; to use the pool starts another one.
+    pool.drop_expired()
+    try:
+        with gevent.Timeout(SOON, AssertionError("nothing was opened")):
+            eventually(lambda: numbers(pool) == (0, 1, 0, 0))
+    finally:
+        pool.close()
+
+
+def test_a_pool_is_filled_by_hand(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=3)
+    with pool.connection():
+        pool.fill(3)
+        assert numbers(pool) == (1, 2, 0, 0)
+        pool.fill(2)
+        assert numbers(pool) == (1, 2, 0, 0)
+    assert pool.stats().opened == 3
+    pool.close()
+    with pytest.raises(PoolClosedError):
+        pool.fill(1)
+
+
+def test_filling_by_hand_raises_what_opening_raises(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=3)
+    backend.failures.append(ConnectionRefusedError("down"))
+    with pytest.raises(ConnectionRefusedError, match="down"):
+        pool.fill(2)
+    pool.fill(2)
+    assert numbers(pool) == (0, 2, 0, 0)
+    pool.close()
+
+
+def test_the_event_loop_has_a_pool_filled_in_the_background(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=3)
+    gevent.get_hub().loop.run_callback(pool.fill, 3)
+    eventually(lambda: numbers(pool) == (0, 3, 0, 0))
+    pool.close()
+
+
+def test_a_pool_is_filled_up_to_its_limit_and_not_beyond(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=3)
+    with pytest.raises(InvalidArgumentError, match=r"connections must be at most max_connections \(3\), not 4"):
+        pool.fill(4)
+    pool.close()
+
+
+def test_a_pool_is_filled_though_an_opener_was_killed_before_it_began(
+    backend: Backend,
+) -> None:
+    others = greenlets_there_are()
+    pool = Pool(backend.connect, min_connections=1, max_opening=1)
+    gevent.killall(list(greenlets_there_are() - others), block=False)
+    with gevent.Timeout(PATIENCE):
+        pool.fill(1)
+    assert numbers(pool) == (0, 1, 0, 0)
+    pool.close()
+
+
+def test_filling_ends_at_a_limit_that_was_lowered_meanwhile(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=3)
+    backend.opens.clear()
+    filling = gevent.spawn(pool.fill, 3)
+    settle()
+    pool.resize(2)
+    backend.opens.set()
+    filling.get(timeout=PATIENCE)
+    assert numbers(pool) == (0, 2, 0, 0)
+    pool.close()
+
+
+def fill_in_the_loop(pool: Pool[Any]) -> None:
+    gevent.get_hub().loop.run_callback(pool.fill, 1)
+    gevent.sleep(0)
+
+
+def test_a_failure_to_fill_a_pool_in_the_background_is_logged(
+    backend: Backend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Any] = []
+    monkeypatch.setattr(Hub, "print_exception", lambda *error: errors.append(error))
+    backend.failures.append(ConnectionRefusedError("down"))
+    pool = Pool(backend.connect, name="cache")
+    fill_in_the_loop(pool)
+    eventually(lambda: caplog.records)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("gsocketpool", "WARNING")
+    assert record.getMessage() == "pool 'cache' could not open 1 connections"
+    assert "ConnectionRefusedError: down" in caplog.text
+    assert not errors
+    pool.close()
+
+
+def test_a_pool_that_is_closed_while_it_is_filled_in_the_background_says_nothing(
+    backend: Backend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Any] = []
+    monkeypatch.setattr(Hub, "print_exception", lambda *error: errors.append(error))
+    backend.opens.clear()
+    pool = Pool(backend.connect)
+    fill_in_the_loop(pool)
+    settle()
+    pool.close()
+    settle()
+    assert not errors
+    assert caplog.records == []

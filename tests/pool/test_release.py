@@ -1,0 +1,562 @@
+"""Giving a connection back never switches to another greenlet, and does no harm wherever it happens."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import gevent
+import pytest
+from gevent.hub import Hub
+
+import gsocketpool
+from gsocketpool import ConnectionNotFoundError, Pool, PoolClosedError, PoolExhaustedError
+from tests.support.connections import without_switching
+from tests.support.scripted import (
+    PATIENCE,
+    Backend,
+    Plain,
+    ScriptedConnection,
+    end_event_loop,
+    eventually,
+    numbers,
+    settle,
+)
+
+Act = Callable[[Pool[Any]], object]
+#: Makes a generator that acquires a connection, yields, and gives back; and notes in a list when it is collected.
+Reader = Callable[[Pool[Any], list[bool]], Iterator[None]]
+
+# Giving back never switches
+
+
+def leave_by_an_exception(pool: Pool[Any]) -> Any:
+    block = pool.connection()
+    connection = block.__enter__()
+    without_switching(lambda: block.__exit__(LookupError, LookupError(), None))
+    return connection
+
+
+def leave_a_drained_one(pool: Pool[Any]) -> Any:
+    block = pool.connection()
+    connection = block.__enter__()
+    pool.drain()
+    without_switching(lambda: block.__exit__(None, None, None))
+    return connection
+
+
+def discard(pool: Pool[Any]) -> Any:
+    connection = pool.acquire()
+    without_switching(lambda: pool.discard(connection))
+    return connection
+
+
+def release_a_drained_one(pool: Pool[Any]) -> Any:
+    connection = pool.acquire()
+    pool.drain()
+    without_switching(lambda: pool.release(connection))
+    return connection
+
+
+def release_a_surplus(pool: Pool[Any]) -> Any:
+    connection = pool.acquire()
+    pool.acquire()
+    pool.resize(1)
+    without_switching(lambda: pool.release(connection))
+    return connection
+
+
+@pytest.mark.parametrize(
+    "give_back", [leave_by_an_exception, leave_a_drained_one, discard, release_a_drained_one, release_a_surplus]
+)
+def test_what_is_not_kept_is_closed_behind_the_callers_back(
+    backend: Backend, give_back: Callable[[Pool[Any]], Any]
+) -> None:
+    connection = give_back(Pool(backend.connect, max_connections=2))
+    eventually(lambda: not connection.is_open)
+
+
+@pytest.mark.parametrize("waiters", [0, 1])
+def test_what_is_kept_is_given_back_without_a_switch(backend: Backend, waiters: int) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    held = pool.acquire()
+    waiting = [gevent.spawn(pool.acquire) for _ in range(waiters)]
+    settle()
+    without_switching(lambda: pool.release(held))
+    assert [waiter.get(timeout=PATIENCE) for waiter in waiting] == [held] * waiters
+
+
+def test_what_giving_back_has_to_say_is_logged_later(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    class Unsure(ScriptedConnection):
+        def is_reusable(self, error: BaseException | None) -> bool:
+            raise ValueError("it is hard to say")
+
+    connection = Unsure(backend, {})
+    pool = Pool(lambda: connection)
+    with caplog.at_level(logging.DEBUG, "gsocketpool"):
+        pool.acquire()
+        caplog.clear()
+        pool.release(connection)
+        assert not caplog.records
+        eventually(lambda: [record for record in caplog.records if record.levelno >= logging.WARNING])
+    eventually(lambda: not connection.is_open)
+
+
+# The exception that leaves a block
+
+
+class ThrownError(Exception):
+    """Thrown at a greenlet from outside."""
+
+
+THROWN: list[Callable[[], BaseException]] = [gevent.GreenletExit, lambda: gevent.Timeout(1), ThrownError]
+
+
+@pytest.mark.parametrize("turns", [0, 1, 10], ids=["at once", "a turn later", "later"])
+@pytest.mark.parametrize("second", THROWN, ids=["kill", "timeout", "error"])
+@pytest.mark.parametrize("first", THROWN, ids=["kill", "timeout", "error"])
+def test_the_exception_that_leaves_a_block_is_never_replaced(
+    backend: Backend, first: Callable[[], BaseException], second: Callable[[], BaseException], turns: int
+) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    left_by: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with pool.connection():
+                gevent.sleep(PATIENCE)
+        except BaseException as error:
+            left_by.append(error)
+
+    worker = gevent.spawn(work)
+    settle()
+    backend.closes.clear()
+    errors = first(), second()
+    worker.kill(errors[0], block=False)
+    for _ in range(turns):
+        gevent.sleep(0)
+    worker.kill(errors[1], block=False)
+    settle()
+    assert left_by == [errors[0]]
+    assert numbers(pool) == (0, 0, 0, 0)
+    backend.closes.set()
+    eventually(lambda: not backend.open)
+
+
+def test_a_greenlet_killed_in_a_block_is_dead_whatever_timeout_it_has_set(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    limit = gevent.Timeout(0.001)
+    outlived: list[bool] = []
+
+    def work() -> None:
+        try:
+            with pool.connection():
+                try:
+                    gevent.sleep(PATIENCE)
+                finally:
+                    limit.start()
+        except gevent.Timeout:
+            outlived.append(True)
+        finally:
+            limit.close()
+
+    worker = gevent.spawn(work)
+    settle()
+    backend.closes.clear()
+    worker.kill(timeout=PATIENCE)
+    assert not outlived
+    assert worker.dead
+    backend.closes.set()
+    eventually(lambda: not backend.open)
+
+
+# Garbage: a generator that is suspended in a block gives back when it is collected, in the middle of anything
+
+PACKAGE = os.path.dirname(gsocketpool.__file__) + os.sep
+
+
+def is_in_package(frame: FrameType | None) -> bool:
+    """Whether code of the package runs, or waits for what runs."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(PACKAGE):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def read_in_a_block(pool: Pool[Any], collected: list[bool]) -> Iterator[None]:
+    with pool.connection():
+        try:
+            yield
+        finally:
+            collected.append(is_in_package(sys._getframe().f_back))
+
+
+def read_and_release(pool: Pool[Any], collected: list[bool]) -> Iterator[None]:
+    connection = pool.acquire()
+    try:
+        yield
+    finally:
+        collected.append(is_in_package(sys._getframe().f_back))
+        pool.release(connection)
+
+
+def read_and_discard(pool: Pool[Any], collected: list[bool]) -> Iterator[None]:
+    connection = pool.acquire()
+    try:
+        yield
+    finally:
+        collected.append(is_in_package(sys._getframe().f_back))
+        pool.discard(connection)
+
+
+class Response:
+    """One that nobody reads beyond its first row: it holds a connection until it is collected."""
+
+    def __init__(self, read: Reader, pool: Pool[Any], in_a_cycle: bool) -> None:
+        #: When it has been collected, this says whether code of the package ran at that moment.
+        self.collected: list[bool] = []
+        self.rows = read(pool, self.collected)
+        self.itself = self if in_a_cycle else None
+        next(self.rows)
+
+
+class Switching(Plain):
+    def open(self) -> None:
+        gevent.sleep(0)
+        super().open()
+
+    def close(self) -> None:
+        gevent.sleep(0)
+        super().close()
+
+
+def use(pool: Pool[Any]) -> None:
+    with pool.connection():
+        gevent.sleep(0)
+
+
+def fail(pool: Pool[Any]) -> None:
+    with contextlib.suppress(LookupError), pool.connection():
+        raise LookupError
+
+
+def acquire_and_discard(pool: Pool[Any]) -> None:
+    pool.discard(pool.acquire())
+
+
+def resize(pool: Pool[Any]) -> None:
+    pool.resize(1)
+    gevent.sleep(0)
+    pool.resize(World.LIMIT)
+
+
+def drop(pool: Pool[Any]) -> None:
+    connection = pool.acquire()
+    pool.release(connection)
+    # It may have been handed over.
+    with contextlib.suppress(ConnectionNotFoundError):
+        pool.drop(connection)
+
+
+class World:
+    """A pool at work, and garbage that holds one of its connections."""
+
+    LIMIT = 3
+
+    def __init__(self, read: Reader, in_a_cycle: bool = False) -> None:
+        self.made: list[Switching] = []
+        self.pool: Pool[Any] = Pool(self.make, max_connections=self.LIMIT, reap_expired_connections=False)
+        others = [self.pool.acquire() for _ in range(self.LIMIT - 1)]
+        response = Response(read, self.pool, in_a_cycle)
+        self.collected = response.collected
+        self.references = [response]
+        for connection in others:
+            self.pool.release(connection)
+        self.greenlets: list[gevent.Greenlet] = []
+        self.wrongs: list[str] = []
+
+    def make(self) -> Switching:
+        connection = Switching()
+        self.made.append(connection)
+        return connection
+
+    def run(self, *acts: Act) -> None:
+        """Does all of it at the same time, until it is done or gets no further."""
+        self.greenlets = [gevent.spawn(self.call, act) for act in acts]
+        for _ in range(60):
+            gevent.sleep(0)
+            self.look()
+            if all(greenlet.ready() for greenlet in self.greenlets):
+                break
+
+    def call(self, act: Act) -> None:
+        try:
+            act(self.pool)
+        except PoolClosedError:
+            pass
+        except Exception as error:
+            self.wrongs.append(repr(error))
+
+    def look(self) -> None:
+        """What must hold whenever another greenlet can run."""
+        # The lines of this look itself, turn after turn, are not worth a run each.
+        before = sys.gettrace()
+        sys.settrace(None)
+        if self.pool.size > self.LIMIT or min(numbers(self.pool)) < 0:
+            self.wrongs.append(f"wrong numbers: {self.pool!r}")
+        sys.settrace(before)
+
+    def end(self) -> None:
+        """The garbage has given back, so nothing keeps the others from coming to their ends."""
+        gevent.joinall(self.greenlets, timeout=0.2)
+        settle()
+        self.look()
+        if not all(greenlet.ready() for greenlet in self.greenlets):
+            self.wrongs.append(f"stranded: {self.pool!r}")
+        in_use, _, opening, waiting = numbers(self.pool)
+        if in_use or opening or waiting:
+            self.wrongs.append(f"lost: {self.pool!r}")
+        if not self.wrongs:
+            self.check_whole()
+        gevent.killall(self.greenlets)
+        try:
+            self.pool.close(timeout=0)
+        except Exception as error:
+            self.wrongs.append(repr(error))
+        if any(connection.is_open for connection in self.made):
+            self.wrongs.append("left open")
+
+    def check_whole(self) -> None:
+        try:
+            taken = [self.pool.acquire(timeout=1) for _ in range(self.LIMIT)]
+        except PoolClosedError:
+            return
+        except Exception as error:
+            self.wrongs.append(repr(error))
+            return
+        if len(set(map(id, taken))) != self.LIMIT or not all(connection.is_open for connection in taken):
+            self.wrongs.append(f"handed out {taken}")
+        with contextlib.suppress(PoolExhaustedError):
+            self.wrongs.append(f"one too many: {self.pool.acquire(timeout=0)}")
+        for connection in taken:
+            self.pool.release(connection)
+
+
+@pytest.fixture
+def errors_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The errors of greenlets, callbacks and finalizers, which have nobody to be raised to."""
+    errors: list[str] = []
+    monkeypatch.setattr(Hub, "print_exception", lambda *arguments: errors.append(repr(arguments[3])))
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: errors.append(repr(unraisable.exc_value)))
+    return errors
+
+
+@contextmanager
+def only_new_garbage() -> Iterator[None]:
+    """Turns the collector off. When it is called, it passes over what is there already, which would take it long."""
+    before = gc.get_threshold()
+    gc.disable()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
+        gc.enable()
+
+
+def run_dropping_at(line: int, act: Act, read: Reader, in_a_cycle: bool) -> tuple[list[bool], list[str]]:
+    """Has a pool at work, and the garbage collected at the given one of the lines that the package runs.
+
+    Returns, if it came to that line, whether the garbage was collected inside of the package; and what was wrong.
+    """
+    world = World(read, in_a_cycle)
+    lines = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        return trace_lines if frame.f_code.co_filename.startswith(PACKAGE) else None
+
+    def trace_lines(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal lines
+        if event == "line":
+            lines += 1
+            if lines == line:
+                collect()
+        return trace_lines
+
+    def collect() -> None:
+        world.references.clear()
+        if in_a_cycle:
+            gc.collect()
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        world.run(use, act, use, use)
+    finally:
+        sys.settrace(before)
+    collected = list(world.collected)
+    collect()
+    world.end()
+    return collected, world.wrongs
+
+
+@pytest.mark.parametrize(
+    ("act", "read", "in_a_cycle"),
+    [
+        pytest.param(use, read_in_a_block, False, id="use"),
+        pytest.param(use, read_and_release, False, id="use, garbage that releases"),
+        pytest.param(use, read_and_discard, False, id="use, garbage that discards"),
+        pytest.param(use, read_in_a_block, True, id="use, garbage in a cycle"),
+        pytest.param(fail, read_in_a_block, False, id="a block left by an error"),
+        pytest.param(acquire_and_discard, read_in_a_block, False, id="discard"),
+        pytest.param(resize, read_in_a_block, False, id="resize"),
+        pytest.param(drop, read_in_a_block, False, id="drop"),
+        pytest.param(Pool.drop_expired, read_in_a_block, False, id="drop_expired"),
+        pytest.param(Pool.drain, read_in_a_block, False, id="drain"),
+        pytest.param(Pool.close, read_in_a_block, False, id="close"),
+    ],
+)
+def test_garbage_at_every_line_of_the_package(
+    act: Act, read: Reader, in_a_cycle: bool, stride: int, errors_behind: list[str]
+) -> None:
+    fired = 0
+    with only_new_garbage():
+        for line in itertools.count(1, stride):
+            collected, wrongs = run_dropping_at(line, act, read, in_a_cycle)
+            gc.collect()
+            wrongs += errors_behind
+            assert not wrongs, f"at line {line}"
+            if not collected:
+                break
+            assert collected == [True]
+            fired += 1
+    assert fired * stride > 100
+
+
+def run_collecting_after(allocations: int) -> tuple[list[bool], list[str]]:
+    """Has a pool at work, and the collector run after so many allocations of it."""
+    world = World(read_in_a_block, in_a_cycle=True)
+    world.references.clear()
+
+    def use_and_be_collected(pool: Pool[Any]) -> None:
+        gc.set_threshold(gc.get_count()[0] + allocations)
+        gc.enable()
+        try:
+            use(pool)
+        finally:
+            gc.disable()
+
+    world.run(use_and_be_collected, use, use, use, use)
+    collected = list(world.collected)
+    gc.collect()
+    world.end()
+    return collected, world.wrongs
+
+
+def test_garbage_at_every_allocation(errors_behind: list[str]) -> None:
+    fired = 0
+    with only_new_garbage():
+        for allocations in range(1, 80):
+            collected, wrongs = run_collecting_after(allocations)
+            gc.collect()
+            wrongs += errors_behind
+            assert not wrongs, f"after {allocations} allocations"
+            fired += sum(collected)
+    assert fired > 5
+
+
+WHERE: dict[str, Callable[[Act, Pool[Any]], object]] = {
+    "in the greenlet that acquired it": lambda collect, pool: collect(pool),
+    "in another greenlet": lambda collect, pool: gevent.spawn(collect, pool),
+    "in a callback of the event loop": lambda collect, pool: gevent.get_hub().loop.run_callback(collect, pool),
+}
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("in_a_cycle", [False, True], ids=["dropped", "collected"])
+def test_garbage_gives_back_wherever_it_is_collected(where: str, in_a_cycle: bool, errors_behind: list[str]) -> None:
+    with only_new_garbage():
+        world = World(read_in_a_block, in_a_cycle)
+
+        def collect(pool: Pool[Any]) -> None:
+            world.references.clear()
+            gc.collect()
+
+        WHERE[where](collect, world.pool)
+        world.run(use, use, use)
+        assert world.collected
+        world.end()
+        assert not world.wrongs + errors_behind
+
+
+# Garbage in another thread
+
+
+class Owned(Plain):
+    """Notes in which threads its steps run."""
+
+    def __init__(self, threads: set[int]) -> None:
+        self.threads = threads
+
+    def close(self) -> None:
+        self.threads.add(threading.get_ident())
+        super().close()
+
+    def is_connected(self) -> bool:
+        self.threads.add(threading.get_ident())
+        return super().is_connected()
+
+    def is_reusable(self, error: BaseException | None) -> bool:
+        self.threads.add(threading.get_ident())
+        return super().is_reusable(error)
+
+
+def in_thread(act: Callable[[], object]) -> None:
+    def run() -> None:
+        try:
+            act()
+        finally:
+            end_event_loop()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("waiters", [0, 1])
+@pytest.mark.parametrize("in_a_cycle", [False, True], ids=["dropped", "collected"])
+def test_a_block_collected_in_another_thread_comes_back(
+    in_a_cycle: bool, waiters: int, errors_behind: list[str]
+) -> None:
+    threads: set[int] = set()
+    pool = Pool(Owned, {"threads": threads}, max_connections=1)
+    with only_new_garbage():
+        references = [Response(read_in_a_block, pool, in_a_cycle)]
+        waiting = [gevent.spawn(use, pool) for _ in range(waiters)]
+        settle()
+
+        def collect() -> None:
+            references.clear()
+            gc.collect()
+
+        in_thread(collect)
+        try:
+            assert not errors_behind
+            eventually(lambda: not pool.stats().in_use and all(waiter.successful() for waiter in waiting))
+            pool.release(pool.acquire(timeout=PATIENCE))
+            settle()
+            assert threads == {threading.get_ident()}
+        finally:
+            gevent.killall(waiting)

@@ -1,0 +1,316 @@
+"""The examples in README and docs are run, and what the documents list is what there is."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import runpy
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from flask_gsocketpool import current_pool
+from flask_gsocketpool.config import APP_WIDE, DEFAULT_SETTINGS, SETTINGS, TARGETS
+from gsocketpool import Pool
+from gsocketpool.settings import Settings
+from gsocketpool.testing import FlakyServer, torture
+from tests.support.line_server import LineServer
+from tests.support.line_server import server as server
+from tests.support.scripted import PATIENCE
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
+
+
+#: Run by the tests of the connectors and recipes, which look at what the examples have left in the database.
+ELSEWHERE = {"memcached.rst", "mysql.rst", "psycopg.rst", "recipes.rst"}
+
+#: What stands in the examples for where a server of the tests is.
+POSTGRESQL, VALKEY = "postgresql://localhost/app", "valkey://localhost:6379"
+
+
+def blocks(document: Path) -> list[str]:
+    """The examples in Python of a document, each line where it stands in it."""
+    found: list[list[str]] = []
+    indent = None
+    for number, line in enumerate(document.read_text().splitlines()):
+        if line.strip() == ".. code-block:: python":
+            indent = len(line) - len(line.lstrip()) + 4
+            found.append([""] * (number + 1))
+        elif indent is not None and line.strip() and len(line) - len(line.lstrip()) < indent:
+            indent = None
+        elif indent is not None:
+            found[-1].append(line[indent:])
+    return ["\n".join(lines) + "\n" for lines in found]
+
+
+def is_of_tests(block: str) -> bool:
+    return "def test_" in block
+
+
+def is_of_another_process(block: str) -> bool:
+    """Whether an example patches its process, takes a library that is not here, or connects to a server."""
+    return (
+        "patch_all(" in block
+        or needs_a_database(block)
+        or re.search("^(from (celery|flask_sock) import|import psycopg)", block, re.MULTILINE) is not None
+    )
+
+
+def needs_a_database(block: str) -> bool:
+    """Whether an example uses a connector of ours, and so a client library that waits only where gevent has patched."""
+    return re.search(r"\b(Psycopg|Valkey|Redis|PyMySQL|Pymemcache)Connector\(", block) is not None
+
+
+def examples(document: Path) -> str:
+    """Those examples that are no tests and run in this process, one after the other."""
+    return joined(block for block in blocks(document) if not is_of_tests(block) and not is_of_another_process(block))
+
+
+def examples_of_tests(document: Path) -> str:
+    return joined(filter(is_of_tests, blocks(document)))
+
+
+def joined(found: Iterable[str]) -> str:
+    whole = ""
+    for block in found:
+        whole += "\n".join(block.split("\n")[whole.count("\n") :])
+    return whole
+
+
+APP = """
+import pytest
+from flask import Flask
+from flask_gsocketpool import GSocketPool, current_pool
+from gsocketpool.testing import torture
+
+# In which every fault happens once.
+torture.__kwdefaults__["rounds"] = 300
+
+@pytest.fixture
+def app():
+    app = Flask(__name__)
+    app.config["SOCKETPOOL_URL"] = "tcp://localhost:1"
+    GSocketPool(app)
+
+    @app.get("/ask/<line>")
+    def ask(line):
+        with current_pool.connection() as conn:
+            return conn.ask(line.encode())
+
+    return app
+"""
+
+
+#: What each guide to a client tells, under the same headings.
+QUESTIONS = {
+    "Quick start",
+    "The setting to know",
+    "What the next user finds",
+    "What an error means",
+    "What it costs",
+    "What to turn off",
+}
+
+
+@pytest.mark.parametrize("client", ["psycopg", "valkey", "mysql", "memcached", "sqlalchemy"])
+def test_each_guide_to_a_client_answers_the_same_questions(client: str) -> None:
+    lines = (ROOT / "docs" / f"{client}.rst").read_text().splitlines()
+    assert {line for line, under in pairwise(lines) if line and under == "-" * len(line)} >= QUESTIONS
+
+
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if examples(path) and path.name not in ELSEWHERE],
+    ids=lambda path: path.name,
+)
+def test_the_examples_run(document: Path, echo_port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = examples(document).replace("2000", str(echo_port))
+    # The engines' examples need no server.
+    source = source.replace("postgresql+psycopg://localhost/app", f"sqlite:///{tmp_path}/app")
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(source, document.name, "exec"), names)
+    if "app" in names:
+        client = names["app"].test_client()
+        if document.name == "README.rst":
+            assert client.get("/echo/hello%0Aagain").text == "hello again\n"
+        elif document.name == "flask.rst":
+            assert client.get("/").text == "one\ntwo\n"
+            assert client.get("/both").text == "first\nsecond\n"
+            assert client.get("/parallel").text == "first\nsecond\n"
+            names["PAUSE"] = 0
+            check_the_guides_events(names["app"])
+            assert client.get("/health/ready").status_code == 200
+            check_the_guides_deadlines(names["app_with_deadlines"])
+        else:
+            assert client.get("/").text == "hello\n"
+        for pool in names["app"].extensions["gsocketpool"].values():
+            pool.close()
+    if isinstance(names.get("pool"), Pool):
+        names["pool"].close()
+    if document.name == "README.rst":
+        assert "100 answers over 10 connections" in capsys.readouterr().out
+
+
+def test_the_connector_that_the_guide_calls_careful_passes_the_torture() -> None:
+    def ask(client: Any, message: bytes) -> bytes:
+        reply: str = client.ask(message.decode())
+        return reply.encode()
+
+    with FlakyServer() as server:
+        names: dict[str, Any] = {"__name__": "example"}
+        source = examples(ROOT / "docs" / "connectors.rst").replace("2000", str(server.port))
+        exec(compile(source, "connectors.rst", "exec"), names)
+        names["pool"].close()
+        torture(names["CarefulConnector"](), exchange=ask, server=server, rounds=200, forks=1)
+
+
+@pytest.mark.patched
+@pytest.mark.servers
+@pytest.mark.parametrize(
+    "document",
+    [path.name for path in DOCUMENTS if path.name not in ELSEWHERE and any(map(needs_a_database, blocks(path)))],
+)
+def test_the_examples_with_a_database_run(document: str, conninfo: str, valkey_url: str) -> None:
+    (path,) = [path for path in DOCUMENTS if path.name == document]
+    source = joined(filter(needs_a_database, blocks(path)))
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(source.replace(POSTGRESQL, conninfo).replace(VALKEY, valkey_url), document, "exec"), names)
+    pools = [value for value in names.values() if isinstance(value, Pool)]
+    assert pools
+    for pool in pools:
+        assert pool.stats().idle == pool.stats().opened == 1
+        pool.close()
+
+
+def check_the_guides_events(app: Flask) -> None:
+    with app.test_client().get("/events", buffered=False) as response, app.app_context():
+        body = response.iter_encoded()
+        for event in (b"data: news\n\n", b": nothing new\n\n", b": nothing new\n\n"):
+            assert next(body) == event
+            assert current_pool.stats().in_use == 0
+        assert response.mimetype == "text/event-stream"
+
+
+def check_the_guides_deadlines(app: Flask) -> None:
+    client = app.test_client()
+    # There is none yet, and no time to open one.
+    assert client.get("/", headers={"X-Request-Timeout": "0"}).status_code == 503
+    assert client.get("/", headers={"X-Request-Timeout": "soon"}).status_code == 200
+    for pool in app.extensions["gsocketpool"].values():
+        pool.close()
+
+
+@pytest.mark.parametrize(
+    ("document", "passed"), [("failures.rst", 4), ("flask.rst", 4)], ids=["failures.rst", "flask.rst"]
+)
+def test_the_examples_of_tests_pass(pytester: pytest.Pytester, document: str, passed: int) -> None:
+    path = ROOT / "docs" / document
+    pytester.makeconftest(APP)
+    pytester.makepyfile(module=blocks(path)[0])
+    pytester.makepyfile(examples_of_tests(path))
+    pytester.runpytest_subprocess("-W", "error").assert_outcomes(passed=passed)
+
+
+@pytest.mark.servers
+def test_the_guides_script_for_pywsgi_serves_and_ends(server: LineServer, tmp_path: Path) -> None:
+    guide = ROOT / "docs" / "flask.rst"
+    (script,) = [block for block in blocks(guide) if "pywsgi" in block]
+    (tmp_path / "module.py").write_text(blocks(guide)[0].replace("2000", str(server.port)))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = '("127.0.0.1", 8000)'
+        assert address in script
+        inherited = f'__import__("socket").socket(fileno={listener.fileno()})'
+        (tmp_path / "serve.py").write_text(script.replace(address, inherited))
+        log = tmp_path / "log"
+        client = http.client.HTTPConnection(*listener.getsockname(), timeout=PATIENCE)
+        with (
+            log.open("wb") as output,
+            closing(client),
+            subprocess.Popen(
+                [sys.executable, "-W", "error", "serve.py"],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                pass_fds=[listener.fileno()],
+                stderr=output,
+            ) as process,
+        ):
+            try:
+                # It listens already, so the request waits until the app is there.
+                client.request("GET", "/", headers={"Connection": "close"})
+                assert client.getresponse().read() == b"one\ntwo\n"
+                process.terminate()
+                assert process.wait(PATIENCE) == 0, log.read_text()
+            finally:
+                process.kill()
+    assert "Traceback" not in log.read_text()
+
+
+def test_there_are_examples() -> None:
+    assert {path.name for path in DOCUMENTS if examples(path)} >= {
+        "README.rst",
+        "start.rst",
+        "moving.rst",
+        "flask.rst",
+        "connectors.rst",
+    }
+
+
+def test_the_guide_quotes_messages_as_they_are() -> None:
+    text = (ROOT / "docs" / "flask.rst").read_text()
+    quoted = re.findall(r'"([^"\n]+)"', text[text.index("Troubleshooting") :])
+    said = "".join(
+        path.read_text() for package in ("gsocketpool", "flask_gsocketpool") for path in (ROOT / package).glob("*.py")
+    )
+    # Without how Python breaks and fills in a message.
+    said = re.sub(r'"\s*f?"', "", said)
+    pieces = [piece.strip(" ,'") for quote in quoted for piece in re.split(r"…|\b1\b", quote)]
+    assert len(quoted) >= 8
+    assert [piece for piece in pieces if piece not in said] == []
+
+
+def test_the_reference_of_the_configuration_is_made_of_the_code() -> None:
+    found = runpy.run_path(str(ROOT / "docs" / "_configuration.py"))
+    reference = found["reference"]()
+    listed = re.findall(r"^   \* - ``SOCKETPOOL_([A-Z_]+)``", reference, re.MULTILINE)
+    assert sorted(listed) == sorted(name.upper() for name in [*TARGETS, *SETTINGS, *APP_WIDE])
+    assert (
+        "     - 10\n     - The limit on connections that are idle, in use, being opened, reset or pinged.\n"
+        in reference
+    )
+
+
+def test_the_readme_lists_every_key() -> None:
+    listed = re.findall(r"^``SOCKETPOOL_([A-Z_]+)``", (ROOT / "README.rst").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(name.upper() for name in [*TARGETS, *SETTINGS, *APP_WIDE])
+
+
+def test_the_readme_knows_the_defaults() -> None:
+    text = (ROOT / "README.rst").read_text()
+    assert DEFAULT_SETTINGS.keys() <= Settings.__dataclass_fields__.keys()
+    for name, field in Settings.__dataclass_fields__.items():
+        default = DEFAULT_SETTINGS.get(name, field.default)
+        (shown,) = re.findall(rf"^``SOCKETPOOL_{name.upper()}`` +(.*?)  ", text, re.MULTILINE)
+        if isinstance(default, bool):
+            assert shown == str(default).lower()
+        elif default is None:
+            assert shown in ("no limit", "off", "``default``")
+        elif isinstance(default, str):
+            assert shown == f"``{default}``"
+        else:
+            assert float(shown.removesuffix(" s")) == default
+
+
+def test_the_readme_has_the_two_commands() -> None:
+    text = (ROOT / "README.rst").read_text()
+    assert 'python3 -m venv .venv && .venv/bin/pip install -q ".[demo]" && .venv/bin/python -m example_app\n' in text
+    assert 'python3 -m venv .venv && .venv/bin/pip install -q -e ".[test]" && .venv/bin/python -m pytest\n' in text

@@ -1,0 +1,419 @@
+"""The server that misbehaves on command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+from gsocketpool import (
+    ConnectionClosedError,
+    InvalidArgumentError,
+    StreamConnection,
+    TcpConnection,
+    TlsConnection,
+    UnixConnection,
+)
+from gsocketpool.testing import FAULTS, FlakyServer, exchange_line
+from tests.connection.test_fork import in_child
+from tests.support.connections import no_hanging as no_hanging
+from tests.support.connections import outcome, spawn_waiting, without_switching
+from tests.support.connections import reset as reset_peer
+from tests.support.scripted import PATIENCE, settle
+from tests.support.servers import Server, client_context, open_sockets, server_context
+
+KINDS = ["tcp", "unix", "tls"]
+
+
+@contextlib.contextmanager
+def serving(kind: str, directory: Path, **options: Any) -> Iterator[tuple[FlakyServer, StreamConnection]]:
+    """A server, and a connection to it that is still to be opened."""
+    connection: StreamConnection
+    if kind == "unix":
+        options["path"] = directory / "socket"
+    if kind == "tls":
+        options["tls"] = server_context("localhost")
+    with FlakyServer(**options) as server:
+        if kind == "unix":
+            connection = UnixConnection(server.address, timeout=PATIENCE)
+        elif kind == "tls":
+            security: Any = {"ssl_context": client_context(), "server_hostname": "localhost"}
+            connection = TlsConnection(server.host, server.port, timeout=PATIENCE, **security)
+        else:
+            connection = TcpConnection(server.host, server.port, timeout=PATIENCE)
+        try:
+            yield server, connection
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def client(flaky_server: FlakyServer) -> Iterator[TcpConnection]:
+    """An open connection to the server."""
+    connection = TcpConnection(flaky_server.host, flaky_server.port, timeout=PATIENCE)
+    connection.open()
+    yield connection
+    connection.close()
+
+
+# Serving
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_every_request_with_itself_and_remembers_it(kind: str, tmp_path: Path) -> None:
+    with serving(kind, tmp_path) as (server, connection):
+        connection.open()
+        connection.send(b"one\ntw")
+        assert connection.recv_until(b"\n") == b"one\n"
+        connection.send(b"o\n")
+        assert connection.recv_until(b"\n") == b"two\n"
+        (served,) = server.connections
+        assert served.requests == [b"one\n", b"two\n"]
+        assert served.received == b"one\ntwo\n"
+        assert served.is_open
+        assert served.number == 0
+        assert server.open_connections == [served]
+
+
+def test_answers_as_it_is_told() -> None:
+    def answer(request: bytes) -> bytes | None:
+        return None if request == b"quiet;" else request.upper()
+
+    with FlakyServer(answer, delimiter=b";") as server:
+        connection = TcpConnection(server.host, server.port, timeout=PATIENCE)
+        connection.open()
+        connection.send(b"quiet;loud;")
+        assert connection.recv_until(b";") == b"LOUD;"
+        connection.close()
+
+
+def test_an_error_in_what_answers_is_raised_at_the_end() -> None:
+    def answer(request: bytes) -> bytes:
+        raise LookupError(request)
+
+    def ask() -> None:
+        with FlakyServer(answer) as server:
+            connection = TcpConnection(server.host, server.port, timeout=PATIENCE)
+            connection.open()
+            with pytest.raises(ConnectionClosedError):
+                exchange_line(connection, b"what")
+
+    with pytest.raises(LookupError, match="what"):
+        ask()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
+@pytest.mark.parametrize("kind", KINDS)
+def test_knows_from_which_process_a_connection_is(kind: str, tmp_path: Path) -> None:
+    with serving(kind, tmp_path) as (server, connection):
+        connection.open()
+        exchange_line(connection, b"hello")
+
+        program = (
+            "import socket, sys; other = socket.socket(int(sys.argv[1]));"
+            " other.connect(eval(sys.argv[2])); sys.stdin.read()"
+        )
+        family = socket.AF_UNIX if kind == "unix" else socket.AF_INET
+        with subprocess.Popen(
+            [sys.executable, "-c", program, str(int(family)), repr(server.address)], stdin=subprocess.PIPE
+        ) as other:
+            server.wait_until(lambda: len(server.connections) == 2)
+            assert [served.pid for served in server.connections] == [os.getpid(), other.pid]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_knows_how_each_connection_has_ended(kind: str, tmp_path: Path) -> None:
+    with serving(kind, tmp_path) as (server, connection):
+        connection.open()
+        exchange_line(connection, b"first")
+        connection.close()
+        server.wait_until(lambda: not server.open_connections)
+
+        connection.open()
+        exchange_line(connection, b"second")
+        server.close_connections()
+
+        connection.close()
+        connection.open()
+        exchange_line(connection, b"third")
+        if kind == "tls":
+            connection.socket.unwrap = None
+            super(TlsConnection, connection).close()
+        elif kind == "tcp":
+            reset_peer(connection.socket)
+        server.wait_until(lambda: kind == "unix" or not server.open_connections)
+        ends = [served.end for served in server.connections]
+        assert ends == ["closed", "by the server", {"tcp": "reset", "tls": "cut off", "unix": None}[kind]]
+
+
+def test_passes_everything_on_to_a_server_upstream() -> None:
+    def shout(peer: Any) -> None:
+        while data := peer.recv(100):
+            peer.sendall(data.upper())
+
+    with Server(shout) as upstream, FlakyServer(upstream=(upstream.host, upstream.port)) as server:
+        connection = TcpConnection(server.host, server.port, timeout=PATIENCE)
+        connection.open()
+        connection.send(b"pass it on")
+        assert connection.recv_exactly(10) == b"PASS IT ON"
+        server.fail("twice", times=1)
+        connection.send(b"again")
+        assert connection.recv_exactly(10) == b"AGAINAGAIN"
+        (served,) = server.connections
+        assert served.received == b"pass it onagain"
+        assert not served.is_asking
+        upstream.stop()
+        with pytest.raises(ConnectionClosedError):
+            connection.recv_exactly(1)
+        assert served.end == "by the server"
+        connection.close()
+
+
+# Misbehaving: what clients make of it is in test_server_faults.py
+
+
+def test_refuses_and_lets_go_on_what_is_there(flaky_server: FlakyServer, client: TcpConnection) -> None:
+    flaky_server.fail("refuse")
+    with pytest.raises(ConnectionRefusedError):
+        TcpConnection(flaky_server.host, flaky_server.port).open()
+    assert exchange_line(client, b"still here") == b"still here"
+
+
+def test_a_fault_for_some_times_is_over_by_itself(flaky_server: FlakyServer, client: TcpConnection) -> None:
+    flaky_server.fail("twice", times=2)
+    client.send(b"1\n2\n3\n")
+    assert client.recv_exactly(10) == b"1\n1\n2\n2\n3\n"
+
+
+def test_a_fault_for_some_answers_only(flaky_server: FlakyServer, client: TcpConnection) -> None:
+    flaky_server.fail("silent", only=lambda answer: answer.startswith(b"secret"))
+    client.send(b"secret one\nopen\n")
+    assert client.recv_until(b"\n") == b"open\n"
+
+
+def test_another_fault_takes_the_place_of_the_first(flaky_server: FlakyServer, client: TcpConnection) -> None:
+    flaky_server.fail("refuse")
+    flaky_server.fail("twice")
+    client.send(b"a\n")
+    assert client.recv_exactly(4) == b"a\na\n"
+    another = TcpConnection(flaky_server.host, flaky_server.port)
+    another.open()
+    another.close()
+
+
+def test_what_was_connected_before_a_fault_is_served(flaky_server: FlakyServer) -> None:
+    connection = TcpConnection(flaky_server.host, flaky_server.port, timeout=PATIENCE)
+    connection.open()
+    # The server has had no time to accept it yet.
+    flaky_server.fail("refuse")
+    assert exchange_line(connection, b"just in time") == b"just in time"
+    connection.close()
+
+
+def test_what_connects_while_a_fault_begins_is_served_or_refused(tmp_path: Path) -> None:
+    with serving("unix", tmp_path) as (server, connection):
+        # The server waits for somebody to accept, and so is waited for when it stops: that is when this one connects.
+        settle()
+        opener = gevent.spawn(outcome, connection.open)
+        server.fail("refuse")
+        error = opener.get(timeout=PATIENCE)
+        assert isinstance(error, ConnectionRefusedError) or exchange_line(connection, b"in time") == b"in time"
+
+
+def test_what_is_late_comes_when_it_is_healed(flaky_server: FlakyServer, client: TcpConnection) -> None:
+    flaky_server.fail("late", times=1)
+    client.send(b"late\n")
+    reader = spawn_waiting(client.recv_until, b"\n")
+    flaky_server.wait_until(lambda: flaky_server.connections and flaky_server.connections[0].is_asking)
+    flaky_server.heal()
+    assert reader.get() == b"late\n"
+
+
+def test_what_is_late_comes_after_its_delay(flaky_server: FlakyServer, client: TcpConnection) -> None:
+    flaky_server.fail("late", delay=0.02)
+    assert exchange_line(client, b"late") == b"late"
+
+
+def test_sees_the_end_of_a_connection_to_which_it_owes_an_answer(
+    flaky_server: FlakyServer, client: TcpConnection
+) -> None:
+    flaky_server.fail("late")
+    client.send(b"late\n")
+    flaky_server.wait_until(lambda: flaky_server.connections and flaky_server.connections[0].is_asking)
+    client.close()
+    flaky_server.wait_until(lambda: not flaky_server.open_connections)
+    assert flaky_server.connections[0].end == "closed"
+
+
+def test_closes_what_is_idle_and_nothing_else(flaky_server: FlakyServer, client: TcpConnection) -> None:
+    asking = TcpConnection(flaky_server.host, flaky_server.port, timeout=PATIENCE)
+    asking.open()
+    flaky_server.fail("late")
+    asking.send(b"wait for it\n")
+    flaky_server.wait_until(lambda: len(flaky_server.connections) == 2 and flaky_server.connections[1].is_asking)
+    flaky_server.close_idle()
+    assert client.recv() == b""
+    flaky_server.heal()
+    assert asking.recv_until(b"\n") == b"wait for it\n"
+    asking.close()
+
+
+def test_closes_a_connection_that_has_not_shaken_hands_yet(tmp_path: Path) -> None:
+    with serving("tls", tmp_path) as (server, _):
+        client = TcpConnection(server.host, server.port, timeout=PATIENCE)
+        client.open()
+        server.wait_until(lambda: server.connections)
+        settle()
+        server.close_connections()
+        assert client.recv() == b""
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_it_closes_is_closed_at_once(kind: str, reset: bool, tmp_path: Path) -> None:
+    with serving(kind, tmp_path) as (server, connection):
+        connection.open()
+        exchange_line(connection, b"hello")
+        assert connection.is_usable()
+
+        def close() -> bool:
+            server.close_connections(reset=reset)
+            return connection.is_usable()
+
+        assert not without_switching(close)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_restarts_on_the_same_address(kind: str, tmp_path: Path) -> None:
+    with serving(kind, tmp_path) as (server, connection):
+        connection.open()
+        exchange_line(connection, b"before")
+        address = server.address
+        server.restart()
+        assert server.address == address
+        assert connection.recv() == b""
+        connection.close()
+        connection.open()
+        assert exchange_line(connection, b"after") == b"after"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_after_each_fault_it_is_well_again(fault: str, kind: str, tmp_path: Path) -> None:
+    with serving(kind, tmp_path) as (server, connection):
+        server.fail(fault)
+        attempt = gevent.spawn(outcome, connection.open)
+        attempt.join(timeout=0.05)
+        server.heal()
+        attempt.join()
+        connection.close()
+        connection.open()
+        assert exchange_line(connection, b"well again") == b"well again"
+
+
+def test_leaves_nothing_behind(tmp_path: Path, assert_no_leaks: None) -> None:
+    for kind in KINDS:
+        for fault in FAULTS:
+            with serving(kind, tmp_path) as (server, connection):
+                connection.open()
+                server.fail(fault)
+                connection.send(b"hello\n")
+                gevent.sleep(0)
+        assert not (tmp_path / "socket").exists()
+
+
+def test_does_not_serve_in_a_forked_child(flaky_server: FlakyServer, client: TcpConnection) -> None:
+    def child() -> bool:
+        before = open_sockets()
+        # Whatever the greenlets that were copied would do, they do it now.
+        for _ in range(10):
+            gevent.sleep(0.001)
+        return open_sockets() <= before and not flaky_server._own_sockets()
+
+    assert in_child(child)
+    assert exchange_line(client, b"parent") == b"parent"
+
+
+# What can't be used
+
+
+def test_outside_of_its_block_it_says_so() -> None:
+    server = FlakyServer()
+    steps: list[Callable[[], object]] = [lambda: server.address, lambda: server.port, server.heal, server.restart]
+    for _ in range(2):
+        for step in [*steps, lambda: server.fail("half")]:
+            with pytest.raises(RuntimeError, match="within its `with` block"):
+                step()
+        with server:
+            server.fail("half")
+
+
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "precious.txt"
+    path.write_text("precious")
+    with pytest.raises(OSError, match="in use"), FlakyServer(path=path):
+        pass
+    assert path.read_text() == "precious"
+
+
+def test_what_an_answer_cannot_be_is_raised_at_the_end() -> None:
+    def ask() -> None:
+        with FlakyServer(lambda request: "text") as server:  # type: ignore[arg-type, return-value]
+            connection = TcpConnection(server.host, server.port, timeout=PATIENCE)
+            connection.open()
+            with pytest.raises(ConnectionClosedError):
+                exchange_line(connection, b"hello")
+
+    with pytest.raises(TypeError, match="must return bytes or None, not str"):
+        ask()
+
+
+@pytest.mark.parametrize(
+    ("argument", "options"),
+    [
+        ("answer", {"answer": b"no function"}),
+        ("answer", {"answer": bytes, "upstream": ("127.0.0.1", 1)}),
+        ("delimiter", {"delimiter": b""}),
+        ("delimiter", {"delimiter": "\n"}),
+        ("upstream", {"upstream": 6379}),
+        ("path", {"path": 5}),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_refused(argument: str, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        FlakyServer(**options)
+    assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize(
+    ("argument", "arguments"),
+    [
+        ("fault", {"fault": "explode"}),
+        ("times", {"fault": "refuse", "times": 1}),
+        ("only", {"fault": "hang", "only": bool}),
+        ("times", {"fault": "half", "times": 0}),
+        ("delay", {"fault": "half", "delay": 1}),
+        ("delay", {"fault": "late", "delay": -1}),
+    ],
+)
+def test_a_command_that_cannot_be_used_is_refused_and_changes_nothing(
+    flaky_server: FlakyServer, client: TcpConnection, argument: str, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        flaky_server.fail(**arguments)
+    assert caught.value.argument == argument
+    assert exchange_line(client, b"well") == b"well"
+
+
+def test_what_does_not_come_true_says_what_was_seen(flaky_server: FlakyServer, client: TcpConnection) -> None:
+    exchange_line(client, b"a clue")
+    with pytest.raises(AssertionError, match="a clue"):
+        flaky_server.wait_until(lambda: False, timeout=0.01)
