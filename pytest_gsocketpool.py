@@ -1,6 +1,6 @@
 """Fixtures for pytest, which finds this module by its entry point.
 
-Nothing is imported before it is used: this is loaded whenever pytest runs, and before a program can patch anything.
+pytest loads this module at every start, before a program can monkey-patch. So each fixture imports what it needs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def flaky_server(request: pytest.FixtureRequest) -> Iterator[FlakyServer]:
-    """A :class:`~gsocketpool.testing.FlakyServer`. An indirect parameter is a dict of arguments for it."""
+    """Start a :class:`~gsocketpool.testing.FlakyServer`. An indirect parameter is a dict of its arguments."""
     from gsocketpool.testing import FlakyServer
 
     with FlakyServer(**getattr(request, "param", {})) as server:
@@ -27,7 +27,7 @@ def flaky_server(request: pytest.FixtureRequest) -> Iterator[FlakyServer]:
 
 @pytest.fixture
 def assert_no_leaks() -> Iterator[None]:
-    """Fails a test that leaves open sockets, greenlets or connections in use behind."""
+    """Fail a test that leaves open sockets, greenlets or connections in use behind."""
     from gsocketpool.testing import no_leaks
 
     with no_leaks():
@@ -36,7 +36,7 @@ def assert_no_leaks() -> Iterator[None]:
 
 @pytest.fixture
 def socketpool_app(app: Flask) -> Iterator[Flask]:
-    """The app of your fixture ``app`` with pools that are made for this test, and closed at its end."""
+    """Give the app of your fixture ``app`` new pools for this test, and close them at its end."""
     from flask_gsocketpool.testing import fresh_pools
 
     with fresh_pools(app):

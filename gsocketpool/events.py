@@ -1,4 +1,4 @@
-"""What a pool can tell: the moments of its connections' lives."""
+"""The events in the life of a connection, and how a pool reports them."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ logger = logging.getLogger("gsocketpool")
 
 
 class PoolEvents:
-    """Derive from it, override what you want to hear of, and pass an instance as ``Pool(…, events=)``.
+    """Base class for a listener: override the events you want, and pass an instance as ``Pool(…, events=)``.
 
-    Which methods are overridden is looked up once, when the pool is made; the others cost nothing. A method that raises
-    is logged and harms nothing. One instance may serve several pools.
+    The pool looks up once, when it is made, which methods are overridden; the others cost nothing. An error that a
+    method raises is logged and has no other effect. One instance may serve several pools.
     """
 
     def opened(self, pool: Pool[Any], connection: Any) -> None:
-        """A connection was opened. The greenlet that opened it runs this."""
+        """Handle a new connection, in the greenlet that opened it."""
 
     def closed(self, pool: Pool[Any], connection: Any, reason: str) -> None:
-        """A connection has left the pool and is being closed.
+        """Handle a connection that has left the pool and is being closed.
 
-        The event loop's own greenlet runs this: it must not wait.
+        The event loop runs this, so it must not block.
 
-        :param reason: as in :attr:`PoolStats.discarded` and :attr:`PoolStats.retired`.
+        :param reason: a key of :attr:`PoolStats.discarded` or :attr:`PoolStats.retired`.
         """
 
     def acquired(self, lease: Lease[Any]) -> None:
-        """A connection was handed out. The greenlet that acquired it runs this, before it gets the connection."""
+        """Handle an acquired connection, in the greenlet that acquired it, before that greenlet gets the connection."""
 
     def released(self, pool: Pool[Any], connection: Any) -> None:
-        """A connection came back, was reset if need be, and the pool keeps it; by now it may be in use again.
+        """Handle a connection that came back and that the pool keeps. If it needed a reset, the reset is done.
 
-        The event loop's own greenlet runs this: it must not wait.
+        The event loop runs this, so it must not block. By then the connection may be in use again.
         """
 
     def waiting(self, pool: Pool[Any]) -> None:
-        """A caller is about to wait: no connection is idle. Its greenlet runs this."""
+        """Handle a caller that is about to wait because no connection is idle, in the caller's greenlet."""
 
     def exhausted(self, pool: Pool[Any], error: PoolExhaustedError) -> None:
-        """A caller did not get a connection in time, or was refused. Its greenlet runs this; then `error` is raised."""
+        """Handle a caller that ran out of time or was refused, in its greenlet, before `error` is raised there."""
 
     def leaked(self, pool: Pool[Any], connection: Any) -> None:
-        """A connection has been in use for longer than ``leak_threshold``, or its greenlet has died."""
+        """Handle a connection that was in use for longer than ``leak_threshold``, or whose greenlet has died."""
 
 
 class Listener:
-    """The methods of one pool's listener, each of them None unless it is overridden."""
+    """The overridden methods of one pool's :class:`PoolEvents`; None for each that is not overridden."""
 
     def __init__(self, events: PoolEvents | None) -> None:
         def overridden(name: str) -> Callable[..., None] | None:
@@ -73,7 +73,7 @@ class Listener:
 
 
 def tell(method: Callable[..., None], *arguments: Any) -> None:
-    """Call a method of a listener, and log its errors. A kill, or a timeout of the caller's, goes on."""
+    """Call a listener's method and log its errors. A kill or a timeout thrown at the caller propagates."""
     try:
         method(*arguments)
     except Exception:
@@ -81,10 +81,10 @@ def tell(method: Callable[..., None], *arguments: Any) -> None:
 
 
 def tell_in_loop(method: Callable[..., None], *arguments: Any) -> None:
-    """Call a method of a listener in the event loop's own greenlet, and log its errors."""
+    """Call a listener's method in the event loop's own greenlet, and log its errors."""
     try:
         method(*arguments)
     except (Exception, gevent.Timeout) as error:
-        # A timeout is the listener's own, since nothing is thrown at the event loop. Logging may switch, which the
-        # event loop's own greenlet can't.
+        # Nothing throws a timeout at the event loop, so it is the listener's own. Logging may switch, which the event
+        # loop's greenlet can't do.
         gevent.spawn(logger.warning, "%r has failed", method, exc_info=error)

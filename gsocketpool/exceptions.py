@@ -142,5 +142,5 @@ def add_note(error: BaseException, note: str) -> None:
 
 
 def described(error: BaseException) -> str:
-    """An error in one line, as a traceback ends with it."""
+    """Return an error in one line, like the last line of a traceback."""
     return "; ".join(line.strip() for line in traceback.format_exception_only(error))

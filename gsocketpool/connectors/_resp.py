@@ -167,7 +167,7 @@ class RespConnector(Connector[C]):
     @classmethod
     @functools.cache
     def _known(cls, by_url: bool) -> set[str]:
-        """The arguments that the library takes. With a URL it hands them to its connections."""
+        """Return the names of the arguments that the library takes. With a URL, they go to its connections."""
         module = cls._library.connection
         kinds = [module.Connection, module.SSLConnection, module.UnixDomainSocketConnection]
         classes = {one for kind in kinds for one in kind.__mro__} if by_url else {cls._client_class}
@@ -236,7 +236,7 @@ class RespConnector(Connector[C]):
 
     @classmethod
     def _base_error(cls) -> type[Exception]:
-        """The base of the library's errors, which has another name in each."""
+        """Return the base class of the library's errors: its name differs between the libraries."""
         base: type[Exception] = cls._library.exceptions.ConnectionError.__base__
         return base
 

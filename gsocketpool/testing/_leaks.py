@@ -1,4 +1,4 @@
-"""What a test must not leave behind."""
+"""Checks that a test leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from gsocketpool.testing._sockets import open_sockets
 
 T = TypeVar("T")
 
-#: Seconds that what is on its way to end gets for that.
+#: Seconds that leftovers get to go away by themselves.
 _GRACE = 2.0
 
 
 @contextmanager
 def no_leaks() -> Iterator[None]:
-    """Makes sure that nothing is left at the end of the block that was not there at its beginning.
+    """Check that the block leaves nothing behind: no open sockets, no running greenlets, no connections in use.
 
-    That is: sockets of this process, greenlets that have not ended, and connections in use. A pool that was used in the
-    block must be closed there, or no longer be referred to. What belongs to a
-    :class:`~gsocketpool.testing.FlakyServer` does not count if the server was there before.
+    A pool used in the block must be closed there or no longer be referenced. Sockets and greenlets of a
+    :class:`~gsocketpool.testing.FlakyServer` that was running before the block do not count.
 
-    :raises AssertionError: if there is something, after two seconds in which it may go away by itself. It says what.
+    :raises AssertionError: if something is left two seconds after the end of the block. The message lists it.
     """
     sockets, greenlets = set(open_sockets()), weakref.WeakSet(_running_greenlets())
     in_use = weakref.WeakKeyDictionary(_connections_in_use())
@@ -49,7 +48,7 @@ def no_leaks() -> Iterator[None]:
     yield
     with gevent.Timeout(_GRACE, False):
         while left():
-            # It may be garbage, whose destructors have work to do.
+            # Garbage may still have destructors to run.
             gc.collect()
             gevent.sleep(0.01)
     found = left()
@@ -58,16 +57,16 @@ def no_leaks() -> Iterator[None]:
 
 
 def _running_greenlets() -> list[gevent.Greenlet]:
-    # Those that a pool keeps for later are not left behind.
+    # A pool keeps idle greenlets for its next resets; these are no leak.
     kept = {greenlet for upkeep in _instances(Upkeep) for greenlet in upkeep.idle}
     return [one for one in _instances(gevent.Greenlet) if one.started and not one.ready() and one not in kept]
 
 
 def _connections_in_use() -> dict[Pool[Any], int]:
-    # One that could not be made is still known to the traceback that says why.
+    # A pool whose __init__ failed may still be alive in a traceback, without a state.
     return {pool: pool.stats().in_use for pool in _instances(Pool) if "_state" in vars(pool)}
 
 
 def _instances(kind: type[T]) -> list[T]:
-    # By their types: isinstance() asks the object, which may be a proxy for something that is not there.
+    # By type: isinstance() asks the object, which may be a proxy whose target is gone.
     return [candidate for candidate in gc.get_objects() if issubclass(type(candidate), kind)]

@@ -1,4 +1,4 @@
-"""Which process is at the other end of a connection from this machine. Only Linux tells."""
+"""Finds the process at the other end of a local connection. This works on Linux only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NLM_F_REQUEST = 1
 
 
 def pid_of_peer(accepted: Any) -> int | None:
-    """The process at the other end of an accepted socket; None where that can't be found out."""
+    """Return the process at the other end of an accepted socket; None if it can't be found."""
     try:
         if accepted.family == _AF_UNIX:
             pid, _, _ = struct.unpack("3i", accepted.getsockopt(_SOL_SOCKET, _SO_PEERCRED, 12))
@@ -31,7 +31,7 @@ def pid_of_peer(accepted: Any) -> int | None:
     except OSError:
         return None
     if not inode:
-        # It was closed meanwhile.
+        # The client has closed it by now.
         return None
     pid = next((pid for pid in _processes() if _has_open(pid, inode)), None)
     if pid is not None:
@@ -41,9 +41,9 @@ def pid_of_peer(accepted: Any) -> int | None:
 
 
 def _inode(local: tuple[str, int], remote: tuple[str, int]) -> int:
-    """What Linux calls the TCP socket with these IPv4 addresses, asked as sock_diag(7) describes.
+    """Return the inode of the TCP socket with these IPv4 addresses, by sock_diag(7).
 
-    /proc/net/tcp has it, too, and takes milliseconds to read on a machine that has closed some thousand connections.
+    /proc/net/tcp lists it, too, but takes milliseconds to read on a machine that has closed a few thousand connections.
     """
     ends = struct.pack("!HH16s16s", local[1], remote[1], _packed(local[0]), _packed(remote[0]))
     wanted = (
@@ -67,14 +67,14 @@ def _packed(address: str) -> bytes:
     return bytes(map(int, address.split(".")))
 
 
-#: The processes that had connections before, the latest last.
+#: The processes found so far, the most recent last.
 _found: dict[int, None] = {}
 
 
 def _processes() -> Iterator[int]:
-    """Yield all processes, the likely ones first: to look at every one takes tens of milliseconds.
+    """Yield all processes, the likely ones first: looking at every one takes tens of milliseconds.
 
-    Those are the processes that had connections before, and then the youngest, such as a child that was just forked.
+    Likely are the processes found before, then the youngest, such as a child that was just forked.
     """
     likely = [os.getpid(), *reversed(_found)]
     yield from likely
@@ -84,7 +84,7 @@ def _processes() -> Iterator[int]:
 
 def _has_open(pid: int, inode: int) -> bool:
     directory = f"/proc/{pid}/fd"
-    # The process may have ended, or belong to another user.
+    # The process may have exited, or belong to another user.
     with contextlib.suppress(OSError):
         for descriptor in os.listdir(directory):
             with contextlib.suppress(OSError):

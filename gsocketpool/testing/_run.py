@@ -256,7 +256,7 @@ class Run(Generic[C]):
             os._exit(0)
 
     def _live_in_the_child(self, link: Link) -> None:
-        """What the greenlets began in the parent they go on to do here, until some exchanges have been completed."""
+        """Let the copied greenlets go on with what they began in the parent, until they complete some exchanges."""
         checks = self._checks
         checks.begin_in_the_child()
         self._rounds_left = max(self._rounds_left, 100)

@@ -24,23 +24,23 @@ from gsocketpool.testing._sockets import identity
 if TYPE_CHECKING:
     import ssl
 
-#: The servers that are inside their block.
+#: The servers whose ``with`` block is running.
 serving: weakref.WeakSet[FlakyServer] = weakref.WeakSet()
 
 
 class FlakyServer:
-    """A real server on the loopback interface. It works well until it is told to misbehave.
+    """A real server on the loopback interface. It works normally until a test tells it to misbehave.
 
-    It reads requests, answers each of them, and remembers everything. It serves within its ``with`` block, in greenlets
-    of the event loop there, so nothing that blocks the whole process may be used with it.
+    It reads requests, answers each of them, and records everything. It runs inside its ``with`` block, in greenlets of
+    that event loop, so a client that blocks the whole process can't talk to it.
 
-    :param answer: what to answer to a request. It gets the request, its delimiter included, and returns the answer's
-        bytes, or None for no answer. By default the answer is the request itself.
+    :param answer: gets a request, delimiter included, and returns the answer's bytes, or None for no answer. By default
+        the answer is the request itself.
     :param delimiter: the bytes that end a request.
-    :param upstream: the address of a server to pass everything on to, in both directions, instead of answering. What
-        comes from there in one piece counts as one answer. This teaches faults to a server of any protocol.
-    :param path: where a Unix domain socket is made. Without one, a free TCP port of 127.0.0.1 is taken.
-    :param tls: the context of a TLS server, to speak TLS.
+    :param upstream: the address of a server to relay everything to, in both directions, instead of answering. Each
+        piece received from there counts as one answer. This adds faults to a server of any protocol.
+    :param path: the path of a Unix domain socket to listen on. By default, a free TCP port of 127.0.0.1.
+    :param tls: the server's SSL context, to speak TLS.
     :raises InvalidArgumentError: if one of these can't be used.
     """
 
@@ -65,9 +65,9 @@ class FlakyServer:
             raise InvalidArgumentError("path", path, "a path")
         self._path = None if path is None else os.fspath(path)
 
-        #: Every connection there was, the oldest first.
+        #: Every connection so far, the oldest first.
         self.connections: list[ServedConnection] = []
-        #: The most connections that were open at the same time.
+        #: The highest number of connections open at the same time.
         self.most_open = 0
 
         self._faults = Faults()
@@ -117,7 +117,7 @@ class FlakyServer:
         """The port to connect to by TCP."""
         return int(self.address[1])
 
-    # What it has seen
+    # What it has recorded
 
     @property
     def open_connections(self) -> list[ServedConnection]:
@@ -125,11 +125,11 @@ class FlakyServer:
         return [served for served in self.connections if served.is_open]
 
     def wait_until(self, condition: Callable[[], object], timeout: float = 10.0) -> None:
-        """Waits until `condition` is true.
+        """Wait until `condition` returns something true.
 
         :param timeout: the most seconds to wait.
         :raises InvalidArgumentError: if `timeout` is not a number of seconds.
-        :raises AssertionError: if it does not come true in time. It says what the server has seen last.
+        :raises AssertionError: if the time is over first. The message shows the server's last ten connections.
         """
         timeout = check_seconds("timeout", timeout, zero=True)
         deadline = gevent.Timeout.start_new(timeout)
@@ -154,12 +154,12 @@ class FlakyServer:
         delay: float | None = None,
         only: Callable[[bytes], bool] | None = None,
     ) -> None:
-        """Misbehaves from now on, until :meth:`heal` or another fault.
+        """Misbehave until :meth:`heal` or the next call of this.
 
         :param fault: one of :data:`FAULTS`.
-        :param times: how many answers it is for; without limit by default. Not for "refuse" and "hang".
-        :param delay: for "late": the seconds after which an answer comes without having been healed.
-        :param only: gets the bytes of an answer and returns whether the fault is for it. Not for "refuse" and "hang".
+        :param times: how many answers to spoil; None for no limit. Not for "refuse" and "hang".
+        :param delay: for "late": seconds after which an answer is sent even without :meth:`heal`.
+        :param only: gets the bytes of an answer and returns whether to spoil it. Not for "refuse" and "hang".
         :raises InvalidArgumentError: if one of these can't be used.
         """
         delay = check_fault(fault, times, delay, only)
@@ -171,7 +171,7 @@ class FlakyServer:
             self._entrance.fill_backlog()
 
     def heal(self) -> None:
-        """Works well again. Late answers are given now; others that were not given never are."""
+        """Work normally again. Late answers are sent now; other answers that were withheld never are."""
         self._require_block()
         self._faults.heal()
         if not self._entrance.is_listening():
@@ -179,21 +179,21 @@ class FlakyServer:
             self._entrance.listen()
 
     def close_connections(self, *, reset: bool = False) -> None:
-        """Closes all connections.
+        """Close all connections.
 
-        :param reset: whether the clients are to see "connection reset" instead of the end of the stream.
+        :param reset: whether the clients see "connection reset" instead of the end of the stream.
         """
         for served in self.open_connections:
             end(served, reset=reset)
 
     def close_idle(self) -> None:
-        """Closes the connections on which nothing is unanswered, as servers do after some time."""
+        """Close the connections on which every request was answered, as servers do with idle clients."""
         for served in self.open_connections:
             if not served.is_asking:
                 end(served)
 
     def restart(self, *, reset: bool = False) -> None:
-        """Closes everything, and then listens again on the same address, healed.
+        """Close every connection, then listen on the same address again and work normally.
 
         :param reset: as for :meth:`close_connections`.
         """
@@ -215,11 +215,11 @@ class FlakyServer:
         return [sock for sock in sockets if sock is not None and sock.fileno() >= 0]
 
     def _own_sockets(self) -> set[tuple[int, int]]:
-        """The sockets that are open here, by what tells each from all others of this process."""
+        """Return the :func:`identity` of each socket that is open here."""
         return {identity(sock.fileno()) for sock in self._sockets()}
 
     def _after_fork(self) -> None:
-        # In a forked child: the greenlets were copied, and must not serve the parent's clients.
+        # The fork copied the greenlets, and in the child they must not serve the parent's clients.
         self._greenlets.kill(block=False)
         for sock in self._sockets():
             _sockets.abort(sock)

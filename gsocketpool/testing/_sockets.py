@@ -11,10 +11,10 @@ from gevent.monkey import get_original
 
 
 def open_sockets() -> dict[tuple[int, int], str]:
-    """Each socket that this process has open, by what tells it from all others, and in words."""
+    """Return a description of each socket that this process has open, by its :func:`identity`."""
     found = {}
     for descriptor in map(int, os.listdir("/dev/fd")):
-        # It may be the one that the directory was read by.
+        # One descriptor was that of the directory, and is closed by now.
         with contextlib.suppress(OSError):
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 found[identity(descriptor)] = _describe(descriptor)
@@ -22,7 +22,7 @@ def open_sockets() -> dict[tuple[int, int], str]:
 
 
 def identity(descriptor: int) -> tuple[int, int]:
-    """What tells the open file behind a descriptor from all others."""
+    """Return what distinguishes the open file behind a descriptor from all others."""
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino
 

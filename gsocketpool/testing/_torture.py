@@ -22,7 +22,7 @@ C = TypeVar("C")
 
 
 def exchange_line(connection: Any, message: bytes) -> bytes:
-    """Sends a line over a :class:`~gsocketpool.StreamConnection`, and returns the one that comes back."""
+    """Send a line over a :class:`~gsocketpool.StreamConnection`, and return the line that comes back."""
     connection.send(message + b"\n")
     line: bytes = connection.recv_until(b"\n")
     return line.removesuffix(b"\n")
@@ -88,7 +88,7 @@ def torture(
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Logs nothing of what is done to a pool on purpose."""
+    """Suppress the pool's log while things go wrong on purpose."""
     logger = logging.getLogger("gsocketpool")
     nothing = lambda record: False  # noqa: E731
     logger.addFilter(nothing)

@@ -93,7 +93,7 @@ class Worker:
                 return
 
     def _judge(self, came_out: BaseException | None) -> None:
-        """What was thrown must have come out, or what user code has made of it for all to see."""
+        """Check that what was thrown came out, or an error that names it as its cause or context."""
         checks = self._checks
         outcome = self._caught if came_out is None else came_out
         # What was thrown before the last one may have given way to it.
