@@ -16,7 +16,7 @@ from typing import Any, Final
 import gevent
 
 from gsocketpool._records import BY_ADAPTER, IN_USE, STREAM, Entry
-from gsocketpool._steps import Ask, Step, Steps
+from gsocketpool._steps import Check, Step, Steps
 from gsocketpool.exceptions import PoolError
 from gsocketpool.settings import timer_seconds
 
@@ -30,7 +30,7 @@ Context = Callable[[], AbstractContextManager[object] | None]
 
 #: How a connection is asked: whether it may be handed out; how, when it comes back; what completes a block; and whether
 #: it can be pinged.
-Questions = tuple[Ask | None, str, Step | None, bool]
+Checks = tuple[Check | None, str, Step | None, bool]
 
 #: The answer of a connection that may be kept once it was reset. No connection can answer it by itself.
 RESET: Final = object()
@@ -51,37 +51,37 @@ class Adapter:
         #: Whether the connections have a socket to look at; None until one was opened.
         self.can_peek: bool | None = None
         #: The greenlets in which checks that may block are under way.
-        self._asking: set[gevent.Greenlet] = set()
+        self._checking: set[gevent.Greenlet] = set()
 
     def in_context(self) -> AbstractContextManager[object]:
         """Return the context manager to enter around user code."""
         context = None if self._context is None else self._context()
         return nullcontext() if context is None else context
 
-    def how_to_ask(self, connection: Any) -> Questions:
+    def choose_checks(self, connection: Any) -> Checks:
         """Return how to ask an open connection."""
-        ask, mode = self._steps.how_to_ask(connection)
+        check, mode = self._steps.choose_checks(connection)
         can_ping = self._steps.can_ping(connection)
-        self._note_what_can_be_peeked(connection)
-        if self._context is None or (mode is STREAM and ask is not None):
+        self._note_can_peek(connection)
+        if self._context is None or (mode is STREAM and check is not None):
             # The checks of our own streams need no context.
-            return ask, mode, self._steps.completion(connection), can_ping
+            return check, mode, self._steps.completion(connection), can_ping
         complete = self._steps.completion(connection)
         return (
-            None if ask is None else partial(_ask_in_context, self._context, ask),
+            None if check is None else partial(_check_in_context, self._context, check),
             BY_ADAPTER,
-            None if complete is None else partial(self._do_in_context, complete, "completing what a block has done"),
+            None if complete is None else partial(self._call_in_context, complete, "completing what a block has done"),
             can_ping,
         )
 
-    def _do_in_context(self, step: Step, what: str, connection: Any) -> None:
+    def _call_in_context(self, step: Step, what: str, connection: Any) -> None:
         """Take a step whose error must not get lost."""
         with self.in_context():
             step(connection)
             return
         raise PoolError(f"the context of the pool has suppressed what {what} raised")
 
-    def _note_what_can_be_peeked(self, connection: Any) -> None:
+    def _note_can_peek(self, connection: Any) -> None:
         is_first = self.can_peek is None
         self.can_peek = self._steps.can_peek(connection)
         if is_first and not self.can_peek:
@@ -117,9 +117,9 @@ class Adapter:
 
     def ping(self, connection: Any) -> None:
         """Exchange something cheap with the backend, which may block and raise."""
-        self._do_in_context(self._steps.ping, "a ping", connection)
+        self._call_in_context(self._steps.ping, "a ping", connection)
 
-    def keep_alive(self, connection: Any) -> bool | None:
+    def ping_idle(self, connection: Any) -> bool | None:
         """Ping an idle connection. Return whether it may be kept; None if it had died before. It may block and raise.
 
         Whatever the ping leaves open is completed, as at the end of a block.
@@ -144,35 +144,35 @@ class Adapter:
         What the connection raises counts as False. What is thrown at the caller meanwhile goes on.
         """
         if seconds > 0:
-            return self._ask_in_greenlet(entry, seconds)
+            return self._check_in_greenlet(entry, seconds)
         try:
             with self.in_context():
                 # There is no time for more.
-                return bool(self._steps.is_usable_at_once(entry.connection))
+                return bool(self._steps.is_usable_nowait(entry.connection))
         except Exception:
             logger.debug("%r failed its check", entry.connection, exc_info=True)
             return False
 
-    def _ask_in_greenlet(self, entry: Entry, seconds: float) -> bool:
+    def _check_in_greenlet(self, entry: Entry, seconds: float) -> bool:
         # What is thrown at the caller is then never mistaken for what the connection raised, nor the other way round.
-        asking = gevent.spawn(self._ask, entry)
-        self._asking.add(asking)
+        checking = gevent.spawn(self._check, entry)
+        self._checking.add(checking)
         until = time.monotonic() + seconds
         try:
             # A timer of libuv's may be early, and in what it leaves no other connection could be checked.
-            while not asking.ready() and (left := until - time.monotonic()) > 0:
-                asking.join(None if left == float("inf") else timer_seconds(left))
+            while not checking.ready() and (left := until - time.monotonic()) > 0:
+                checking.join(None if left == float("inf") else timer_seconds(left))
         finally:
-            asking.kill(block=False)
-            self._asking.discard(asking)
-        return asking.value is True
+            checking.kill(block=False)
+            self._checking.discard(checking)
+        return checking.value is True
 
-    def stop_asking(self) -> None:
+    def stop_checks(self) -> None:
         """Cut short the checks that are under way; their connections don't pass."""
-        for asking in list(self._asking):
-            asking.kill(block=False)
+        for checking in list(self._checking):
+            checking.kill(block=False)
 
-    def _ask(self, entry: Entry) -> bool:
+    def _check(self, entry: Entry) -> bool:
         try:
             with self.in_context():
                 # In a forked child, which has a copy of this greenlet, the connection is the parent's.
@@ -202,16 +202,16 @@ class Adapter:
 
     # Keeping
 
-    def judge(self, connection: Any, error: BaseException | None) -> object:
+    def check_returned(self, connection: Any, error: BaseException | None) -> object:
         """Return whether a connection that comes back may be kept: True, False or :data:`RESET`. It may raise."""
         if self._context is None:
             # Most pools have none, and entering an empty one would take as long as all the rest.
-            return self._judge(connection, error)
+            return self._check_returned(connection, error)
         with self.in_context():
-            return self._judge(connection, error)
+            return self._check_returned(connection, error)
         return False
 
-    def _judge(self, connection: Any, error: BaseException | None) -> object:
+    def _check_returned(self, connection: Any, error: BaseException | None) -> object:
         steps, reset = self._steps, self._reset
         if not steps.is_reusable(connection, error):
             return False
@@ -241,9 +241,9 @@ class Adapter:
         return False
 
 
-def _ask_in_context(context: Context, ask: Callable[[Any], object], connection: Any) -> object:
+def _check_in_context(context: Context, check: Callable[[Any], object], connection: Any) -> object:
     entered = context()
     if entered is None:
-        return ask(connection)
+        return check(connection)
     with entered:
-        return ask(connection)
+        return check(connection)

@@ -8,15 +8,15 @@ import traceback
 from types import FrameType
 
 #: The packages and modules whose frames are not of the user's code: these, and the proxies that look for an app's pool.
-PASSED_OVER = ("gsocketpool", "flask_gsocketpool", "werkzeug.local")
-_INSIDE = tuple(f"{one}." for one in PASSED_OVER)
+SKIPPED = ("gsocketpool", "flask_gsocketpool", "werkzeug.local")
+_SKIPPED_PREFIXES = tuple(f"{one}." for one in SKIPPED)
 _get = dict.get
 
 #: A frame, as little as can be kept of it: its file, line and function.
-Place = tuple[str, int, str]
+Frame = tuple[str, int, str]
 
 
-def callers(depth: int = 16) -> list[Place]:
+def callers(depth: int = 16) -> list[Frame]:
     """Return the frames that led here, the innermost first, without those of :data:`PASSED_OVER`.
 
     Nothing is read or formatted yet, which makes this cheap enough to be done at every acquire.
@@ -25,25 +25,25 @@ def callers(depth: int = 16) -> list[Place]:
     while frame is not None:
         # Code that is run by exec() may have globals with anything in them, or of a class of its own.
         module = _get(frame.f_globals, "__name__")
-        if type(module) is not str or not _is_passed_over(module):
+        if type(module) is not str or not _is_skipped(module):
             break
         frame = frame.f_back
-    places: list[Place] = []
-    while frame is not None and len(places) < depth:
-        places.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+    frames: list[Frame] = []
+    while frame is not None and len(frames) < depth:
+        frames.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
         frame = frame.f_back
-    return places
+    return frames
 
 
 # Bounded, for a program may make up names of modules.
 @functools.lru_cache(maxsize=1024)
-def _is_passed_over(module: str) -> bool:
-    return module in PASSED_OVER or module.startswith(_INSIDE)
+def _is_skipped(module: str) -> bool:
+    return module in SKIPPED or module.startswith(_SKIPPED_PREFIXES)
 
 
-def describe(places: list[Place] | None) -> str:
+def describe(frames: list[Frame] | None) -> str:
     """Return the frames as a traceback shows them."""
-    if not places:
+    if not frames:
         return "at a place that was not recorded: set leak_threshold to have it recorded"
-    summary = traceback.StackSummary.from_list([(file, line, name, None) for file, line, name in reversed(places)])
+    summary = traceback.StackSummary.from_list([(file, line, name, None) for file, line, name in reversed(frames)])
     return "here:\n" + "".join(summary.format()).rstrip()

@@ -34,17 +34,17 @@ class Closer:
         self._adapter = adapter
         #: The connections to close, and whether to cancel what the server does for them first.
         self._pending: list[tuple[Any, bool]] = []
-        self._at_work: dict[gevent.Greenlet, Any] = {}
+        self._closing: dict[gevent.Greenlet, Any] = {}
         #: Those of them that cancel first.
         self._cancelling: set[gevent.Greenlet] = set()
         #: Connections whose closing is begun again after its greenlet was killed.
-        self._begun_again: list[Any] = []
+        self._retried: list[Any] = []
         #: The thread whose event loop does the rest for a pool that was collected.
         self._thread: Thread | None = None
 
     def __len__(self) -> int:
         """How many connections are being closed or cancelled."""
-        return len(self._pending) + len(self._at_work)
+        return len(self._pending) + len(self._closing)
 
     def add(self, connection: Any, *, cancel: bool = False) -> None:
         """Leave a connection to be closed by :meth:`start`.
@@ -57,39 +57,39 @@ class Closer:
         """Begin to close what was left here."""
         while self._pending:
             # What fails to begin, near the recursion limit, stays here.
-            self._begin(*self._pending[0])
+            self._start_greenlet(*self._pending[0])
             del self._pending[0]
 
     def wait(self) -> None:
         """Begin to close what was left here, and return when all of it is closed, or its time is over."""
         self.start()
         # By identity, and kept, so that no other connection can have the same.
-        connections = {id(connection): connection for connection in self._at_work.values()}
+        connections = {id(connection): connection for connection in self._closing.values()}
         deadline = time.monotonic() + (CANCEL_TIMEOUT if self._cancelling else 0) + self._timeout + GRACE
         # One whose greenlet is killed is begun again, in another greenlet.
-        while greenlets := [one for one, connection in self._at_work.items() if id(connection) in connections]:
+        while greenlets := [one for one, connection in self._closing.items() if id(connection) in connections]:
             gevent.joinall(greenlets, timeout=timer_seconds(deadline - time.monotonic()))
             if time.monotonic() >= deadline:
                 break
         for greenlet in greenlets:
             # Its close() does not heed the limit.
             greenlet.kill(block=False)
-            connection = self._at_work.pop(greenlet, None)
+            connection = self._closing.pop(greenlet, None)
             self._forget(connection)
             self._abort(connection)
 
     def abort_all(self) -> None:
         """Abort what is being closed: in a forked child, where it is the parent's."""
-        connections = [*self._at_work.values(), *(connection for connection, _ in self._pending)]
-        for greenlet in self._at_work:
+        connections = [*self._closing.values(), *(connection for connection, _ in self._pending)]
+        for greenlet in self._closing:
             _fork.stop(greenlet)
-        self._at_work.clear()
+        self._closing.clear()
         self._cancelling.clear()
         self._pending.clear()
-        self._begun_again.clear()
+        self._retried.clear()
         for connection in connections:
             self._adapter.abort(connection)
-            _fork.keep_alive(connection)
+            _fork.keep_reference(connection)
         self._leave_orphans()
 
     def outlive_pool(self, loop: Any, thread: Thread, *stops: Callable[[], None]) -> None:
@@ -113,8 +113,8 @@ class Closer:
 
     def abort_rest(self) -> None:
         """Abort what no event loop will close any more: its thread has ended."""
-        rest = [*self._at_work.values(), *(connection for connection, _ in self._pending)]
-        self._at_work.clear()
+        rest = [*self._closing.values(), *(connection for connection, _ in self._pending)]
+        self._closing.clear()
         self._cancelling.clear()
         self._pending.clear()
         for connection in rest:
@@ -134,13 +134,13 @@ class Closer:
                 with contextlib.suppress(ValueError):
                     orphans.remove(self)
 
-    def _begin(self, connection: Any, cancel: bool) -> None:
+    def _start_greenlet(self, connection: Any, cancel: bool) -> None:
         cancel = cancel and self._adapter.can_cancel
         greenlet = gevent.Greenlet(self._close, connection, cancel)
         if cancel:
             self._cancelling.add(greenlet)
-        self._at_work[greenlet] = connection
-        greenlet.rawlink(self._ended)
+        self._closing[greenlet] = connection
+        greenlet.rawlink(self._greenlet_ended)
         greenlet.start()
 
     def _close(self, connection: Any, cancel: bool) -> bool:
@@ -175,22 +175,22 @@ class Closer:
             else:
                 raise
 
-    def _ended(self, greenlet: gevent.Greenlet) -> None:
+    def _greenlet_ended(self, greenlet: gevent.Greenlet) -> None:
         self._cancelling.discard(greenlet)
-        connection = self._at_work.pop(greenlet, None)
+        connection = self._closing.pop(greenlet, None)
         if connection is None or greenlet.value is True:
             self._forget(connection)
-        elif any(one is connection for one in self._begun_again):
+        elif any(one is connection for one in self._retried):
             self._forget(connection)
             self._abort(connection)
         else:
             # A program that kills every greenlet there is has killed this one, perhaps before it began.
-            self._begun_again.append(connection)
-            self._begin(connection, False)
+            self._retried.append(connection)
+            self._start_greenlet(connection, False)
         self._leave_orphans()
 
     def _forget(self, connection: Any) -> None:
-        self._begun_again = [one for one in self._begun_again if one is not connection]
+        self._retried = [one for one in self._retried if one is not connection]
 
     def _abort(self, connection: Any) -> None:
         if connection is not None:

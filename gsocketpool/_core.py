@@ -15,7 +15,7 @@ from weakref import ReferenceType, ref
 
 import gevent
 from gevent import getcurrent
-from gevent.hub import Waiter as Parking
+from gevent.hub import Waiter as HubWaiter
 from gevent.hub import get_hub
 
 from gsocketpool import _callsite, _fork, _report
@@ -90,10 +90,10 @@ class Core:
         )
         self._reaper = Reaper(self._state, settings, self._clock, self._adapter, self._lifecycle, self._listener)
         #: Where something was released that was left open.
-        self._warned_places: set[_callsite.Place] = set()
-        self._held_counts = _report.HeldCounts(self._state)
+        self._warned_callsites: set[_callsite.Frame] = set()
+        self._holder_counts = _report.HolderCounts(self._state)
         # Last, for from now on the pool is told of forks.
-        _fork.tell_after_fork(self)
+        _fork.call_after_fork(self)
 
     @property
     def name(self) -> str:
@@ -126,26 +126,26 @@ class Core:
                     has_waited = True
                     entry = self._wait_for_entry(caller, holder, began, timeout, again)
                     now = entry.in_use_since
-                    if entry.retire_at < inf or entry.ask is None:
+                    if entry.retire_at < inf or entry.check is None:
                         # The event loop may have been held up since it was handed over.
                         now = self._clock()
                 if entry.is_new:
                     # It may even have something to read, a greeting for instance.
                     break
-                ask = entry.ask
-                if ask is None or now >= entry.retire_at:
+                check = entry.check
+                if check is None or now >= entry.retire_at:
                     if self._validate(entry, now, began + timeout):
                         break
                 else:
                     generation = entry.generation
                     try:
                         # Its truth is asked for in here, for that may raise, too.
-                        if not ask(entry.connection):
+                        if not check(entry.connection):
                             self._remove_leased(entry, generation, "unusable")
                         elif entry.generation == generation and entry.status is IN_USE:
                             break
                     except BaseException as error:
-                        if self._was_thrown(entry, generation, error):
+                        if self._must_reraise(entry, generation, error):
                             raise
                 entry = None
                 again = True
@@ -159,9 +159,9 @@ class Core:
             return entry
         except BaseException as error:
             if has_waited:
-                state.gave_up(self._clock() - began)
+                state.acquire_failed(self._clock() - began)
             if entry is not None and isinstance(error, RecursionError):
-                self._put_off(self._discard, entry, entry.generation, "interrupted")
+                self._defer(self._discard, entry, entry.generation, "interrupted")
             raise
 
     def _validate(self, entry: Entry, now: float, deadline: float) -> bool:
@@ -170,29 +170,29 @@ class Core:
             self._lifecycle.remove(entry, RETIRED, "lifetime" if now >= entry.expires_at else "idle")
             return False
         generation = entry.generation
-        ask = entry.ask
+        check = entry.check
         try:
-            if ask is not None:
-                answer = ask(entry.connection)
+            if check is not None:
+                answer = check(entry.connection)
             else:
                 answer = self._adapter.is_usable(entry, 0.0 if getcurrent() is self._hub else deadline - now)
             if not answer:
                 self._remove_leased(entry, generation, "unusable")
                 return False
         except BaseException as error:
-            if self._was_thrown(entry, generation, error):
+            if self._must_reraise(entry, generation, error):
                 raise
             return False
-        if ask is None and entry.is_leased(generation):
+        if check is None and entry.is_leased(generation):
             # It may have been drained meanwhile, or closed with the pool.
             reason = self._state.reason_to_retire(entry, self._clock())
             if reason is not None:
                 self._lifecycle.remove(entry, RETIRED, reason)
         return entry.status is IN_USE and entry.generation == generation
 
-    def _was_thrown(self, entry: Entry, generation: int, error: BaseException) -> bool:
+    def _must_reraise(self, entry: Entry, generation: int, error: BaseException) -> bool:
         """Discard a connection whose check has raised. Return whether the error was thrown at the caller instead."""
-        if entry.ask is None or not isinstance(error, Exception):
+        if entry.check is None or not isinstance(error, Exception):
             # It says nothing of the connection, which may be in the middle of its check.
             self._remove_leased(entry, generation, "interrupted")
             return True
@@ -217,17 +217,17 @@ class Core:
                     return entry
             if now >= deadline:
                 raise self._timed_out(holder, began, timeout, can_wait)
-            if waiters.late:
-                waiters.catch_up()
-            if began >= self._reaper.quiet_until and state.size + len(state.opening) >= state.max_connections:
-                self._reaper.look_for_dead_holders(self, self._clock())
+            if waiters.deferred:
+                waiters.run_deferred()
+            if began >= self._reaper.next_check_at and state.size + len(state.opening) >= state.max_connections:
+                self._reaper.check_holders(self, self._clock())
                 if state.closed:
                     # To look for them may switch.
                     break
             if deadline < waiters.fires_at or deadline == inf or self._hub is None:
                 # This greenlet may have been copied by a fork; and the reaper is looked at every now and then.
                 self._ensure_owner()
-            waiter = Waiter(holder, began, deadline, Parking(self._hub))
+            waiter = Waiter(holder, began, deadline, HubWaiter(self._hub))
             if not state.enqueue(waiter, began, again):
                 raise self._exhausted_error(holder, self._clock() - began, timeout, is_refused=True)
             if waiter.entry is None:
@@ -238,7 +238,7 @@ class Core:
                         self._lifecycle.start_openings()
                     if deadline < waiters.fires_at:
                         waiters.start_timer(deadline)
-                    waiter.parking.get()
+                    waiter.hub_waiter.get()
                 except BaseException:
                     # What was handed over while the exception was on its way belongs to the next one.
                     entry = state.withdraw(waiter)
@@ -269,7 +269,7 @@ class Core:
             tell(self._listener.acquired, lease)  # type: ignore[arg-type]
         except BaseException:
             # The listener may have been in the middle of an exchange.
-            self._put_off(self._discard, lease._entry, lease._generation, "interrupted")
+            self._defer(self._discard, lease._entry, lease._generation, "interrupted")
             raise
         if not lease.is_active:
             # The listener has given it back, or has waited and the pool was closed meanwhile.
@@ -277,13 +277,13 @@ class Core:
 
     # Checking in. None of this switches: it may run in a collected generator, in the middle of anything.
 
-    def _check_in(self, entry: Entry, generation: int, error: BaseException | None, is_put_off: bool = False) -> None:
+    def _check_in(self, entry: Entry, generation: int, error: BaseException | None, is_deferred: bool = False) -> None:
         """End one lease of an entry, if that is not over yet."""
         if entry.status is not IN_USE or entry.generation != generation:
             return
         state = self._state
         if state.changing:
-            self._put_off(self._check_in, entry, generation, error)
+            self._defer(self._check_in, entry, generation, error)
             return
         mode = entry.return_mode
         try:
@@ -301,9 +301,9 @@ class Core:
             elif mode is FOREIGN:
                 answer = error is None and entry.connection.is_connected()
             elif mode is BY_ADAPTER:
-                answer = self._adapter.judge(entry.connection, error)
+                answer = self._adapter.check_returned(entry.connection, error)
                 if answer is RESET:
-                    self._have_reset(entry, generation)
+                    self._start_reset(entry, generation)
                     return
             else:
                 answer = entry.connection.is_reusable(error) is True
@@ -313,10 +313,10 @@ class Core:
                     outcome = state.give_back(entry, self._clock())
                     if outcome.__class__ is Waiter:
                         try:
-                            self._run_callback(outcome.parking.switch, None)
+                            self._run_callback(outcome.hub_waiter.switch, None)
                         except RecursionError:
                             # As in _put_off(). The lease is over, and the waiter has the entry already.
-                            self._waiters.late += [(outcome.parking.switch, (None,))]
+                            self._waiters.deferred += [(outcome.hub_waiter.switch, (None,))]
                     elif outcome is not None:
                         self._lifecycle.remove(entry, RETIRED, outcome)  # type: ignore[arg-type]
                         return
@@ -324,10 +324,10 @@ class Core:
                         self._lifecycle.tell_released(entry.connection)
                 return
         except Exception as failure:
-            if isinstance(failure, RecursionError) and not is_put_off:
-                self._put_off(self._check_in, entry, generation, error, True)
+            if isinstance(failure, RecursionError) and not is_deferred:
+                self._defer(self._check_in, entry, generation, error, True)
                 return
-            self._run_callback(_log_failed_question, entry.connection, failure)
+            self._run_callback(_log_failed_check, entry.connection, failure)
         except BaseException:
             self._remove_leased(entry, generation, "interrupted")
             raise
@@ -336,9 +336,9 @@ class Core:
             if error is None and entry.status is not IN_USE:
                 state.remember_closed(entry.connection)
         except RecursionError:
-            self._put_off(self._check_in, entry, generation, error, True)
+            self._defer(self._check_in, entry, generation, error, True)
 
-    def _have_reset(self, entry: Entry, generation: int) -> None:
+    def _start_reset(self, entry: Entry, generation: int) -> None:
         """End a lease whose connection is to be reset."""
         if not entry.is_leased(generation):
             return
@@ -361,15 +361,15 @@ class Core:
             self._discard(entry, generation, "error")
             raise
 
-    def _release(self, entry: Entry, generation: int, place: list[_callsite.Place]) -> None:
+    def _release(self, entry: Entry, generation: int, callsite: list[_callsite.Frame]) -> None:
         """End a lease by hand at `place`, and warn if something is left open that a block would complete."""
         if not entry.is_leased(generation):
             return
         if self._state.changing:
-            self._put_off(self._release, entry, generation, place)
+            self._defer(self._release, entry, generation, callsite)
             return
         is_settled = True
-        if self._settings.reset != "never" and not self._warned_places.issuperset(place):
+        if self._settings.reset != "never" and not self._warned_callsites.issuperset(callsite):
             try:
                 is_settled = self._adapter.is_settled(entry.connection)
             except BaseException:
@@ -378,8 +378,8 @@ class Core:
         self._check_in(entry, generation, None)
         # One that was lost has nothing to reset.
         if not is_settled and entry.status is RESETTING:
-            self._warned_places.update(place)
-            self._run_callback(_log_unsettled, self.name, entry.connection, place)
+            self._warned_callsites.update(callsite)
+            self._run_callback(_log_unsettled, self.name, entry.connection, callsite)
 
     def _discard(self, entry: Entry, generation: int, reason: str = "explicit") -> None:
         """Take out an entry whose connection must not be used again, unless its lease is over."""
@@ -388,11 +388,11 @@ class Core:
         if current.thread is not self._thread:
             self._run_in_owner(entry, self._discard, entry, generation, reason)
         elif self._state.changing:
-            self._put_off(self._discard, entry, generation, reason)
+            self._defer(self._discard, entry, generation, reason)
         else:
             self._lifecycle.remove(entry, DISCARDED, reason)
 
-    def _put_off(self, method: Callable[..., None], *arguments: Any) -> None:
+    def _defer(self, method: Callable[..., None], *arguments: Any) -> None:
         """Have the event loop call a method of this: near the recursion limit, there is more room for calls there."""
         try:
             self._run_callback(method, *arguments)
@@ -400,7 +400,7 @@ class Core:
             # That of libuv is written in Python, and takes more of the stack than what is put off. So this is done a
             # while later: when a caller waits or its time is over, a place becomes free, or the pool is swept. To call
             # append() may fail here, too.
-            self._waiters.late += [(method, arguments)]
+            self._waiters.deferred += [(method, arguments)]
 
     def _transfer(self, entry: Entry) -> None:
         self._state.transfer(entry, ref(getcurrent()))
@@ -502,7 +502,7 @@ class Core:
     def _timed_out(self, holder: Any, began: float, timeout: float, can_wait: bool) -> PoolExhaustedError:
         waited = self._clock() - began
         # The time is counted where the acquire ends.
-        self._state.gave_up(0.0, timed_out=True)
+        self._state.acquire_failed(0.0, timed_out=True)
         if not timeout or not can_wait:
             # For the next caller that can't wait.
             self._lifecycle.start_openings(more=1)
@@ -517,7 +517,7 @@ class Core:
             is_refused=is_refused,
             timeout=timeout,
             waited=waited,
-            held=self._held_counts.of(holder),
+            held=self._holder_counts.of(holder),
             last_open_error=self._lifecycle.last_error,
         )
         if self._listener.exhausted is not None:
@@ -525,19 +525,19 @@ class Core:
         return error
 
 
-def _log_failed_question(connection: Any, failure: Exception) -> None:
+def _log_failed_check(connection: Any, failure: Exception) -> None:
     # Logging may switch, which the event loop's own greenlet can't.
     message = "%r could not say whether it can be used again, and is closed"
     gevent.spawn(logger.warning, message, connection, exc_info=failure)
 
 
-def _log_unsettled(name: str, connection: Any, place: list[_callsite.Place]) -> None:
+def _log_unsettled(name: str, connection: Any, callsite: list[_callsite.Frame]) -> None:
     # As above.
     message = (
         "pool %r: %r was released with unfinished work, which the pool resets instead of completing. Complete it before"
         " you release the connection, or use a `with pool.connection()` block, in the thread of the pool. Released %s"
     )
-    gevent.spawn(logger.warning, message, name, connection, _callsite.describe(place))
+    gevent.spawn(logger.warning, message, name, connection, _callsite.describe(callsite))
 
 
 def _ensure_owner(reference: ReferenceType[Core]) -> None:

@@ -27,17 +27,17 @@ class Forkable(Protocol):
 _listeners: weakref.WeakSet[Forkable] = weakref.WeakSet()
 #: What collected pools have left to be closed. A list, for a destructor must not take a lock.
 orphans: list[Orphan] = []
-_kept: list[object] = []
+_references: list[object] = []
 
 
-def tell_after_fork(listener: Forkable) -> None:
+def call_after_fork(listener: Forkable) -> None:
     """Have ``listener._after_fork()`` called in every forked child, for as long as the listener is alive."""
     _listeners.add(listener)
 
 
-def keep_alive(connection: object) -> None:
+def keep_reference(connection: object) -> None:
     """Keep in a child what belongs to the parent: a destructor might say goodbye on the parent's behalf."""
-    _kept.append(connection)
+    _references.append(connection)
 
 
 def stop(copied: gevent.Greenlet) -> None:
@@ -49,7 +49,7 @@ def stop(copied: gevent.Greenlet) -> None:
     copied.kill(block=False)
 
 
-def _tell_all() -> None:
+def _after_fork_in_child() -> None:
     listeners = list(_listeners)
     if listeners or orphans:
         # Only gevent's own fork() does so by itself, and multiprocessing uses that where os is patched. Without it, the
@@ -71,4 +71,4 @@ def _try(step: Callable[[], object]) -> None:
         logger.exception("%r failed after a fork", step)
 
 
-os.register_at_fork(after_in_child=_tell_all)
+os.register_at_fork(after_in_child=_after_fork_in_child)

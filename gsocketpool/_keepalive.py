@@ -34,7 +34,7 @@ class Keepalive:
     def start(self, loop: Any) -> None:
         """Work in this event loop from now on."""
         self._loop = loop
-        self._go_on()
+        self._ping_next()
 
     def stop(self) -> None:
         """Ping nothing more."""
@@ -45,17 +45,17 @@ class Keepalive:
     def ping_due(self) -> None:
         """Begin to ping the connections that have been silent for too long, the longest silence first."""
         now = self._clock()
-        silent = [(since, entry) for since, entry in self._state.silent_since(now) if now - since >= self._interval]
+        silent = [(since, entry) for since, entry in self._state.pingable(now) if now - since >= self._interval]
         self._due = deque((entry, entry.generation) for _, entry in sorted(silent, key=itemgetter(0)))
-        self._go_on()
+        self._ping_next()
 
     def ended(self, entry: Entry) -> None:
         """Go on after the ping of an entry."""
         if self._pinged is entry:
             self._pinged = None
-            self._go_on()
+            self._ping_next()
 
-    def _go_on(self) -> None:
+    def _ping_next(self) -> None:
         """Ping the next connection that is due; if none is, wait for one."""
         self._stop_timer()
         if self._pinged is not None:
@@ -64,14 +64,14 @@ class Keepalive:
             entry, generation = self._due.popleft()
             if self._state.begin_ping(entry, generation):
                 self._pinged = entry
-                self._loop.run_callback(self._begin, entry)
+                self._loop.run_callback(self._start_ping, entry)
                 return
         now = self._clock()
-        first = min((since for since, _ in self._state.silent_since(now)), default=now)
+        first = min((since for since, _ in self._state.pingable(now)), default=now)
         self._timer = self._loop.timer(timer_seconds(first + self._interval - now))
         self._timer.start(self.ping_due, update=True)
 
-    def _begin(self, entry: Entry) -> None:
+    def _start_ping(self, entry: Entry) -> None:
         if entry.status is PINGING:
             self._upkeep.start(entry)
         else:

@@ -22,7 +22,7 @@ C = TypeVar("C")
 _ENTERED: Any = object()
 
 
-class Leases(Protocol):
+class LeasingPool(Protocol):
     """What a lease needs of its pool."""
 
     _adapter: Adapter
@@ -30,14 +30,16 @@ class Leases(Protocol):
     _thread: Thread | None
 
     def _check_out(self, timeout: float | None) -> Entry: ...
-    def _check_in(self, entry: Entry, generation: int, error: BaseException | None, is_put_off: bool = ...) -> None: ...
+    def _check_in(
+        self, entry: Entry, generation: int, error: BaseException | None, is_deferred: bool = ...
+    ) -> None: ...
     def _complete(self, entry: Entry, generation: int) -> None: ...
-    def _release(self, entry: Entry, generation: int, place: list[_callsite.Place]) -> None: ...
+    def _release(self, entry: Entry, generation: int, callsite: list[_callsite.Frame]) -> None: ...
     def _discard(self, entry: Entry, generation: int, reason: str = ...) -> None: ...
     def _transfer(self, entry: Entry) -> None: ...
     def _tell_acquired(self, lease: Any) -> None: ...
     def _ensure_owner(self) -> None: ...
-    def _put_off(self, method: Callable[..., None], *arguments: Any) -> None: ...
+    def _defer(self, method: Callable[..., None], *arguments: Any) -> None: ...
     def _run_in_owner(self, entry: Entry, method: Callable[..., None], *arguments: Any) -> None: ...
 
 
@@ -52,7 +54,7 @@ class Lease(Generic[C]):
 
     __slots__ = ("__weakref__", "_entry", "_generation", "_pool", "_timeout")
 
-    def __init__(self, pool: Leases, timeout: float | None = None) -> None:
+    def __init__(self, pool: LeasingPool, timeout: float | None = None) -> None:
         self._pool = pool
         self._timeout = timeout
         self._entry: Entry | None = None
@@ -72,7 +74,7 @@ class Lease(Generic[C]):
             try:
                 pool._tell_acquired(self)
             except RecursionError:
-                pool._put_off(pool._discard, entry, entry.generation, "interrupted")
+                pool._defer(pool._discard, entry, entry.generation, "interrupted")
                 raise
         return entry.connection  # type: ignore[no-any-return]
 
@@ -93,12 +95,12 @@ class Lease(Generic[C]):
                     if entry.generation == self._generation and entry.status is IN_USE:
                         pool._complete(entry, self._generation)
                 except RecursionError:
-                    pool._put_off(pool._discard, entry, self._generation, "error")
+                    pool._defer(pool._discard, entry, self._generation, "error")
                     raise
             try:
                 pool._check_in(entry, self._generation, error)
             except RecursionError:
-                pool._put_off(pool._check_in, entry, self._generation, error, True)
+                pool._defer(pool._check_in, entry, self._generation, error, True)
         elif entry is not None and self.is_active:
             if error is None and entry.complete is not None:
                 # Only the pool's own thread could complete it.

@@ -18,7 +18,7 @@ from gevent import getcurrent
 from gevent.event import Event
 
 from gsocketpool import _fork
-from gsocketpool._adapter import Adapter, Questions
+from gsocketpool._adapter import Adapter, Checks
 from gsocketpool._closer import Closer
 from gsocketpool._keepalive import Keepalive
 from gsocketpool._records import IDLE, PINGING, REMOVED, RESETTING, Entry, Waiter
@@ -35,10 +35,10 @@ logger = logging.getLogger("gsocketpool")
 #: Seconds between attempts to fill up to ``min_connections`` after a failure: the first, and the most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 
-NOT_ASKED: Questions = (None, "", None, False)
+NO_CHECKS: Checks = (None, "", None, False)
 
 
-class Opens(Protocol):
+class OpeningPool(Protocol):
     """What opening needs of a pool."""
 
     @property
@@ -54,7 +54,7 @@ class Lifecycle:
 
     def __init__(
         self,
-        pool: Opens,
+        pool: OpeningPool,
         state: State,
         settings: Settings,
         clock: Callable[[], float],
@@ -79,15 +79,15 @@ class Lifecycle:
         resets = Task("resetting", "reset", adapter.reset, settings.reset_timeout, self._reset_ended)
         # A server that drops what is silent drops all of it, as a rule.
         admit = Throttle(clock=clock).admit
-        pings = Task("pinging", "pinged", adapter.keep_alive, settings.ping_timeout, self._ping_ended, admit)
+        pings = Task("pinging", "pinged", adapter.ping_idle, settings.ping_timeout, self._ping_ended, admit)
         self.upkeep = Upkeep({RESETTING: resets, PINGING: pings})
         #: None where idle connections are not pinged.
         self.keepalive: Keepalive | None = None
-        self._said_that_no_ping = False
+        self._warned_no_ping = False
         if settings.keepalive_interval is not None:
             self.keepalive = Keepalive(settings.keepalive_interval, state, clock, self.upkeep)
         self._pause = FIRST_PAUSE
-        self._complaints = Throttle(clock=clock)
+        self._refill_warnings = Throttle(clock=clock)
         #: What the last failure said; None once an opening has succeeded.
         self.last_error: str | None = None
         #: Set when a place has become free, an opening has ended, or the pool is closed.
@@ -129,7 +129,7 @@ class Lifecycle:
         self.upkeep.after_fork()
         self._loop = None
         self._pause = FIRST_PAUSE
-        self._complaints = Throttle(clock=self._clock)
+        self._refill_warnings = Throttle(clock=self._clock)
         self.last_error = None
         # An event belongs to the event loop where it was first waited for.
         self.changed.set()
@@ -151,29 +151,29 @@ class Lifecycle:
 
     def capacity_changed(self) -> None:
         """Close and open what is due, after a place has become free or an opening has ended."""
-        self._waiters.catch_up()
+        self._waiters.run_deferred()
         self._closer.start()
         self.start_openings()
         self.changed.set()
 
     # One opening
 
-    def _open(self, pool: Opens) -> BaseException | None:
+    def _open(self, pool: OpeningPool) -> BaseException | None:
         """Open one connection. Return the error of an opening that failed, if no waiter gets it."""
         opener = getcurrent()
         entry = self._state.opening[opener]
         began = self._clock()
-        error, asked = self._try_to_open(pool, entry)
+        error, checks = self._try_to_open(pool, entry)
         if error is not None:
             try:
-                return self._failed(pool, opener, entry, error, began)
+                return self._opening_failed(pool, opener, entry, error, began)
             finally:
                 # The error's traceback leads to this frame, and so this frame must not have the error.
                 del error
-        self._succeeded(pool, opener, entry, began, asked)
+        self._opening_succeeded(pool, opener, entry, began, checks)
         return None
 
-    def _try_to_open(self, pool: Opens, entry: Entry) -> tuple[BaseException | None, Questions]:
+    def _try_to_open(self, pool: OpeningPool, entry: Entry) -> tuple[BaseException | None, Checks]:
         """Make and open a connection. Return the error, if it fails, and how to ask the connection from now on."""
         timeout = self._settings.open_timeout
         limit = gevent.Timeout(timeout)
@@ -184,30 +184,30 @@ class Lifecycle:
                 connection = pool._create_connection()
                 self._state.note_connection(entry, connection)
                 self._adapter.open_if_closed(connection)
-                return None, self._adapter.how_to_ask(connection)
+                return None, self._adapter.choose_checks(connection)
             suppressed = f"the context of pool {pool.name!r} has suppressed what opening a connection raised"
-            return PoolError(suppressed), NOT_ASKED
+            return PoolError(suppressed), NO_CHECKS
         except gevent.GreenletExit:
-            return self._killed_error(pool), NOT_ASKED
+            return self._killed_error(pool), NO_CHECKS
         except BaseException as error:
             if error is not limit:
-                return error, NOT_ASKED
+                return error, NO_CHECKS
             # The traceback would keep whatever open() had in its locals, a socket for one.
             error.__traceback__ = None
-        return TimeoutError(f"opening a connection took longer than open_timeout ({timeout} s)"), NOT_ASKED
+        return TimeoutError(f"opening a connection took longer than open_timeout ({timeout} s)"), NO_CHECKS
 
     def _opener_ended(self, opener: gevent.Greenlet) -> None:
         entry = self._state.opening.get(opener)
         pool = self._pool()
         if entry is not None and pool is not None:
             # Killed before it began.
-            self._failed(pool, opener, entry, self._killed_error(pool), self._clock())
+            self._opening_failed(pool, opener, entry, self._killed_error(pool), self._clock())
 
-    def _killed_error(self, pool: Opens) -> PoolError:
+    def _killed_error(self, pool: OpeningPool) -> PoolError:
         # Passed on as it is, a GreenletExit would end the greenlet of a caller without a word.
         return PoolError(f"pool {pool.name!r} was opening a connection, and the greenlet that did so was killed")
 
-    def _succeeded(self, pool: Opens, opener: Any, entry: Entry, began: float, asked: Questions) -> None:
+    def _opening_succeeded(self, pool: OpeningPool, opener: Any, entry: Entry, began: float, checks: Checks) -> None:
         connection = entry.connection
         if entry.status is REMOVED:
             # This greenlet was copied by a fork.
@@ -216,7 +216,7 @@ class Lifecycle:
         now = self._clock()
         lifetime = self._settings.max_lifetime
         expires_at = math.inf if lifetime is None else now + lifetime * uniform(0.9, 1.0)
-        self._state.opening_succeeded(opener, entry, now, now - began, expires_at, *asked)
+        self._state.opening_succeeded(opener, entry, now, now - began, expires_at, *checks)
         self.last_error = None
         self._pause = FIRST_PAUSE
         self.give_back(entry)
@@ -227,14 +227,14 @@ class Lifecycle:
             except gevent.Timeout:
                 # The listener's own: the pool throws none at this greenlet by now.
                 logger.warning("%r has failed", self._listener.opened, exc_info=True)
-        if self.keepalive is not None and not entry.can_ping and not self._said_that_no_ping:
-            self._said_that_no_ping = True
+        if self.keepalive is not None and not entry.can_ping and not self._warned_no_ping:
+            self._warned_no_ping = True
             logger.warning(
                 "keepalive_interval does nothing for %r of pool %r: its class has no ping()", connection, pool.name
             )
 
-    def _failed(
-        self, pool: Opens, opener: Any, entry: Entry, error: BaseException, began: float
+    def _opening_failed(
+        self, pool: OpeningPool, opener: Any, entry: Entry, error: BaseException, began: float
     ) -> BaseException | None:
         if entry.status is REMOVED:
             # As above.
@@ -249,7 +249,7 @@ class Lifecycle:
         self.capacity_changed()
         self.last_error = described(error)
         add_note(error, f"while opening a connection for pool {pool.name!r}")
-        more = None if pause is None else self._complaints.admit()
+        more = None if pause is None else self._refill_warnings.admit()
         if more is not None:
             logger.warning(
                 "pool %r has %s of min_connections (%s) open, and tries again in %s s: %s%s",
@@ -266,9 +266,9 @@ class Lifecycle:
 
     def give_back(self, entry: Entry) -> None:
         """Give back an entry whose connection need not be asked."""
-        self._follow_up(entry, self._state.give_back(entry, self._clock()))
+        self._deliver_or_retire(entry, self._state.give_back(entry, self._clock()))
 
-    def _follow_up(self, entry: Entry, outcome: Waiter | str | None) -> bool:
+    def _deliver_or_retire(self, entry: Entry, outcome: Waiter | str | None) -> bool:
         """Do what is due after an entry was given back. Return whether it was kept."""
         if isinstance(outcome, str):
             self.remove(entry, RETIRED, outcome)
@@ -299,7 +299,7 @@ class Lifecycle:
             connections = [entry.connection for entry in entries]
             self._loop.run_callback(self._removed, self._forks, pool, connections, reason)
 
-    def _removed(self, forks: int, pool: Opens | None, connections: list[Any], reason: str) -> None:
+    def _removed(self, forks: int, pool: OpeningPool | None, connections: list[Any], reason: str) -> None:
         """Tell of connections that were taken out, and fill their places. The event loop calls this."""
         if forks != self._forks:
             return
@@ -324,7 +324,7 @@ class Lifecycle:
         if not is_good:
             self.remove(entry, DISCARDED, "not_reset")
             return
-        is_kept = self._follow_up(entry, self._state.end_reset(entry, self._clock()))
+        is_kept = self._deliver_or_retire(entry, self._state.end_reset(entry, self._clock()))
         if is_kept and self._listener.released is not None:
             self.tell_released(entry.connection)
 
@@ -332,7 +332,7 @@ class Lifecycle:
         # It may have been discarded meanwhile.
         if entry.status is PINGING:
             if is_good:
-                self._follow_up(entry, self._state.end_ping(entry, self._clock()))
+                self._deliver_or_retire(entry, self._state.end_ping(entry, self._clock()))
             else:
                 self.remove(entry, DISCARDED, "unusable" if is_good is None else "not_pinged")
         if self.keepalive is not None:
@@ -342,7 +342,7 @@ class Lifecycle:
         """Have the listener told of a connection that came back."""
         self._loop.run_callback(self._released, self._forks, self._pool(), connection)
 
-    def _released(self, forks: int, pool: Opens | None, connection: Any) -> None:
+    def _released(self, forks: int, pool: OpeningPool | None, connection: Any) -> None:
         if pool is not None and self._listener.released is not None and forks == self._forks:
             tell_in_loop(self._listener.released, pool, connection)
 
@@ -390,4 +390,4 @@ def forget_connections(state: State, adapter: Adapter) -> None:
     adapter.can_peek = None
     for connection in state.reset_after_fork():
         adapter.abort(connection)
-        _fork.keep_alive(connection)
+        _fork.keep_reference(connection)

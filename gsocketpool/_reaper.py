@@ -21,10 +21,10 @@ from gsocketpool.settings import Settings
 logger = logging.getLogger("gsocketpool")
 
 #: Seconds between two looks for dead holders that callers make, at the least.
-LOOK_INTERVAL = 0.05
+CHECK_INTERVAL = 0.05
 
 
-class Named(Protocol):
+class NamedPool(Protocol):
     """A pool, as far as a sweep knows it."""
 
     @property
@@ -49,39 +49,39 @@ class Reaper:
         self._adapter = adapter
         self._lifecycle = lifecycle
         self._listener = listener
-        self._looked_at = -math.inf
+        self._checked_at = -math.inf
         #: Until then, a caller need not ask for a look: one is on its way.
-        self.quiet_until = -math.inf
+        self.next_check_at = -math.inf
         #: Looks for dead holders a moment later, for the callers that wait.
-        self._look: gevent.Greenlet | None = None
+        self._delayed_check: gevent.Greenlet | None = None
         #: Sweeps every ``sweep_interval``.
         self.greenlet: gevent.Greenlet | None = None
 
-    def start(self, pool: Named) -> None:
+    def start(self, pool: NamedPool) -> None:
         """Start sweeping in the background, unless the pool was told not to, or this goes on already."""
         is_running = self.greenlet is not None and not self.greenlet.dead
         if self._settings.reap_expired_connections and not is_running and not self._state.closed:
-            self.greenlet = gevent.spawn(_sweep_for_ever, self, weakref.ref(pool), self._settings.sweep_interval)
+            self.greenlet = gevent.spawn(_sweep_forever, self, weakref.ref(pool), self._settings.sweep_interval)
 
     def stop(self) -> None:
         """Stop sweeping in the background."""
-        for greenlet in (self.greenlet, self._look):
+        for greenlet in (self.greenlet, self._delayed_check):
             if greenlet is not None:
                 greenlet.kill(block=False)
 
     def after_fork(self) -> None:
         """Stop the copy of the parent's greenlet, in a forked child."""
         self.stop()
-        self.greenlet = self._look = None
-        self._looked_at = self.quiet_until = -math.inf
+        self.greenlet = self._delayed_check = None
+        self._checked_at = self.next_check_at = -math.inf
 
-    def sweep(self, pool: Named) -> None:
+    def sweep(self, pool: NamedPool) -> None:
         """Retire what is too old, close what has died, and look for leaks."""
         now = self._clock()
         self._state.forget_all_closed()
         for entry in self._state.pop_expired(now):
             self._lifecycle.close_removed([entry], "lifetime" if now >= entry.expires_at else "idle")
-        self.take_back_from_the_dead(pool)
+        self.reclaim_from_dead_holders(pool)
         self._report_leaks(pool, now)
         self._close_dead()
         self.drop_expired()
@@ -89,39 +89,39 @@ class Reaper:
 
     def drop_expired(self) -> None:
         """Close every idle connection that says that it is expired."""
-        expired = self._ask_idle(self._adapter.is_expired)
+        expired = self._find_idle_where(self._adapter.is_expired)
         self._lifecycle.close_removed(self._state.pop_unchanged(expired, RETIRED, "expired"), "expired")
 
     def _close_dead(self) -> None:
-        dead = self._ask_idle(lambda connection: not self._adapter.is_alive(connection))
+        dead = self._find_idle_where(lambda connection: not self._adapter.is_alive(connection))
         self._lifecycle.close_removed(self._state.pop_unchanged(dead, DISCARDED, "unusable"), "unusable")
 
-    def _ask_idle(self, question: Callable[[Any], bool]) -> list[tuple[Entry, int]]:
+    def _find_idle_where(self, predicate: Callable[[Any], bool]) -> list[tuple[Entry, int]]:
         """Return the idle entries of which the answer is True, each with its generation: asking may switch."""
         found = []
         for entry in self._state.idle[:]:
             generation = entry.generation
-            if entry.status is IDLE and question(entry.connection):
+            if entry.status is IDLE and predicate(entry.connection):
                 found.append((entry, generation))
         return found
 
-    def look_for_dead_holders(self, pool: Named, now: float) -> None:
+    def check_holders(self, pool: NamedPool, now: float) -> None:
         """Take connections back from dead greenlets: now, or in a moment if a caller has had this done just before."""
-        if now - self._looked_at >= LOOK_INTERVAL:
-            self._looked_at = now
-            self.take_back_from_the_dead(pool)
-        elif self._look is None or self._look.dead:
+        if now - self._checked_at >= CHECK_INTERVAL:
+            self._checked_at = now
+            self.reclaim_from_dead_holders(pool)
+        elif self._delayed_check is None or self._delayed_check.dead:
             # The caller waits: what has died since the last look is found by the next one.
-            self.quiet_until = now + LOOK_INTERVAL
-            self._look = gevent.spawn_later(LOOK_INTERVAL, self._look_if_awaited, weakref.ref(pool))
+            self.next_check_at = now + CHECK_INTERVAL
+            self._delayed_check = gevent.spawn_later(CHECK_INTERVAL, self._check_if_awaited, weakref.ref(pool))
 
-    def _look_if_awaited(self, reference: weakref.ref[Named]) -> None:
-        self.quiet_until = -math.inf
+    def _check_if_awaited(self, reference: weakref.ref[NamedPool]) -> None:
+        self.next_check_at = -math.inf
         pool = reference()
         if pool is not None and self._state.waiters:
-            self.take_back_from_the_dead(pool)
+            self.reclaim_from_dead_holders(pool)
 
-    def take_back_from_the_dead(self, pool: Named) -> None:
+    def reclaim_from_dead_holders(self, pool: NamedPool) -> None:
         """Close the connections whose greenlets have died without giving them back."""
         in_use = [(entry, entry.generation) for entry in self._state.entries_in_use()]
         dead = [(entry, generation) for entry, generation in in_use if _is_dead(entry)]
@@ -137,11 +137,11 @@ class Reaper:
                 "pool %r took %r back: its greenlet has ended without releasing it. It was acquired %s",
                 pool.name,
                 entry.connection,
-                _where(entry),
+                _acquired_where(entry),
             )
             self._tell_of_leak(pool, entry)
 
-    def _report_leaks(self, pool: Named, now: float) -> None:
+    def _report_leaks(self, pool: NamedPool, now: float) -> None:
         threshold = self._settings.leak_threshold
         if threshold is None:
             return
@@ -158,11 +158,11 @@ class Reaper:
                 pool.name,
                 in_use_for,
                 threshold,
-                _where(entry),
+                _acquired_where(entry),
             )
             self._tell_of_leak(pool, entry)
 
-    def _tell_of_leak(self, pool: Named, entry: Entry) -> None:
+    def _tell_of_leak(self, pool: NamedPool, entry: Entry) -> None:
         if self._listener.leaked is not None:
             tell(self._listener.leaked, pool, entry.connection)
 
@@ -176,11 +176,11 @@ def _is_dead(entry: Entry) -> bool:
     return greenlet is None or getattr(greenlet, "dead", False) is True
 
 
-def _where(entry: Entry) -> str:
+def _acquired_where(entry: Entry) -> str:
     return _callsite.describe(entry.callsite if entry.generation == entry.callsite_generation else None)
 
 
-def _sweep_for_ever(reaper: Reaper, pool: weakref.ref[Named], interval: float) -> None:
+def _sweep_forever(reaper: Reaper, pool: weakref.ref[NamedPool], interval: float) -> None:
     is_alive = True
     while is_alive:
         # A program may throw something at every greenlet there is, wherever it waits.
@@ -191,7 +191,7 @@ def _sweep_for_ever(reaper: Reaper, pool: weakref.ref[Named], interval: float) -
             logger.exception("a sweep failed")
 
 
-def _sweep_if_alive(reaper: Reaper, reference: weakref.ref[Named]) -> bool:
+def _sweep_if_alive(reaper: Reaper, reference: weakref.ref[NamedPool]) -> bool:
     # A function of its own, so that the next sleep does not keep the pool alive.
     pool = reference()
     if pool is None:

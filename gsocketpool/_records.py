@@ -34,10 +34,10 @@ class Entry:
     """The pool's own record about a connection, from the moment that its opening begins."""
 
     __slots__ = (
-        "ask",
         "callsite",
         "callsite_generation",
         "can_ping",
+        "check",
         "complete",
         "connection",
         "duplicate",
@@ -76,7 +76,7 @@ class Entry:
         #: Whether it has been neither idle nor in use yet, so that it needs no check.
         self.is_new = True
         #: Asks a connection whether it may be handed out; None where that may block, and so takes a greenlet.
-        self.ask: Callable[[Any], object] | None = None
+        self.check: Callable[[Any], object] | None = None
         #: Completes what a block has done over a connection; None where there is nothing to complete.
         self.complete: Callable[[Any], object] | None = None
         #: How it is asked whether it may be kept.
@@ -100,16 +100,16 @@ class Waiter:
     The code that takes it out of the queue has to wake it.
     """
 
-    __slots__ = ("came_at", "deadline", "entry", "error", "generation", "holder", "parking")
+    __slots__ = ("came_at", "deadline", "entry", "error", "generation", "holder", "hub_waiter")
 
-    def __init__(self, holder: Hashable, came_at: float, deadline: float, parking: Any) -> None:
+    def __init__(self, holder: Hashable, came_at: float, deadline: float, hub_waiter: Any) -> None:
         #: A weak reference to the greenlet that waits.
         self.holder = holder
         #: When it began to acquire, which decides the order.
         self.came_at = came_at
         self.deadline = deadline
         #: What its greenlet waits for: a ``gevent.hub.Waiter``.
-        self.parking = parking
+        self.hub_waiter = hub_waiter
         self.entry: Entry | None = None
         #: The generation of the entry that is this waiter's lease.
         self.generation = 0

@@ -17,7 +17,7 @@ from gsocketpool.stats import PoolStats
 COUNT_LIFETIME, FEW = 0.05, 100
 
 
-class HeldCounts:
+class HolderCounts:
     """How many connections of a pool each greenlet holds.
 
     Counting looks at every connection in use. Where they are many, callers that are refused one after the other share
@@ -41,7 +41,7 @@ class HeldCounts:
         return self._counts[id(holder)]
 
 
-def census(state: State) -> str:
+def summary(state: State) -> str:
     resetting = f" {state.resetting} resetting," if state.resetting else ""
     return (
         f"{state.in_use} in use, {len(state.idle)} idle, {len(state.opening)} opening,{resetting}"
@@ -94,7 +94,7 @@ def exhausted(
         what = f"no idle connection in pool {name!r}"
     itself = f"; this greenlet holds {held} of them already" if held else ""
     return PoolExhaustedError(
-        f"{what}: {census(state)}{itself}{open_error_note(last_open_error)}",
+        f"{what}: {summary(state)}{itself}{open_error_note(last_open_error)}",
         in_use=state.in_use,
         idle=len(state.idle),
         opening=len(state.opening),

@@ -68,10 +68,10 @@ class State:
         self.min_connections = settings.min_connections
         self.max_opening = math.inf if settings.max_opening is None else settings.max_opening
         self.max_waiting = math.inf if settings.max_waiting is None else settings.max_waiting
-        self.limits_waiting = settings.max_waiting is not None
+        self.has_waiting_limit = settings.max_waiting is not None
         self.idle_timeout = math.inf if settings.idle_timeout is None else settings.idle_timeout
         #: Whether it matters since when a connection is idle.
-        self.times_idle = settings.idle_timeout is not None or settings.keepalive_interval is not None
+        self.tracks_idle_time = settings.idle_timeout is not None or settings.keepalive_interval is not None
 
         #: Whether a step is under way that changes this.
         self.changing = False
@@ -185,7 +185,7 @@ class State:
                 waiter.entry = entry
                 entry.holder = waiter.holder
                 entry.in_use_since = now
-                if self.times_idle:
+                if self.tracks_idle_time:
                     entry.retire_at = entry.expires_at
                 entry.generation += 1
                 waiter.generation = entry.generation
@@ -194,7 +194,7 @@ class State:
             self.use_time += now - entry.in_use_since
             entry.status = IDLE
             entry.is_new = False
-            if self.times_idle:
+            if self.tracks_idle_time:
                 entry.idle_since = now
                 entry.retire_at = min(entry.expires_at, now + self.idle_timeout)
             return None
@@ -218,7 +218,7 @@ class State:
         self.resetting -= 1
         return self.give_back(entry, now)
 
-    def silent_since(self, now: float) -> list[tuple[float, Entry]]:
+    def pingable(self, now: float) -> list[tuple[float, Entry]]:
         """Return the idle entries that can be pinged, and since when each was neither used nor pinged.
 
         Those whose time is up are left out.
@@ -337,7 +337,7 @@ class State:
         """
         self.changing = True
         try:
-            if self.limits_waiting and not again:
+            if self.has_waiting_limit and not again:
                 room = self.max_connections - self.size
                 if len(self.waiters) >= self.max_waiting + (room if room > 0 else 0):
                     self.refused += 1
@@ -399,7 +399,7 @@ class State:
         self.wait_time += waited
 
     @_changes
-    def gave_up(self, waited: float, *, timed_out: bool = False) -> None:
+    def acquire_failed(self, waited: float, *, timed_out: bool = False) -> None:
         """Count an acquire that ended without a connection."""
         self.wait_time += waited
         self.timed_out += timed_out
@@ -436,7 +436,7 @@ class State:
         now: float,
         took: float,
         expires_at: float = math.inf,
-        ask: Callable[[Any], object] | None = None,
+        check: Callable[[Any], object] | None = None,
         return_mode: str = CONNECTED_ONLY,
         complete: Callable[[Any], object] | None = None,
         can_ping: bool = False,
@@ -447,7 +447,7 @@ class State:
         del self.opening[opener]
         entry.status = IN_USE
         entry.in_use_since = now
-        entry.ask = ask
+        entry.check = check
         entry.return_mode = return_mode
         entry.complete = complete
         entry.can_ping = can_ping
@@ -542,9 +542,9 @@ class State:
         return old + self._pop([entry for entry in self.idle if now >= entry.retire_at], RETIRED, "idle")
 
     @_changes
-    def pop_unchanged(self, asked: Iterable[tuple[Entry, int]], cause: str, reason: str) -> list[Entry]:
+    def pop_unchanged(self, checked: Iterable[tuple[Entry, int]], cause: str, reason: str) -> list[Entry]:
         """Remove those entries that are idle, and were not used since they had the generation given. Return them."""
-        chosen = [entry for entry, generation in asked if entry.status is IDLE and entry.generation == generation]
+        chosen = [entry for entry, generation in checked if entry.status is IDLE and entry.generation == generation]
         return self._pop(chosen, cause, reason)
 
     def _pop(self, entries: list[Entry], cause: str, reason: str) -> list[Entry]:

@@ -19,7 +19,7 @@ from gsocketpool.connection.base import raw_connection
 from gsocketpool.connectors import Connector
 
 #: Asks a connection something, and takes a step with it.
-Ask = Callable[[Any], object]
+Check = Callable[[Any], object]
 Step = Callable[[Any], object]
 
 #: Those is_usable() of ours that don't block.
@@ -32,14 +32,14 @@ class Steps(Protocol):
     #: Whether there is anything that :meth:`cancel` does.
     can_cancel: bool
 
-    def how_to_ask(self, connection: Any) -> tuple[Ask | None, str]: ...
+    def choose_checks(self, connection: Any) -> tuple[Check | None, str]: ...
     def open_if_closed(self, connection: Any) -> None: ...
     def close(self, connection: Any) -> None: ...
     def abort(self, connection: Any) -> None: ...
     def cancel(self, connection: Any) -> None: ...
     def ping(self, connection: Any) -> None: ...
     def can_ping(self, connection: Any) -> bool: ...
-    def is_usable_at_once(self, connection: Any) -> object: ...
+    def is_usable_nowait(self, connection: Any) -> object: ...
     def is_alive(self, connection: Any) -> object: ...
     def can_peek(self, connection: Any) -> bool: ...
     def is_expired(self, connection: Any) -> object: ...
@@ -57,23 +57,23 @@ class ConnectionSteps:
 
     can_cancel = False
 
-    def how_to_ask(self, connection: Any) -> tuple[Ask | None, str]:
+    def choose_checks(self, connection: Any) -> tuple[Check | None, str]:
         """Return what asks an open connection whether it may be handed out, and how it is asked when it comes back.
 
         The former is None where it may block, and so takes a greenlet.
         """
         if not _is_ours(connection):
-            return _question(connection, "is_connected"), FOREIGN
-        ask: Ask | None
+            return _unbound(connection, "is_connected"), FOREIGN
+        check: Check | None
         if not any(_overrides(connection, step) for step in ("is_usable", "is_reusable", "get")):
             # There is nothing else to look at.
-            ask, mode = _question(connection, "is_connected"), CONNECTED_ONLY
+            check, mode = _unbound(connection, "is_connected"), CONNECTED_ONLY
         else:
             is_quick = _function(connection, "is_usable") in _NON_BLOCKING
-            ask = _question(connection, "is_usable") if is_quick else None
+            check = _unbound(connection, "is_usable") if is_quick else None
             is_stream = _function(connection, "is_reusable") is StreamConnection.is_reusable
             mode = STREAM if is_stream else REUSABLE
-        return ask, BY_ADAPTER if _settles(connection) else mode
+        return check, BY_ADAPTER if _settles(connection) else mode
 
     def open_if_closed(self, connection: Any) -> None:
         """Open what a subclass's ``_create_connection()`` has returned closed."""
@@ -102,7 +102,7 @@ class ConnectionSteps:
         """Return whether a ping exchanges anything."""
         return _is_ours(connection) and _overrides(connection, "ping")
 
-    def is_usable_at_once(self, connection: Any) -> object:
+    def is_usable_nowait(self, connection: Any) -> object:
         """Ask by the check that no class can make block."""
         return Connection.is_usable(connection)
 
@@ -143,7 +143,7 @@ class ConnectionSteps:
     def completion(self, connection: Any) -> Step | None:
         """Return what completes a block; None where there is nothing to complete."""
         has_one = _settles(connection) and _overrides(connection, "complete")
-        return _question(connection, "complete") if has_one else None
+        return _unbound(connection, "complete") if has_one else None
 
 
 class ConnectorSteps:
@@ -157,7 +157,7 @@ class ConnectorSteps:
         self._can_ping = type(connector).ping is not Connector.ping
         self._peek_target = connector.peek_target
         # The same objects for all connections: a bound method would be one for each.
-        self._ask = self.is_alive
+        self._check = self.is_alive
         self._complete = connector.complete if type(connector).complete is not Connector.complete else None
         self.cancel = connector.cancel
         self.close = connector.close
@@ -168,8 +168,8 @@ class ConnectorSteps:
         self.reset = connector.reset
         self.reset_session = connector.reset_session
 
-    def how_to_ask(self, connection: Any) -> tuple[Ask | None, str]:
-        return self._ask, BY_ADAPTER
+    def choose_checks(self, connection: Any) -> tuple[Check | None, str]:
+        return self._check, BY_ADAPTER
 
     def open_if_closed(self, connection: Any) -> None:
         # connect() returns it open.
@@ -178,7 +178,7 @@ class ConnectorSteps:
     def can_ping(self, connection: Any) -> bool:
         return self._can_ping
 
-    def is_usable_at_once(self, connection: Any) -> object:
+    def is_usable_nowait(self, connection: Any) -> object:
         return self.is_alive(connection)
 
     def is_alive(self, connection: Any) -> object:
@@ -200,16 +200,16 @@ class ConnectorSteps:
         return self._complete
 
 
-def _question(connection: Any, step: str) -> Ask:
+def _unbound(connection: Any, step: str) -> Check:
     """Return what asks a connection by a step. Its class has that once; a bound method would be one for each."""
     function = getattr(type(connection), step, None)
     if isinstance(function, FunctionType) and _function(connection, step) is function:
         return function
-    ask: Callable[[], object] = getattr(connection, step)
-    return lambda _: ask()
+    check: Callable[[], object] = getattr(connection, step)
+    return lambda _: check()
 
 
-def open_what_was_made(connection: Any) -> None:
+def open_new(connection: Any) -> None:
     """Open what a factory has returned. Only a real True counts as open: 0.1.6 opened whatever a factory made."""
     if connection.is_connected() is not True:
         connection.open()

@@ -21,7 +21,7 @@ class Orphan(Protocol):
     def abort_rest(self) -> None: ...
 
 
-class Owned(Protocol):
+class OwnedPool(Protocol):
     """A pool, as far as its thread knows it."""
 
     def _thread_ended(self) -> None: ...
@@ -37,9 +37,9 @@ class Thread:
         #: What its event loop has left to close of collected pools.
         self.orphans: list[Orphan] = []
         #: The pools that belong to it. A list, for a WeakSet must not lose a member while another thread reads it.
-        self._pools: list[weakref.ref[Owned]] = []
+        self._pools: list[weakref.ref[OwnedPool]] = []
 
-    def own(self, pool: Owned) -> None:
+    def own(self, pool: OwnedPool) -> None:
         """Have ``pool._thread_ended()`` called at the end of the thread, if the pool is alive then."""
         self._pools.append(weakref.ref(pool, self._pools.remove))
 
@@ -61,7 +61,7 @@ class Thread:
             orphan.abort_rest()
 
 
-class _Life:
+class _EndOfThread:
     """Ends with the thread, which alone refers to it."""
 
     def __init__(self, thread: Thread) -> None:
@@ -75,7 +75,7 @@ class _Current(_local):  # type: ignore[misc, valid-type]
     def __init__(self) -> None:
         #: The present thread.
         self.thread = Thread()
-        self._life = _Life(self.thread)
+        self._life = _EndOfThread(self.thread)
 
 
 current = _Current()

@@ -16,7 +16,7 @@ from gsocketpool._records import Entry
 logger = logging.getLogger("gsocketpool")
 
 #: How many greenlets are kept for the next tasks: to make one takes longer than all the rest of a reset.
-MOST_IDLE = 16
+MAX_IDLE_GREENLETS = 16
 
 
 def always() -> str:
@@ -49,7 +49,7 @@ class Upkeep:
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         self._tasks = tasks
         self._hub: Any = None
-        self.at_work: dict[gevent.Greenlet, Entry] = {}
+        self.running: dict[gevent.Greenlet, Entry] = {}
         #: Greenlets that wait for an entry.
         self.idle: list[gevent.Greenlet] = []
 
@@ -65,28 +65,28 @@ class Upkeep:
         while self.idle and self.idle[-1].dead:
             self.idle.pop()
         greenlet = self.idle.pop() if self.idle else gevent.Greenlet(self._work)
-        self.at_work[greenlet] = entry
+        self.running[greenlet] = entry
         # At once: to start it would take another turn of the event loop.
         greenlet.switch()
 
     def kill(self) -> None:
         """Cut short the tasks that are under way, and end the greenlets."""
-        for greenlet in (*self.at_work, *self.idle):
+        for greenlet in (*self.running, *self.idle):
             greenlet.kill(block=False)
         self.idle.clear()
 
     def after_fork(self) -> None:
         """Forget the parent's greenlets, in a forked child."""
         self.kill()
-        self.at_work.clear()
+        self.running.clear()
 
     def _work(self) -> None:
         greenlet = getcurrent()
-        while greenlet in self.at_work:
-            entry = self.at_work[greenlet]
-            is_own = self._do(self._tasks[entry.status], entry, greenlet)
+        while greenlet in self.running:
+            entry = self.running[greenlet]
+            is_original = self._run_task(self._tasks[entry.status], entry, greenlet)
             # One that a fork has copied is about to be killed.
-            if not is_own or len(self.idle) >= MOST_IDLE:
+            if not is_original or len(self.idle) >= MAX_IDLE_GREENLETS:
                 return
             self.idle.append(greenlet)
             try:
@@ -97,20 +97,20 @@ class Upkeep:
                 # Thrown at a task that had ended by then.
                 return
 
-    def _do(self, task: Task, entry: Entry, greenlet: gevent.Greenlet) -> bool:
+    def _run_task(self, task: Task, entry: Entry, greenlet: gevent.Greenlet) -> bool:
         """Do a task. Return False if a fork has copied this greenlet meanwhile."""
         status = entry.status
         answer: bool | None = False
-        is_own = False
+        is_original = False
         try:
-            answer = self._try(task, entry, status, greenlet)
+            answer = self._run_step(task, entry, status, greenlet)
         finally:
-            is_own = self.at_work.pop(greenlet, None) is entry
-            if is_own:
+            is_original = self.running.pop(greenlet, None) is entry
+            if is_original:
                 task.ended(entry, answer)
-        return is_own
+        return is_original
 
-    def _try(self, task: Task, entry: Entry, status: str, greenlet: gevent.Greenlet) -> bool | None:
+    def _run_step(self, task: Task, entry: Entry, status: str, greenlet: gevent.Greenlet) -> bool | None:
         """Return whether the connection may be kept; None if it had died before."""
         connection = entry.connection
         # A gevent.Timeout for each would take ten times as long.

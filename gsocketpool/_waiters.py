@@ -25,7 +25,7 @@ class Waiters:
         self.fires_at = math.inf
         self._timer: Any = None
         #: Calls that the event loop could not be asked for, near the recursion limit.
-        self.late: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        self.deferred: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
 
     def attach(self, hub: Any) -> None:
         """Work in the event loop of `hub` from now on."""
@@ -33,24 +33,24 @@ class Waiters:
 
     def wake(self, waiter: Waiter) -> None:
         """Let the greenlet of a waiter that has left the queue go on, in the next turn of the event loop."""
-        self._hub.loop.run_callback(waiter.parking.switch, None)
+        self._hub.loop.run_callback(waiter.hub_waiter.switch, None)
 
-    def catch_up(self) -> None:
+    def run_deferred(self) -> None:
         """Have the event loop make the calls that it could not be asked for before."""
-        if self.late:
-            self._hub.loop.run_callback(self._make_late_calls)
+        if self.deferred:
+            self._hub.loop.run_callback(self._call_deferred)
 
-    def _make_late_calls(self) -> None:
-        while self.late:
-            method, arguments = self.late.pop(0)
+    def _call_deferred(self) -> None:
+        while self.deferred:
+            method, arguments = self.deferred.pop(0)
             method(*arguments)
 
     def time_out(self) -> None:
         """Wake the waiters whose time is over."""
         self.stop_timer()
-        if self.late:
+        if self.deferred:
             # First, for one of these calls may serve a waiter.
-            self.catch_up()
+            self.run_deferred()
             self._hub.loop.run_callback(self.time_out)
             return
         now = self._clock()
@@ -62,7 +62,7 @@ class Waiters:
 
     def after_fork(self) -> None:
         """Stop the copy of the parent's timer, in a forked child, unless waiters were copied, too."""
-        self.late.clear()
+        self.deferred.clear()
         if not self._state.waiters:
             self.stop_timer()
 

@@ -19,7 +19,7 @@ from gsocketpool._lease import Lease
 from gsocketpool._lifecycle import close_half_open
 from gsocketpool._records import IDLE, IN_USE, PINGING, Entry
 from gsocketpool._state import DETACHED, RETIRED
-from gsocketpool._steps import ConnectionSteps, ConnectorSteps, Steps, open_what_was_made
+from gsocketpool._steps import ConnectionSteps, ConnectorSteps, Steps, open_new
 from gsocketpool._threads import current
 from gsocketpool.connectors import Connector
 from gsocketpool.events import PoolEvents
@@ -218,7 +218,7 @@ class Pool(Core, Generic[C]):
         if entry is not None:
             # Earlier than the lifecycle does: it is about to be opened here.
             self._state.note_connection(entry, connection)
-        open_what_was_made(connection)
+        open_new(connection)
         return connection
 
     # Acquiring
@@ -247,10 +247,10 @@ class Pool(Core, Generic[C]):
         if retry is not None:
             if timeout is not None:
                 raise InvalidArgumentError("timeout", timeout, "left out where retry is given")
-            timeout = self._timeout_for(check_count("retry", retry))
+            timeout = self._timeout_from_retries(check_count("retry", retry))
         entry = self._check_out(timeout)
         if self._tells_acquired:
-            self._lease_of(entry)
+            self._start_lease(entry)
         return entry.connection  # type: ignore[no-any-return]
 
     def connection(self, timeout: float | None = None) -> Lease[C]:
@@ -270,9 +270,9 @@ class Pool(Core, Generic[C]):
 
         :param timeout: as for :meth:`acquire`, whose errors it raises.
         """
-        return self._lease_of(self._check_out(timeout))
+        return self._start_lease(self._check_out(timeout))
 
-    def _lease_of(self, entry: Entry) -> Lease[C]:
+    def _start_lease(self, entry: Entry) -> Lease[C]:
         """Return the lease of an entry that was just checked out, and tell the listener of it."""
         try:
             lease: Lease[C] = Lease(self)
@@ -280,11 +280,11 @@ class Pool(Core, Generic[C]):
             if self._tells_acquired:
                 self._tell_acquired(lease)
         except RecursionError:
-            self._put_off(self._discard, entry, entry.generation, "interrupted")
+            self._defer(self._discard, entry, entry.generation, "interrupted")
             raise
         return lease
 
-    def _timeout_for(self, retries: int) -> float:
+    def _timeout_from_retries(self, retries: int) -> float:
         timeout = min(retries * 0.1, LONGEST_WAIT)
         return max(timeout, self._acquire_timeout) if self.size < self._state.max_connections else timeout
 
@@ -522,19 +522,19 @@ class Pool(Core, Generic[C]):
             state.close()
             return
         self._ensure_owner()
-        openers = self._turn_away()
+        openers = self._begin_closing()
         if getcurrent() is self._hub:
             gevent.spawn(self._finish_closing, openers, timeout)
         else:
             self._finish_closing(openers, timeout)
 
-    def _turn_away(self) -> list[Any]:
+    def _begin_closing(self) -> list[Any]:
         """Do what closing does at once. Return the greenlets whose openings it has cut short."""
         state = self._state
         state.close()
         self._reaper.stop()
         self._lifecycle.stop()
-        self._adapter.stop_asking()
+        self._adapter.stop_checks()
         for waiter in state.fail_waiters(self._closed_error):
             self._waiters.wake(waiter)
         openers: list[Any] = list(state.opening)
@@ -585,4 +585,4 @@ class Pool(Core, Generic[C]):
 
     def __repr__(self) -> str:
         closed = ", closed" if self._state.closed else ""
-        return f"<{type(self).__name__} {self.name!r}: {_report.census(self._state)}{closed}>"
+        return f"<{type(self).__name__} {self.name!r}: {_report.summary(self._state)}{closed}>"

@@ -97,7 +97,7 @@ class GeventPool(EnginePool):
         super().__init__(creator, recycle=recycle, **arguments)  # type: ignore[arg-type]
         self._pool_size = pool_size
         #: What :meth:`recreate` needs.
-        self._given = {
+        self._arguments = {
             "pool_size": pool_size,
             "max_overflow": max_overflow,
             "timeout": timeout,
@@ -123,26 +123,26 @@ class GeventPool(EnginePool):
             # Those that a connection is opened for don't count as waiting.
             self._settings.update(acquire_timeout=None, max_waiting=0)
         # Patched, it would be local to a greenlet.
-        self._of_thread = get_original("threading", "local")()
+        self._thread_local = get_original("threading", "local")()
         #: The pools of all threads. A list, for a WeakSet must not lose a member while another thread reads it.
         self._pools: list[weakref.ref[_Pool]] = []
         # What is wrong with a setting is said now.
         self._make_pool()
 
     def _make_pool(self) -> _Pool:
-        pool: _Pool = _Pool(_Records(weakref.ref(self)), self._pool_size, self._settings)
-        self._of_thread.pool = pool
+        pool: _Pool = _Pool(_RecordConnector(weakref.ref(self)), self._pool_size, self._settings)
+        self._thread_local.pool = pool
         self._pools.append(weakref.ref(pool, self._pools.remove))
         return pool
 
     @property
     def gevent_pool(self) -> Pool[ConnectionPoolEntry]:
         """The pool of the calling thread, for its ``stats()``."""
-        return self._pool_of_thread()
+        return self._thread_pool()
 
-    def _pool_of_thread(self) -> _Pool:
+    def _thread_pool(self) -> _Pool:
         try:
-            pool: _Pool = self._of_thread.pool
+            pool: _Pool = self._thread_local.pool
         except AttributeError:
             return self._make_pool()
         return pool
@@ -150,17 +150,17 @@ class GeventPool(EnginePool):
     # What SQLAlchemy calls
 
     def _create_connection(self) -> ConnectionPoolEntry:
-        weakly: Any = _Weakly(self)
+        weakly: Any = _WeakPool(self)
         return EnginePool._create_connection(weakly)
 
     def _do_get(self) -> ConnectionPoolEntry:
         try:
-            return self._pool_of_thread().acquire()
+            return self._thread_pool().acquire()
         except PoolExhaustedError as error:
             raise EngineExhaustedError(str(error), **vars(error)) from None
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        pool = getattr(self._of_thread, "pool", None)
+        pool = getattr(self._thread_local, "pool", None)
         if pool is not None and pool.give_back(record):
             return
         for reference in self._pools[:]:
@@ -170,7 +170,7 @@ class GeventPool(EnginePool):
         # It was taken back: its greenlet has ended, or the process was forked.
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
-        pool = getattr(self._of_thread, "pool", None)
+        pool = getattr(self._thread_local, "pool", None)
         # After a fork, the pool does not have those of the parent any more.
         if terminate and _is_executing(connection) and pool is not None and pool.has(connection):
             # Closing alone would leave the server at work.
@@ -183,7 +183,7 @@ class GeventPool(EnginePool):
         self.logger.info("Pool recreating")
         return type(self)(
             self._creator,
-            **self._given,  # type: ignore[arg-type]
+            **self._arguments,  # type: ignore[arg-type]
             echo=self.echo,
             logging_name=self._orig_logging_name,
             reset_on_return=self._reset_on_return,
@@ -194,7 +194,7 @@ class GeventPool(EnginePool):
 
     def dispose(self) -> None:
         """Close the idle connections of the calling thread, and those in use when they come back."""
-        pool = self._pool_of_thread()
+        pool = self._thread_pool()
         if pool.size:
             pool.drain()
         self.logger.info("Pool disposed. %s", self.status())
@@ -213,7 +213,7 @@ class GeventPool(EnginePool):
 
     def timeout(self) -> float | None:
         """Return the seconds that a checkout may take."""
-        return self._given["timeout"]
+        return self._arguments["timeout"]
 
     def checkedin(self) -> int:
         """Return how many connections are idle."""
@@ -228,7 +228,7 @@ class GeventPool(EnginePool):
         return self.gevent_pool.size - self._pool_size
 
 
-class _Weakly:
+class _WeakPool:
     """Stands for an engine's pool in its records.
 
     These belong to the state, which greenlets in the background hold: otherwise no engine would be collected. Python's
@@ -245,7 +245,7 @@ class _Weakly:
 class _Pool(Pool[ConnectionPoolEntry]):
     """The records of one thread. A record is SQLAlchemy's own object for a connection."""
 
-    def __init__(self, records: _Records, pool_size: int, settings: dict[str, Any]) -> None:
+    def __init__(self, records: _RecordConnector, pool_size: int, settings: dict[str, Any]) -> None:
         super().__init__(records, reset="never", **settings)
         self._pool_size = pool_size
 
@@ -264,7 +264,7 @@ class _Pool(Pool[ConnectionPoolEntry]):
         if not entry.is_leased(generation):
             return
         if self._state.changing:
-            self._put_off(self._give_back, entry, generation)
+            self._defer(self._give_back, entry, generation)
         elif entry.connection._is_hard_or_soft_invalidated():
             # SQLAlchemy has closed it or would at its next use, or the caller has detached it.
             self._lifecycle.remove(entry, DISCARDED, "invalidated")
@@ -279,11 +279,11 @@ class _Pool(Pool[ConnectionPoolEntry]):
 
     def cancel_and_close(self, connection: Any) -> None:
         """Have the server cancel what it does for a connection of the driver's, and close that. It does not switch."""
-        self._closer.add(_CutShort(connection), cancel=True)
+        self._closer.add(_InterruptedRecord(connection), cancel=True)
         self._run_callback(self._closer.start)
 
 
-class _CutShort:
+class _InterruptedRecord:
     """Stands for the record of a connection that SQLAlchemy has given up in the middle of a statement."""
 
     def __init__(self, connection: Any) -> None:
@@ -293,7 +293,7 @@ class _CutShort:
         self.dbapi_connection.close()
 
 
-class _Records(Connector[ConnectionPoolEntry]):
+class _RecordConnector(Connector[ConnectionPoolEntry]):
     """Handles records. It knows the engine's pool weakly, so that this can be collected."""
 
     def __init__(self, pool: weakref.ref[GeventPool]) -> None:

@@ -106,8 +106,8 @@ def _stream(scheme: str, url: str, options: Options) -> Target:
     given = read_stream_options(url)
     if not callable(options):
         return Target(STREAMS[scheme], {**given, **(options or {})})
-    ask: Callable[[], Mapping[str, Any]] = options
-    return Target(STREAMS[scheme], lambda: {**given, **ask()})
+    get_options: Callable[[], Mapping[str, Any]] = options
+    return Target(STREAMS[scheme], lambda: {**given, **get_options()})
 
 
 def _connector(driver: str, url: str, options: Options) -> Connector[Any]:
@@ -115,23 +115,23 @@ def _connector(driver: str, url: str, options: Options) -> Connector[Any]:
     if not callable(options):
         made: Connector[Any] = kind(url, **(options or {}))
         return made
-    ask: Callable[[], Mapping[str, Any]] = options
+    get_options: Callable[[], Mapping[str, Any]] = options
 
-    class Asking(kind):  # type: ignore[misc]
+    class Dynamic(kind):  # type: ignore[misc]
         """Makes each connection with what the options are then."""
 
         def connect(self) -> Any:
-            latest = kind(url, **ask())
+            latest = kind(url, **get_options())
             connection = latest.connect()
             # The other steps go by the options, too.
             self.__dict__.update(latest.__dict__)
             return connection
 
     # What logs and the pool call it.
-    Asking.__name__ = Asking.__qualname__ = kind.__name__
-    Asking.__module__ = kind.__module__
-    asking: Connector[Any] = Asking(url)
-    return asking
+    Dynamic.__name__ = Dynamic.__qualname__ = kind.__name__
+    Dynamic.__module__ = kind.__module__
+    dynamic: Connector[Any] = Dynamic(url)
+    return dynamic
 
 
 def read_stream_options(url: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from gsocketpool.exceptions import ConnectionClosedError, InvalidArgumentError, 
 from gsocketpool.settings import check_count, check_seconds
 
 #: Bytes to ask the operating system for at once, at most: Python sets aside as many before it asks.
-LARGEST_PIECE = 1 << 20
+MAX_RECV_SIZE = 1 << 20
 
 
 class StreamConnection(Connection):
@@ -82,7 +82,7 @@ class StreamConnection(Connection):
             if self._sock is not None:
                 self._sock.close()
             if error is not limit:
-                self._explain(error, "connecting to")
+                self._add_context(error, "connecting to")
                 raise
             # Its traceback has this frame, and so keeps the socket.
             error.__traceback__ = None
@@ -155,8 +155,8 @@ class StreamConnection(Connection):
             if sent < size:
                 sock.sendall(memoryview(data).cast("B")[sent:])
         except BaseException as error:
-            self._leave_unfinished(sock)
-            self._explain(error, "sending to")
+            self._mark_unfinished(sock)
+            self._add_context(error, "sending to")
             raise
 
     def recv(self, size: int = 1024) -> bytes:
@@ -167,7 +167,7 @@ class StreamConnection(Connection):
         :raises ConnectionClosedError: if the connection is not open.
         :raises OSError: if receiving fails; `TimeoutError`, which is one, if nothing comes for `timeout`.
         """
-        if type(size) is not int or not 0 < size <= LARGEST_PIECE:
+        if type(size) is not int or not 0 < size <= MAX_RECV_SIZE:
             check_count("size", size, least=1)
         if self._unread:
             return self._take(size)
@@ -230,19 +230,19 @@ class StreamConnection(Connection):
             raise self._not_open()
         sock = self._sock
         try:
-            data: bytes = sock.recv(min(size, LARGEST_PIECE))
+            data: bytes = sock.recv(min(size, MAX_RECV_SIZE))
         except BaseException as error:
-            self._leave_unfinished(sock)
-            self._explain(error, "receiving from")
+            self._mark_unfinished(sock)
+            self._add_context(error, "receiving from")
             raise
         return data
 
-    def _leave_unfinished(self, sock: Any) -> None:
+    def _mark_unfinished(self, sock: Any) -> None:
         # Another greenlet may have closed that stream, which is what this one was told, and even opened another.
         if self._connected and sock is self._sock:
             self._unfinished_exchanges += 1
 
-    def _explain(self, error: BaseException, what: str) -> None:
+    def _add_context(self, error: BaseException, what: str) -> None:
         """Make an error's text say where to the connection leads and, for a timeout, how long it was waited."""
         if not isinstance(error, OSError):
             return

@@ -20,7 +20,7 @@ C = TypeVar("C")
 _Mixin: Any = object
 
 #: The arguments that are refused, and what to do instead.
-_REFUSED = {
+_UNSUPPORTED = {
     "connection_pool": "each client has one connection, and the pool hands out clients",
     "max_connections": "it is an argument of the pool",
     "single_connection_client": "each client has one connection",
@@ -41,7 +41,7 @@ _REFUSED = {
 _CALLABLES = {"command_packer", "parser_class", "redis_connect_func", "valkey_connect_func"}
 
 #: The arguments that errors and reprs may show.
-_SHOWN = ("host", "port", "db", "unix_socket_path", "path")
+_DISPLAYABLE = ("host", "port", "db", "unix_socket_path", "path")
 
 #: The commands after which a connection gets messages that no command has asked for.
 _STREAMING = {
@@ -49,14 +49,14 @@ _STREAMING = {
     *("MONITOR", "SYNC", "PSYNC"),
 }
 #: Other commands after which a connection is not as it was made.
-_LASTING = {"ASKING", "AUTH", "HELLO", "HIMPORT", "QUIT", "READONLY", "READWRITE", "RESET"}
-_NOTED = {"MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH", "SELECT", "CLIENT", "SCRIPT"} | _STREAMING | _LASTING
+_IRREVERSIBLE = {"ASKING", "AUTH", "HELLO", "HIMPORT", "QUIT", "READONLY", "READWRITE", "RESET"}
+_TRACKED = {"MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH", "SELECT", "CLIENT", "SCRIPT"} | _STREAMING | _IRREVERSIBLE
 
 #: What the libraries, each in its way, tell a server of themselves.
-_KEPT = ("driver_info", "lib_name", "lib_version")
+_CLIENT_INFO = ("driver_info", "lib_name", "lib_version")
 
 #: What CLIENT may do without changing the connection.
-_HARMLESS_OF_CLIENT = {
+_HARMLESS_CLIENT_SUBCOMMANDS = {
     *("GETNAME", "GETREDIR", "HELP", "ID", "INFO", "KILL", "LIST"),
     *("PAUSE", "TRACKINGINFO", "UNBLOCK", "UNPAUSE"),
 }
@@ -83,25 +83,25 @@ class RespConnector(Connector[C]):
             raise InvalidArgumentError("url", type(url), "a URL, a callable that returns one, or None")
         for name, value in options.items():
             _require_allowed(name, value)
-            if name not in self._known(url is not None):
+            if name not in self._argument_names(url is not None):
                 allowed = f"left out ({self._name()} has no such argument)"
-                raise InvalidArgumentError(name, _safe(name, value), allowed)
+                raise InvalidArgumentError(name, _displayed(name, value), allowed)
         self._url = url
         self._options = options
-        if not callable(url) and not any(map(_is_asked, options.items())):
+        if not callable(url) and not any(map(_is_callable, options.items())):
             # What can be known to be wrong is wrong at once.
-            self._make()
+            self._make_client()
 
     def __repr__(self) -> str:
-        shown = [] if self._url is None else [repr(_redacted(self._url))]
+        shown = [] if self._url is None else [repr(_redacted_url(self._url))]
         shown += [
-            f"{name}={value!r}" for name, value in self._options.items() if name in _SHOWN and not callable(value)
+            f"{name}={value!r}" for name, value in self._options.items() if name in _DISPLAYABLE and not callable(value)
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def connect(self) -> C:
         """Return a client whose connection is open."""
-        client = self._make()
+        client = self._make_client()
         connection = _connection(client)
         try:
             connection.connect()
@@ -120,17 +120,17 @@ class RespConnector(Connector[C]):
     def reset(self, connection: C) -> None:
         """End the transaction, or the watching of keys."""
         inner = _connection(connection)
-        inner.require_silence()
+        inner.ensure_silent()
         inner.send_command("DISCARD" if inner.session.in_multi else "UNWATCH")
         inner.read_response()
 
     def reset_session(self, connection: C) -> None:
         """Let the server forget the session, and begin another one as the library does when it connects."""
         inner = _connection(connection)
-        inner.require_silence()
+        inner.ensure_silent()
         inner.send_command("RESET")
         inner.read_response()
-        inner.greet()
+        inner.send_greeting()
         inner.session.begin()
 
     def is_reusable(self, connection: C, error: BaseException | None) -> bool:
@@ -140,9 +140,9 @@ class RespConnector(Connector[C]):
         """
         pool: Any = connection.connection_pool  # type: ignore[attr-defined]
         inner = pool.connection
-        if pool.lent or inner._sock is None or not inner.session.is_clean or _has_unread(inner._parser):
+        if pool.checked_out or inner._sock is None or not inner.session.is_clean or _has_unread(inner._parser):
             return False
-        connection.connection_pool = pool.renewed()  # type: ignore[attr-defined]
+        connection.connection_pool = pool.replacement()  # type: ignore[attr-defined]
         return True
 
     def peek_target(self, connection: C) -> Any:
@@ -166,7 +166,7 @@ class RespConnector(Connector[C]):
 
     @classmethod
     @functools.cache
-    def _known(cls, by_url: bool) -> set[str]:
+    def _argument_names(cls, by_url: bool) -> set[str]:
         """Return the names of the arguments that the library takes. With a URL, they go to its connections."""
         module = cls._library.connection
         kinds = [module.Connection, module.SSLConnection, module.UnixDomainSocketConnection]
@@ -179,19 +179,19 @@ class RespConnector(Connector[C]):
             if parameter.kind is not parameter.VAR_KEYWORD and parameter.name != "self"
         }
 
-    def _make(self) -> C:
+    def _make_client(self) -> C:
         """Return a client whose connection is still closed."""
         url = self._url() if callable(self._url) else self._url
         if isinstance(url, str) and is_ambiguous(url):
-            raise InvalidArgumentError("url", _redacted(url), QUOTED)
-        options = {name: value() if _is_asked((name, value)) else value for name, value in self._options.items()}
-        asked = _query(url)
+            raise InvalidArgumentError("url", _redacted_url(url), QUOTED)
+        options = {name: value() if _is_callable((name, value)) else value for name, value in self._options.items()}
+        asked = _query_names(url)
         for name in asked:
             _require_allowed(name, None)
         library = self._library
         refusal = None
         try:
-            client = self._made_by_the_library(url, options)
+            client = self._library_client(url, options)
             theirs = client.connection_pool
             client.connection_pool = _pool_class(library)(
                 _connection_class(library, theirs.connection_class),
@@ -207,22 +207,22 @@ class RespConnector(Connector[C]):
             refusal = str(error)
         if refusal is not None:
             # Here, for the library's error may quote a part of the password: it must not be the context of ours.
-            raise self._refused(refusal, url, options, asked)
+            raise self._rejection(refusal, url, options, asked)
         made: C = client
         return made
 
-    def _refused(self, refusal: str, url: object, options: dict[str, Any], asked: list[str]) -> InvalidArgumentError:
+    def _rejection(self, refusal: str, url: object, options: dict[str, Any], asked: list[str]) -> InvalidArgumentError:
         """Return the error for what the library has refused, which names the argument that its text names."""
         name = next((name for name in [*options, *asked] if name in refusal), "options" if url is None else "url")
         if name in options:
-            return InvalidArgumentError(name, _safe(name, options[name]), f"valid for {self._name()}")
+            return InvalidArgumentError(name, _displayed(name, options[name]), f"valid for {self._name()}")
         if url is None:
             return InvalidArgumentError(name, sorted(options), f"valid for {self._name()}")
         schemes = ", ".join(f"{scheme}://" for scheme in self._schemes)
         allowed = f"a valid URL of {schemes}" if name == "url" else f"valid in a URL for {self._name()}"
-        return InvalidArgumentError(name, _redacted(url), allowed)
+        return InvalidArgumentError(name, _redacted_url(url), allowed)
 
-    def _made_by_the_library(self, url: object, options: dict[str, Any]) -> Any:
+    def _library_client(self, url: object, options: dict[str, Any]) -> Any:
         if url is None:
             return self._client_class(**options, **self._arguments)
         if not isinstance(url, str):
@@ -251,8 +251,8 @@ class _Session:
 
     __slots__ = (
         "_database",
-        "_home",
-        "_is_lasting",
+        "_initial_database",
+        "_is_tainted",
         "in_multi",
         "is_open",
         "is_streaming",
@@ -262,7 +262,7 @@ class _Session:
     )
 
     def __init__(self, database: object) -> None:
-        self._home = str(database)
+        self._initial_database = str(database)
         #: Whether the connection was open once. It is never opened again.
         self.is_open = False
         self._forget()
@@ -279,22 +279,26 @@ class _Session:
         self.is_watching = False
         #: Whether messages come that no command has asked for.
         self.is_streaming = False
-        self._is_lasting = False
-        self._database = self._home
+        self._is_tainted = False
+        self._database = self._initial_database
 
     @property
     def is_clean(self) -> bool:
         """Whether every reply is read, and nothing is left open that DISCARD and UNWATCH would not end."""
-        return self.sent == self.read and not (self.is_streaming or self._is_lasting) and self._database == self._home
+        return (
+            self.sent == self.read
+            and not (self.is_streaming or self._is_tainted)
+            and self._database == self._initial_database
+        )
 
-    def spoil(self) -> None:
+    def taint(self) -> None:
         """Note what nothing mends."""
-        self._is_lasting = True
+        self._is_tainted = True
 
-    def note(self, command: tuple[Any, ...]) -> None:
+    def track(self, command: tuple[Any, ...]) -> None:
         """Note a command that is about to be sent."""
         self.sent += 1
-        if not _is_noted(command[0]):
+        if not _is_tracked(command[0]):
             return
         # The library, too, takes "CLIENT TRACKING" for two words.
         name, *arguments = [*_words(command[0]), *map(_text, command[1:])]
@@ -314,9 +318,9 @@ class _Session:
         elif name in _STREAMING:
             self.is_streaming = True
         elif name == "SCRIPT":
-            self._is_lasting = self._is_lasting or arguments[:1] == ["DEBUG"]
-        elif name != "CLIENT" or not arguments or arguments[0] not in _HARMLESS_OF_CLIENT:
-            self._is_lasting = True
+            self._is_tainted = self._is_tainted or arguments[:1] == ["DEBUG"]
+        elif name != "CLIENT" or not arguments or arguments[0] not in _HARMLESS_CLIENT_SUBCOMMANDS:
+            self._is_tainted = True
 
 
 class _Connection(_Mixin):  # type: ignore[misc]
@@ -329,7 +333,7 @@ class _Connection(_Mixin):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.session = _Session(self.db)
         #: Whether the library has something to say to a server that has reset the session.
-        self._greets = True
+        self._has_greeting = True
 
     def _connect(self) -> Any:
         if self.session.is_open:
@@ -342,27 +346,27 @@ class _Connection(_Mixin):  # type: ignore[misc]
             _sockets.close_half_open(error)
             raise
 
-    def greet(self) -> None:
+    def send_greeting(self) -> None:
         """Send what the library sends when it has connected, but for what the server has kept through a RESET."""
-        greet = getattr(self, self.errors.__name__.partition(".")[0] + "_connect_func")
-        if greet is None and not self._greets:
+        send_greeting = getattr(self, self.errors.__name__.partition(".")[0] + "_connect_func")
+        if send_greeting is None and not self._has_greeting:
             return
         before = self.session.sent
         # The names of the library and its version, which would take a round trip each.
-        kept = {name: getattr(self, name) for name in _KEPT if hasattr(self, name)}
+        kept = {name: getattr(self, name) for name in _CLIENT_INFO if hasattr(self, name)}
         for name in kept:
             setattr(self, name, None)
         try:
-            if greet is None:
+            if send_greeting is None:
                 self.on_connect()
             else:
-                greet(self)
+                send_greeting(self)
         finally:
             for name, value in kept.items():
                 setattr(self, name, value)
-        self._greets = self.session.sent > before
+        self._has_greeting = self.session.sent > before
 
-    def require_silence(self) -> None:
+    def ensure_silent(self) -> None:
         """Raise if the connection is dead, or has a reply to read that would pass for that of the next command.
 
         Before a connection is handed out, the pool looks; before a reset, only this does.
@@ -374,14 +378,14 @@ class _Connection(_Mixin):  # type: ignore[misc]
 
     def pack_command(self, *args: Any) -> Any:
         packed = super().pack_command(*args)
-        self.session.note(args)
+        self.session.track(args)
         return packed
 
     def pack_commands(self, commands: Iterable[tuple[Any, ...]]) -> Any:
         commands = list(commands)
         packed = super().pack_commands(commands)
         for command in commands:
-            self.session.note(command)
+            self.session.track(command)
         return packed
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
@@ -394,7 +398,7 @@ class _Connection(_Mixin):  # type: ignore[misc]
             self.session.read += 1
             # The server is a replica by now. Inside of a transaction, that is said in the text of another error.
             if isinstance(error, self.errors.ReadOnlyError) or "READONLY" in str(error):
-                self.session.spoil()
+                self.session.taint()
             raise
         self.session.read += 1
         return response
@@ -410,7 +414,7 @@ class _Pool(_Mixin):  # type: ignore[misc]
         #: None once the block has ended.
         self.connection: Any = self.make_connection()
         #: How many hold the connection. Between commands, these are pipelines and pubsub objects.
-        self.lent = 0
+        self.checked_out = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.connection!r}>"
@@ -419,7 +423,7 @@ class _Pool(_Mixin):  # type: ignore[misc]
         # The library's looks at connections that this pool has none of.
         pass
 
-    def renewed(self) -> _Pool:
+    def replacement(self) -> _Pool:
         """Return a pool that has the connection instead of this one."""
         new = object.__new__(type(self))
         new.__dict__ = self.__dict__.copy()
@@ -433,11 +437,11 @@ class _Pool(_Mixin):  # type: ignore[misc]
         if connection.session.is_streaming and connection._sock is not None:
             # The next message would pass for the reply.
             raise self.errors.ResponseError("the connection has a subscription or MONITOR on it, and takes no commands")
-        self.lent += 1
+        self.checked_out += 1
         return connection
 
     def release(self, connection: Any) -> None:
-        self.lent -= 1
+        self.checked_out -= 1
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         if self.connection is not None:
@@ -464,8 +468,8 @@ def _has_unread(parser: Any) -> bool:
 
 
 @functools.lru_cache(1024)
-def _is_noted(name: Any) -> bool:
-    return not _NOTED.isdisjoint(_words(name)[:1])
+def _is_tracked(name: Any) -> bool:
+    return not _TRACKED.isdisjoint(_words(name)[:1])
 
 
 def _words(name: Any) -> list[str]:
@@ -478,23 +482,23 @@ def _text(argument: Any) -> str:
     return (argument.decode("latin-1") if isinstance(argument, bytes) else str(argument)).upper()
 
 
-def _is_asked(option: tuple[str, Any]) -> bool:
+def _is_callable(option: tuple[str, Any]) -> bool:
     """Return whether an option is a callable that returns the value."""
     name, value = option
     return callable(value) and name not in _CALLABLES
 
 
 def _require_allowed(name: str, value: object) -> None:
-    if name in _REFUSED:
-        raise InvalidArgumentError(name, _safe(name, value), f"left out ({_REFUSED[name]})")
+    if name in _UNSUPPORTED:
+        raise InvalidArgumentError(name, _displayed(name, value), f"left out ({_UNSUPPORTED[name]})")
 
 
-def _safe(name: str, value: object) -> object:
+def _displayed(name: str, value: object) -> object:
     """Return what an error may show of an argument's value."""
-    return value if name in (*_SHOWN, "protocol") or value is None or isinstance(value, bool) else type(value)
+    return value if name in (*_DISPLAYABLE, "protocol") or value is None or isinstance(value, bool) else type(value)
 
 
-def _query(url: object) -> list[str]:
+def _query_names(url: object) -> list[str]:
     """Return the names that a URL gives arguments for."""
     try:
         return list(parse_qs(urlsplit(url).query)) if isinstance(url, str) else []
@@ -502,7 +506,7 @@ def _query(url: object) -> list[str]:
         return []
 
 
-def _redacted(url: object) -> str:
+def _redacted_url(url: object) -> str:
     """Return as much of a URL as may be shown."""
     if not isinstance(url, str) or is_ambiguous(url):
         return "..."

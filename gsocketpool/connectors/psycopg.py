@@ -32,7 +32,7 @@ PsycopgConnection: TypeAlias = "psycopg.Connection[Any]"
 CANCEL_PAUSE = 0.2
 
 #: What a repr may show. Everything else may be a secret.
-_SHOWN = ("service", "host", "hostaddr", "port", "user", "dbname")
+_DISPLAYABLE = ("service", "host", "hostaddr", "port", "user", "dbname")
 #: Stands for a value that may be a secret, in errors.
 _HIDDEN = "***"
 
@@ -44,7 +44,7 @@ _SETTINGS = (
     *("autocommit", "isolation_level", "read_only", "deferrable"),
     *("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max"),
 )
-_settings_of: Callable[[PsycopgConnection], tuple[Any, ...]] = attrgetter(*_SETTINGS)
+_get_settings: Callable[[PsycopgConnection], tuple[Any, ...]] = attrgetter(*_SETTINGS)
 
 # To look one up in its class takes longer than to compare it.
 _IDLE, _INTRANS, _INERROR = TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR
@@ -53,7 +53,7 @@ _PIPELINE_OFF, _BAD = PipelineStatus.OFF, ConnStatus.BAD
 _REUSABLE = (_IDLE, _INTRANS, _INERROR)
 
 #: What callers can set on each client, as connect() gave it. For all connectors: another one may reset the client.
-_given: WeakKeyDictionary[PsycopgConnection, tuple[Any, ...]] = WeakKeyDictionary()
+_initial_settings: WeakKeyDictionary[PsycopgConnection, tuple[Any, ...]] = WeakKeyDictionary()
 
 #: Its first result is whether prepared statements must end, too: if the caller has prepared some by SQL, or has used
 #: temporary tables. psycopg's own statements would fail on another table of the same name.
@@ -114,7 +114,9 @@ class PsycopgConnector(Connector[PsycopgConnection]):
     def __repr__(self) -> str:
         given = {} if callable(self._conninfo) else conninfo_to_dict(self._conninfo)
         given.update({name: value for name, value in self._options.items() if value is not None})
-        shown = [f"{name}={_legible(given[name])}" for name in _SHOWN if name in given and not callable(given[name])]
+        shown = [
+            f"{name}={_displayed(given[name])}" for name in _DISPLAYABLE if name in given and not callable(given[name])
+        ]
         return f"{type(self).__name__}({' '.join(shown)})"
 
     def connect(self) -> PsycopgConnection:
@@ -122,7 +124,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         conninfo = self._conninfo
         if callable(conninfo):
             conninfo = _check_conninfo(conninfo())
-        options = {name: _asked(name, value) for name, value in self._options.items()}
+        options = {name: _option_value(name, value) for name, value in self._options.items()}
         try:
             connection: PsycopgConnection = psycopg.connect(conninfo, **options)
         except BaseException as error:
@@ -133,8 +135,8 @@ class PsycopgConnector(Connector[PsycopgConnection]):
             if self._configure is not None:
                 self._configure(connection)
                 self.complete(connection)
-            settings, *handlers = _set_on(connection)
-            _given[connection] = (settings, *map(list, handlers))
+            settings, *handlers = _current_settings(connection)
+            _initial_settings[connection] = (settings, *map(list, handlers))
         except BaseException:
             connection.close()
             raise
@@ -142,7 +144,10 @@ class PsycopgConnector(Connector[PsycopgConnection]):
 
     def is_settled(self, connection: PsycopgConnection) -> bool:
         """Return whether no transaction is open, and the client is set as :meth:`connect` gave it."""
-        return connection.pgconn.transaction_status == _IDLE and _set_on(connection) == _given[connection]
+        return (
+            connection.pgconn.transaction_status == _IDLE
+            and _current_settings(connection) == _initial_settings[connection]
+        )
 
     def complete(self, connection: PsycopgConnection) -> None:
         """Commit. As in psycopg's own ``with`` block, this rolls back if a statement has failed in the transaction.
@@ -210,7 +215,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         # Again and again, for a busy server may be told before it has begun, and then it takes no notice.
         while connection.pgconn.transaction_status == _ACTIVE and _can_cancel():
             connection.cancel_safe(timeout=CANCEL_TIMEOUT)
-            if _ends(connection.pgconn):
+            if _ends_soon(connection.pgconn):
                 return
 
     def ping(self, connection: PsycopgConnection) -> None:
@@ -224,11 +229,11 @@ class PsycopgConnector(Connector[PsycopgConnection]):
             connection.autocommit = False
 
     def _restore(self, connection: PsycopgConnection) -> None:
-        settings, *given = _given[connection]
+        settings, *given = _initial_settings[connection]
         for name, value in zip(_SETTINGS, settings, strict=True):
             if getattr(connection, name) != value:
                 setattr(connection, name, value)
-        _, *present = _set_on(connection)
+        _, *present = _current_settings(connection)
         for kind, handlers, wanted in zip(("notice", "notify"), present, given, strict=True):
             for handler in list(handlers):
                 getattr(connection, f"remove_{kind}_handler")(handler)
@@ -236,10 +241,10 @@ class PsycopgConnector(Connector[PsycopgConnection]):
                 getattr(connection, f"add_{kind}_handler")(handler)
 
 
-def _set_on(connection: PsycopgConnection) -> tuple[Any, ...]:
+def _current_settings(connection: PsycopgConnection) -> tuple[Any, ...]:
     """Return all that callers can set on a client: the :data:`_SETTINGS`, and the lists of its handlers."""
     return (
-        _settings_of(connection),
+        _get_settings(connection),
         # Nothing public lists them.
         getattr(connection, "_notice_handlers", []),
         getattr(connection, "_notify_handlers", []),
@@ -269,7 +274,7 @@ def _execute(connection: PsycopgConnection, script: bytes) -> list[PGresult]:
         results.append(result)
 
 
-def _ends(pgconn: PGconn) -> bool:
+def _ends_soon(pgconn: PGconn) -> bool:
     """Return whether what the server executes ends within a moment."""
     try:
         wait_read(pgconn.socket, timeout=CANCEL_PAUSE)
@@ -299,7 +304,7 @@ def _descriptor(connection: PsycopgConnection) -> int:
     return -1 if pgconn.status == _BAD else pgconn.socket
 
 
-def _legible(value: object) -> str:
+def _displayed(value: object) -> str:
     """Return what a repr shows of a value: libpq takes a whole connection string, with its password, for a dbname."""
     return _HIDDEN if "://" in str(value) or "=" in str(value) else str(value)
 
@@ -309,7 +314,7 @@ def _can_cancel() -> bool:
     return capabilities is not None and capabilities.has_cancel_safe()
 
 
-def _asked(name: str, value: Any) -> Any:
+def _option_value(name: str, value: Any) -> Any:
     """Return the value of an option, for a connect."""
     return _check_option(name, value()) if callable(value) and name not in _FACTORIES else value
 

@@ -38,7 +38,7 @@ def _exchange(method: Any) -> Any:
     """Have a method that exchanges something note its beginning and its end."""
 
     @functools.wraps(method)
-    def noting(self: _Client, *args: Any, **options: Any) -> Any:
+    def wrapper(self: _Client, *args: Any, **options: Any) -> Any:
         self._exchanges += 1
         try:
             return method(self, *args, **options)
@@ -51,7 +51,7 @@ def _exchange(method: Any) -> Any:
         finally:
             self._exchanges -= 1
 
-    return noting
+    return wrapper
 
 
 class _Client(_Base):  # type: ignore[misc]
@@ -99,15 +99,15 @@ class PymemcacheConnector(Connector[PymemcacheClient]):
         self._url = url
         self._options = options
         if not callable(url):
-            self._make()
+            self._make_client()
 
     def __repr__(self) -> str:
-        server = "" if callable(self._url) else repr(self._make().server)
+        server = "" if callable(self._url) else repr(self._make_client().server)
         return f"{type(self).__name__}({server})"
 
     def connect(self) -> PymemcacheClient:
         """Return an open client."""
-        client = self._make()
+        client = self._make_client()
         try:
             client.open()
         except BaseException as error:
@@ -132,10 +132,10 @@ class PymemcacheConnector(Connector[PymemcacheClient]):
         """Ask for the server's version."""
         connection.version()
 
-    def _make(self) -> _Client:
+    def _make_client(self) -> _Client:
         """Return a client that is still closed."""
         url = self._url() if callable(self._url) else self._url
-        given = {} if url is None and not callable(self._url) else _read(url)
+        given = {} if url is None and not callable(self._url) else _parse_url(url)
         arguments = {**_DEFAULTS, "server": ("127.0.0.1", 11211), **given, **self._options}
         try:
             return _Client(**arguments)
@@ -144,7 +144,7 @@ class PymemcacheConnector(Connector[PymemcacheClient]):
             raise InvalidArgumentError(wrong, arguments[wrong], "valid for pymemcache.Client") from error
 
 
-def _read(url: Any) -> dict[str, Any]:
+def _parse_url(url: Any) -> dict[str, Any]:
     """Return the arguments that a URL says."""
     split = _urls.split(url)
     # There is no login. With both a host and a path, or neither, there is no saying where the server is.

@@ -29,8 +29,8 @@ _COM_RESET_CONNECTION = 0x1F
 _IN_TRANSACTION = pymysql.constants.SERVER_STATUS.SERVER_STATUS_IN_TRANS
 
 #: What errors and reprs may show of the arguments. Everything else may be a secret.
-_SHOWN = ("host", "port", "unix_socket", "user", "database")
-_HARMLESS = (*_SHOWN, "charset", "connect_timeout", "read_timeout", "write_timeout")
+_DISPLAYABLE = ("host", "port", "unix_socket", "user", "database")
+_DISPLAYABLE_IN_ERRORS = (*_DISPLAYABLE, "charset", "connect_timeout", "read_timeout", "write_timeout")
 
 #: The arguments that are numbers, True or False, and are read as such from a URL.
 _NUMBERS = {
@@ -39,30 +39,36 @@ _NUMBERS = {
 }
 #: The arguments that no URL can hold.
 _OBJECTS = {"auth_plugin_map", "conv", "cursorclass", "server_public_key", "ssl"}
-_REFUSED = {"self": "left out", "defer_connect": "left out: the pool opens connections when it needs them"}
+_UNSUPPORTED = {"self": "left out", "defer_connect": "left out: the pool opens connections when it needs them"}
 _KNOWN = set(inspect.signature(_Base.__init__).parameters)
 
 _NOT_COMMITTED = "nothing is committed: within the transaction, a statement was cut short or the connection was closed"
 
 #: What the session that kills another one must not do, or need not.
-_TO_KILL: dict[str, Any] = {"autocommit": None, "database": None, "db": None, "init_command": None, "sql_mode": None}
+_KILL_ARGS: dict[str, Any] = {
+    "autocommit": None,
+    "database": None,
+    "db": None,
+    "init_command": None,
+    "sql_mode": None,
+}
 
 
 def _exchange(method: Any) -> Any:
     """Have a method that exchanges something note its beginning and its end."""
 
     @functools.wraps(method)
-    def noting(self: _Connection, *args: Any, **options: Any) -> Any:
+    def wrapper(self: _Connection, *args: Any, **options: Any) -> Any:
         self._exchanges += 1
         try:
             return method(self, *args, **options)
         except BaseException as error:
-            self._note(error)
+            self._note_error(error)
             raise
         finally:
             self._exchanges -= 1
 
-    return noting
+    return wrapper
 
 
 class _Connection(_Base):  # type: ignore[misc]
@@ -74,13 +80,13 @@ class _Connection(_Base):  # type: ignore[misc]
     #: Whether ``server_status`` is that of now. Only replies without rows tell it: neither rows nor errors do.
     _is_status_known = True
     #: Whether the server may still be at work for an exchange that was cut short.
-    _is_cut_short = False
+    _was_interrupted = False
     #: The port of this end; None for a Unix socket.
     _local_port: int | None = None
     #: What callers can set on it, as it was at first.
-    _given: tuple[Any, ...] = ()
+    _initial_settings: tuple[Any, ...] = ()
     #: Returns the arguments for another connection like this one.
-    _ask_arguments: Callable[[], dict[str, Any]]
+    _arguments: Callable[[], dict[str, Any]]
     #: The TLS context of all connections whose arguments say nothing of TLS.
     _default_tls: Any = None
 
@@ -100,7 +106,7 @@ class _Connection(_Base):  # type: ignore[misc]
         self._execute_command(_COM_RESET_CONNECTION, "")
         self._read_ok_packet()
 
-    def is_at_work(self) -> bool:
+    def is_busy(self) -> bool:
         """Return whether a reply is still to come, or to be read."""
         result = self._result
         return self._exchanges > 0 or (result is not None and bool(result.unbuffered_active or result.has_next))
@@ -112,14 +118,14 @@ class _Connection(_Base):  # type: ignore[misc]
         """Return what callers can set on it."""
         return self.cursorclass, self.charset, self.collation, self.get_autocommit()
 
-    def _note(self, error: BaseException) -> None:
+    def _note_error(self, error: BaseException) -> None:
         self._is_status_known = False
         if not isinstance(error, pymysql.err.MySQLError):
             # PyMySQL closes it if a read was cut short, but not if a write was, or if a row could not be converted.
-            self._is_cut_short = True
+            self._was_interrupted = True
             self._force_close()
         elif self._sock is None and isinstance(error.__context__, TimeoutError):
-            self._is_cut_short = True
+            self._was_interrupted = True
 
     def _read_query_result(self, unbuffered: bool = False) -> Any:
         rows = super()._read_query_result(unbuffered)
@@ -138,7 +144,7 @@ class _Connection(_Base):  # type: ignore[misc]
         if result is not None and result.unbuffered_active:
             # Neither its cursor nor its own finalizer must wait for rows that don't come any more.
             result.unbuffered_active = False
-            self._is_cut_short = True
+            self._was_interrupted = True
         super()._force_close()
 
     def _create_ssl_ctx(self, sslp: Any) -> Any:
@@ -165,31 +171,33 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
 
     def __init__(self, url: str | Callable[[], str] | None = None, **options: Any) -> None:
         for name in options:
-            if name not in _KNOWN or name in _REFUSED:
-                allowed = _REFUSED.get(name, "left out: pymysql.connect() has no such argument")
+            if name not in _KNOWN or name in _UNSUPPORTED:
+                allowed = _UNSUPPORTED.get(name, "left out: pymysql.connect() has no such argument")
                 raise InvalidArgumentError(name, HIDDEN, allowed)
         self._url = url
         self._options = options
         if url is not None and not callable(url):
-            _read(url)
-        if not callable(url) and not any(map(_is_asked, options.items())):
+            _parse_url(url)
+        if not callable(url) and not any(map(_is_callable, options.items())):
             # A file, of a certificate for one, may come later.
             with suppress(OSError):
-                _make(self._ask())
+                _make_client(self._arguments())
 
     def __repr__(self) -> str:
-        given = {} if self._url is None or callable(self._url) else _read(self._url)
+        given = {} if self._url is None or callable(self._url) else _parse_url(self._url)
         given.update(self._options)
         shown = [
-            f"{name}={given[name]}" for name in _SHOWN if given.get(name) is not None and not callable(given[name])
+            f"{name}={given[name]}"
+            for name in _DISPLAYABLE
+            if given.get(name) is not None and not callable(given[name])
         ]
         return f"{type(self).__name__}({' '.join(shown)})"
 
     def connect(self) -> PyMySQLConnection:
         """Return an open client. It asks the URL and the options that are callables."""
-        connection = _open(self._ask())
-        connection._given = connection.settings()
-        connection._ask_arguments = self._ask
+        connection = _open_connection(self._arguments())
+        connection._initial_settings = connection.settings()
+        connection._arguments = self._arguments
         return connection
 
     def is_settled(self, connection: PyMySQLConnection) -> bool:
@@ -197,14 +205,14 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
 
         A transaction that has done nothing but SELECT is open, too: it keeps its view of the data, and its locks.
         """
-        return not connection.may_be_in_transaction() and connection.settings() == connection._given
+        return not connection.may_be_in_transaction() and connection.settings() == connection._initial_settings
 
     def complete(self, connection: PyMySQLConnection) -> None:
         """Commit. If the block has caught what cut a transaction short, a Timeout for one, this raises.
 
         With autocommit there is nothing to commit unless the block has begun a transaction.
         """
-        is_in_exchange = connection._sock is None or connection.is_at_work()
+        is_in_exchange = connection._sock is None or connection.is_busy()
         if is_in_exchange and connection.get_autocommit() and not connection.server_status & _IN_TRANSACTION:
             # What the statements before did is committed. A COMMIT would read all rows that the block has left.
             return
@@ -217,7 +225,7 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
         """Roll back, and set the client as :meth:`connect` gave it."""
         if connection.may_be_in_transaction():
             connection.rollback()
-        connection.cursorclass, charset, collation, autocommit = connection._given
+        connection.cursorclass, charset, collation, autocommit = connection._initial_settings
         if (connection.charset, connection.collation) != (charset, collation):
             connection.set_character_set(charset, collation)
         if connection.get_autocommit() != autocommit:
@@ -229,7 +237,7 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
         The server then knows nothing of what PyMySQL has said when it connected; that is said again.
         """
         connection.reset_session()
-        connection.cursorclass, charset, collation, autocommit = connection._given
+        connection.cursorclass, charset, collation, autocommit = connection._initial_settings
         connection.set_character_set(charset, collation)
         with connection.cursor(pymysql.cursors.Cursor) as cursor:
             if connection.db:
@@ -249,7 +257,7 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
 
     def is_reusable(self, connection: PyMySQLConnection, error: BaseException | None) -> bool:
         """Return whether the connection is open and no reply is still to come, whatever error has left the block."""
-        return connection._sock is not None and not connection.is_at_work()
+        return connection._sock is not None and not connection.is_busy()
 
     def peek_target(self, connection: PyMySQLConnection) -> Any:
         """Return the socket; -1 if the connection is closed."""
@@ -270,10 +278,10 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
 
     def cancel(self, connection: PyMySQLConnection) -> None:
         """Have the server kill the session if it may still be at work: it does not notice that a connection closes."""
-        if not (connection._is_cut_short or connection.is_at_work()):
+        if not (connection._was_interrupted or connection.is_busy()):
             return
-        known = {**connection._ask_arguments(), **_TO_KILL}
-        with _open(known) as other, other.cursor(pymysql.cursors.Cursor) as cursor:
+        known = {**connection._arguments(), **_KILL_ARGS}
+        with _open_connection(known) as other, other.cursor(pymysql.cursors.Cursor) as cursor:
             session = connection.thread_id()
             cursor.execute("SELECT HOST FROM information_schema.PROCESSLIST WHERE ID = %s", (session,))
             # Another server, behind the same address or started anew, may have another session of this number.
@@ -285,19 +293,19 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
         # By default older versions would connect again.
         connection.ping(False)
 
-    def _ask(self) -> dict[str, Any]:
+    def _arguments(self) -> dict[str, Any]:
         """Return the arguments for a connection, by asking those that are callables."""
         url = self._url() if callable(self._url) else self._url
-        options = {name: value() if _is_asked((name, value)) else value for name, value in self._options.items()}
-        return {**({} if url is None and not callable(self._url) else _read(url)), **options}
+        options = {name: value() if _is_callable((name, value)) else value for name, value in self._options.items()}
+        return {**({} if url is None and not callable(self._url) else _parse_url(url)), **options}
 
 
-def _is_asked(option: tuple[str, Any]) -> bool:
+def _is_callable(option: tuple[str, Any]) -> bool:
     return option[0] not in _OBJECTS and callable(option[1])
 
 
-def _open(arguments: dict[str, Any]) -> Any:
-    connection = _make(arguments)
+def _open_connection(arguments: dict[str, Any]) -> Any:
+    connection = _make_client(arguments)
     try:
         connection.connect()
     except BaseException as error:
@@ -309,7 +317,7 @@ def _open(arguments: dict[str, Any]) -> Any:
     return connection
 
 
-def _make(arguments: dict[str, Any]) -> _Connection:
+def _make_client(arguments: dict[str, Any]) -> _Connection:
     """Return a connection that is still closed."""
     try:
         return _Connection(**arguments, defer_connect=True)
@@ -320,7 +328,7 @@ def _make(arguments: dict[str, Any]) -> _Connection:
         name = next((name for kind, name in kinds.items() if isinstance(error, kind)), None)
         names = [one for one in arguments if name == one or one in str(error)]
     wrong = names[0] if names else "options"
-    given = arguments[wrong] if wrong in _HARMLESS else HIDDEN
+    given = arguments[wrong] if wrong in _DISPLAYABLE_IN_ERRORS else HIDDEN
     raise InvalidArgumentError(wrong, given, "valid for pymysql.connect()")
 
 
@@ -330,7 +338,7 @@ def _port(host: str) -> int | None:
     return int(port) if port.isdecimal() else None
 
 
-def _read(url: Any) -> dict[str, Any]:
+def _parse_url(url: Any) -> dict[str, Any]:
     """Return the arguments that a URL says."""
     split = _urls.split(url)
     # A longer path is the rest of a password with a / that is not quoted.
@@ -345,4 +353,4 @@ def _read(url: Any) -> dict[str, Any]:
         "database": unquote(parts.path[1:]),
     }
     said = {name: value for name, value in given.items() if value}
-    return {**said, **_urls.read_query(parts.query, _KNOWN - _OBJECTS - set(_REFUSED), _NUMBERS)}
+    return {**said, **_urls.read_query(parts.query, _KNOWN - _OBJECTS - set(_UNSUPPORTED), _NUMBERS)}

@@ -25,7 +25,7 @@ HANG = 20.0
 GRACE = 2.0
 
 
-class TorturersError(Exception):
+class InjectedError(Exception):
     """An ordinary error that is raised here on purpose."""
 
 
@@ -58,7 +58,7 @@ class Checks(Generic[C]):
         #: What the last round that failed raised, in words.
         self.last_error = "none"
         #: How many connections were acquired by greenlets that ended without giving them back.
-        self.taken_away = 0
+        self.abandoned = 0
         #: How many connections are used that the pool does not know any more, and can't let go of in a fork.
         self.detached = 0
         self._exchange = exchange
@@ -67,12 +67,12 @@ class Checks(Generic[C]):
         self._messages = 0
         #: Who uses which connection, by its identity.
         self._holders: dict[int, object] = {}
-        self._taken_back_before = self._taken_back()
+        self._reclaimed_before = self._reclaimed()
         self._allowed = self.limit = pool.stats().max_connections
 
     # Before anything goes wrong
 
-    def check_that_it_works(self) -> None:
+    def check_setup(self) -> None:
         """Let out what a mistake in the test raises."""
         with gevent.Timeout(HANG), self.pool.connection() as connection:
             reply = self._exchange(connection, b"torture")
@@ -106,7 +106,7 @@ class Checks(Generic[C]):
         try:
             reply = self._exchange(connection, message)
         except Exception as error:
-            if calm is not None and calm is self.calm and not _may_happen_in_a_calm(error):
+            if calm is not None and calm is self.calm and not _is_injected_or_timeout(error):
                 self.failures.append(
                     f"an exchange failed at a fork although the server was well: {error!r}. In a child, abort() may"
                     " have touched what its parent has"
@@ -137,7 +137,7 @@ class Checks(Generic[C]):
 
     # In a forked child
 
-    def begin_in_the_child(self) -> None:
+    def reset_in_child(self) -> None:
         """Forget what belongs to the parent. Exchanges over connections of the child must succeed from now on."""
         self.failures.clear()
         self._holders.clear()
@@ -145,12 +145,12 @@ class Checks(Generic[C]):
         self.report.exchanges = 0
         self.calm = object()
 
-    def sockets_to_close_in_a_child(self) -> dict[tuple[int, int], str]:
+    def client_sockets(self) -> dict[tuple[int, int], str]:
         """Return the sockets of connections that are open now."""
-        passed_over = self._passed_over()
+        passed_over = self._ignored_sockets()
         return {which: what for which, what in open_sockets().items() if which not in passed_over}
 
-    def look_for_sockets_of_the_parent(self, sockets: dict[tuple[int, int], str]) -> None:
+    def check_parent_sockets(self, sockets: dict[tuple[int, int], str]) -> None:
         """Wait until none of these is open in the child."""
         self._wait_for(lambda: not sockets.keys() & open_sockets().keys(), GRACE)
         self.failures += [
@@ -161,16 +161,16 @@ class Checks(Generic[C]):
 
     # In the end
 
-    def look_for_shared_connections(self) -> None:
+    def check_shared_connections(self) -> None:
         for served in () if self._server is None else self._server.connections:
             processes = set(re.findall(rb"torture-(\d+)-", served.received))
             if len(processes) > 1:
                 self.failures.append(f"{len(processes)} processes used {served!r}")
 
-    def look_for_lost_capacity(self) -> None:
+    def check_capacity(self) -> None:
         stats = self.pool.stats()
         # A sweep takes back what greenlets have lost that have ended. Only those that were made for it may do so.
-        lost = stats.in_use + self._taken_back() - self._taken_back_before - self.taken_away
+        lost = stats.in_use + self._reclaimed() - self._reclaimed_before - self.abandoned
         if lost:
             self.failures.append(f"{lost} connections were lost: {self.pool!r}")
         self.pool._reaper.sweep(self.pool)
@@ -178,7 +178,7 @@ class Checks(Generic[C]):
         deadline = time.monotonic() + HANG
         while len(taken) < self.limit:
             try:
-                taken.append(self._take_a_working_one())
+                taken.append(self._acquire_working())
             except Exception as error:
                 # What began to be opened while the server misbehaved may fail yet.
                 if time.monotonic() > deadline:
@@ -192,17 +192,17 @@ class Checks(Generic[C]):
         for connection in taken:
             self.pool.release(connection)
 
-    def look_for_open_sockets(self) -> None:
+    def check_open_sockets(self) -> None:
         """Wait until every socket is closed that was not open before. To be called when the pool is closed."""
 
         def left() -> list[str]:
-            passed_over = self._passed_over()
+            passed_over = self._ignored_sockets()
             return [what for which, what in open_sockets().items() if which not in passed_over]
 
         self._wait_for(lambda: not left(), HANG)
         self.failures += [f"a socket is still open: {what}" for what in left()]
 
-    def _passed_over(self) -> set[tuple[int, int]]:
+    def _ignored_sockets(self) -> set[tuple[int, int]]:
         return set(self._sockets) if self._server is None else set(self._sockets) | self._server._own_sockets()
 
     def _wait_for(self, condition: Callable[[], bool], seconds: float) -> None:
@@ -210,7 +210,7 @@ class Checks(Generic[C]):
             while not condition():
                 gevent.sleep(0.001)
 
-    def _take_a_working_one(self) -> C:
+    def _acquire_working(self) -> C:
         connection = self.pool.acquire(timeout=HANG)
         try:
             self.check_exchange(connection, "afterwards")
@@ -219,13 +219,13 @@ class Checks(Generic[C]):
             raise
         return connection
 
-    def _taken_back(self) -> int:
+    def _reclaimed(self) -> int:
         return self.pool.stats().discarded.get("holder_dead", 0)
 
 
-def _may_happen_in_a_calm(error: BaseException) -> bool:
+def _is_injected_or_timeout(error: BaseException) -> bool:
     """Whether an error comes from what was thrown, or from a timeout: a machine may be slow."""
-    expected: Any = (gevent.GreenletExit, gevent.Timeout, TorturersError, TimeoutError)
+    expected: Any = (gevent.GreenletExit, gevent.Timeout, InjectedError, TimeoutError)
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, expected):
         cause = cause.__cause__ or cause.__context__

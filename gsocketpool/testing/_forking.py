@@ -13,39 +13,39 @@ from gevent.monkey import get_original
 _select = get_original("select", "select")
 
 
-class Link:
+class PipeEnd:
     """One end of two pipes, by which a parent and its child tell each other things."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading = reading
         self._writing = writing
         #: What has come so far.
-        self.heard = b""
+        self.received = b""
         #: Whether no more can come.
         self.is_at_end = False
 
-    def say(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         os.write(self._writing, data)
 
-    def listen(self, timeout: float = 0.0) -> None:
+    def poll(self, timeout: float = 0.0) -> None:
         """Hear what has come, or comes within `timeout` seconds. It never switches, and stops the whole process."""
         if not self.is_at_end and _select([self._reading], [], [], timeout)[0]:
             data = os.read(self._reading, 65536)
-            self.heard += data
+            self.received += data
             self.is_at_end = not data
 
     def wait_for(self, size: int, timeout: float) -> None:
         """Stop the whole process until `size` bytes have come in all, for `timeout` seconds at most."""
         deadline = time.monotonic() + timeout
-        while len(self.heard) < size and not self.is_at_end and (left := deadline - time.monotonic()) > 0:
-            self.listen(left)
+        while len(self.received) < size and not self.is_at_end and (left := deadline - time.monotonic()) > 0:
+            self.poll(left)
 
     def close(self) -> None:
         os.close(self._reading)
         os.close(self._writing)
 
 
-def fork() -> tuple[int, Link]:
+def fork() -> tuple[int, PipeEnd]:
     """Fork. Return the child's process, which is 0 in the child, and the link to the other process."""
     from_child, to_parent = os.pipe()
     from_parent, to_child = os.pipe()
@@ -53,7 +53,7 @@ def fork() -> tuple[int, Link]:
         # Python warns of a fork in a process with threads, and gevent resolves names in some.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = gevent.os.fork_gevent()
-    of_parent, of_child = Link(from_child, to_child), Link(from_parent, to_parent)
+    of_parent, of_child = PipeEnd(from_child, to_child), PipeEnd(from_parent, to_parent)
     if child == 0:
         of_parent.close()
         return child, of_child

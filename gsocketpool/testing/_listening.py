@@ -16,7 +16,7 @@ from gevent.monkey import get_original
 _select = get_original("select", "select")
 
 
-class Entrance:
+class Acceptor:
     """One address, on which a server listens or not.
 
     :param path: where a Unix domain socket is made. Without one, a free TCP port of 127.0.0.1 is taken.

@@ -21,7 +21,7 @@ _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST = 1
 
 
-def pid_of_peer(accepted: Any) -> int | None:
+def peer_pid(accepted: Any) -> int | None:
     """Return the process at the other end of an accepted socket; None if it can't be found."""
     try:
         if accepted.family == _AF_UNIX:

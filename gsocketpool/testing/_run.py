@@ -17,8 +17,8 @@ from gevent.event import Event
 from gevent.monkey import get_original
 
 from gsocketpool.testing import _checks
-from gsocketpool.testing._checks import Checks, TorturersError
-from gsocketpool.testing._forking import Link, fork
+from gsocketpool.testing._checks import Checks, InjectedError
+from gsocketpool.testing._forking import PipeEnd, fork
 from gsocketpool.testing._sabotage import Sabotage
 from gsocketpool.testing._server import FlakyServer
 from gsocketpool.testing._worker import ROUND, Worker
@@ -26,7 +26,7 @@ from gsocketpool.testing._worker import ROUND, Worker
 C = TypeVar("C")
 
 #: What happens a round, on average: exceptions thrown, and what is done to the pool.
-_THROWN, _KEPT_UP = 0.5, 0.03
+_THROWN, _MAINTAINED = 0.5, 0.03
 #: The turns of the event loop between the first unanswered exchange and the fork, in which others join it.
 _TURNS_BEFORE_FORK = 10
 
@@ -59,7 +59,7 @@ class Run(Generic[C]):
 
     def execute(self) -> None:
         """Torture the pool, and look at what is left of it."""
-        self._checks.check_that_it_works()
+        self._checks.check_setup()
         self._workers += [
             Worker(self._checks, number, self._next_round, self._background) for number in range(self._greenlets)
         ]
@@ -93,15 +93,15 @@ class Run(Generic[C]):
                 sabotage.go_on()
                 if sabotage.is_patient:
                     continue
-            self._strike_often()
+            self._maybe_throw()
             if sabotage is not None and sabotage.is_committing:
-                self._keep_up_sometimes()
-            elif self._is_time_for(self._forks / self._rounds, self._report.forks):
+                self._maybe_maintain()
+            elif self._is_due(self._forks / self._rounds, self._report.forks):
                 self._fork()
-            elif sabotage is not None and sabotage.is_due() and self._strikes_due() < 1:
+            elif sabotage is not None and sabotage.is_due() and self._throws_due() < 1:
                 sabotage.begin()
             else:
-                self._keep_up_sometimes()
+                self._maybe_maintain()
         self._heal()
 
     def _turn(self) -> None:
@@ -117,34 +117,34 @@ class Run(Generic[C]):
 
     # What goes wrong
 
-    def _is_time_for(self, often: float, done: int) -> bool:
+    def _is_due(self, often: float, done: int) -> bool:
         """Return whether something is to happen in this turn, so that it happens so often a round."""
         return done < often * self._report.rounds and self._random.random() < 0.05
 
-    def _strikes_due(self) -> float:
+    def _throws_due(self) -> float:
         return _THROWN * self._report.rounds - self._report.thrown
 
-    def _strike_often(self) -> None:
+    def _maybe_throw(self) -> None:
         for _ in self._workers:
-            if self._is_time_for(_THROWN, self._report.thrown):
-                self._strike()
+            if self._is_due(_THROWN, self._report.thrown):
+                self._throw_somewhere()
 
-    def _strike(self) -> None:
+    def _throw_somewhere(self) -> None:
         """Throw something into a greenlet, one of the pool's own now and then."""
         if not self._to_throw:
-            self._to_throw = [gevent.GreenletExit, gevent.Timeout, TorturersError]
+            self._to_throw = [gevent.GreenletExit, gevent.Timeout, InjectedError]
             self._random.shuffle(self._to_throw)
         error = self._to_throw.pop()()
         if self._random.random() < 0.85:
             # Most of a round is spent in the queue.
             exchanging = [worker for worker in self._workers if worker.is_exchanging]
             aim = exchanging if exchanging and self._random.random() < 0.6 else self._workers
-            self._random.choice(aim).strike(error)
+            self._random.choice(aim).throw(error)
             return
         # Closings and resets are rare and short.
         pool = self._pool
         own: list[Any] = [
-            one for one in (*pool._closer._at_work, *pool._lifecycle.upkeep.at_work) if one.gr_frame is not None
+            one for one in (*pool._closer._closing, *pool._lifecycle.upkeep.running) if one.gr_frame is not None
         ]
         if not own or self._random.random() < 0.5:
             openers: list[Any] = list(pool._state.opening)
@@ -155,11 +155,11 @@ class Run(Generic[C]):
                 self._checks.thrown_at_pool.add(error)
             self._random.choice(own).kill(error, block=False)
 
-    def _keep_up_sometimes(self) -> None:
-        if self._is_time_for(_KEPT_UP, self._report.upkeep.total()):
-            self._keep_up()
+    def _maybe_maintain(self) -> None:
+        if self._is_due(_MAINTAINED, self._report.upkeep.total()):
+            self._maintain()
 
-    def _keep_up(self) -> None:
+    def _maintain(self) -> None:
         what = self._random.choice(("drained", "resized", "swept"))
         self._report.upkeep[what] += 1
         if what == "drained":
@@ -188,12 +188,12 @@ class Run(Generic[C]):
         if self._wait_for_exchanges():
             self._report.forks += 1
             self._pause_in_round = self._report.rounds + len(self._workers)
-            sockets = checks.sockets_to_close_in_a_child()
+            sockets = checks.client_sockets()
             child, link = fork()
             if child == 0:
-                self._be_the_child(link, sockets)
+                self._run_child(link, sockets)
             try:
-                self._be_the_parent(child, link)
+                self._run_parent(child, link)
             finally:
                 link.close()
                 # The event loop may have done so already.
@@ -206,7 +206,7 @@ class Run(Generic[C]):
     def _wait_while(self, condition: Callable[[], object]) -> None:
         while self._goes_on() and condition():
             self._turn()
-            self._strike_often()
+            self._maybe_throw()
 
     def _wait_for_exchanges(self) -> bool:
         """Wait until exchanges are under way, and have the server leave them so. Return whether to go on."""
@@ -221,7 +221,7 @@ class Run(Generic[C]):
                 turns = 1
         return self._goes_on()
 
-    def _be_the_parent(self, child: int, link: Link) -> None:
+    def _run_parent(self, child: int, link: PipeEnd) -> None:
         hang = _checks.HANG
         # Until the child has forgotten what is not its own, and then until it has read what it must not read, nothing
         # is done here: this process would read the replies first.
@@ -229,48 +229,48 @@ class Run(Generic[C]):
         self._heal()
         # All that is late is sent in this turn, and can be read in the next.
         gevent.sleep(0)
-        link.say(b".")
+        link.send(b".")
         link.wait_for(2, 1.0)
         with gevent.Timeout(hang, False):
             while not (link.is_at_end or self._checks.failures):
                 self._turn()
-                link.listen()
+                link.poll()
         if not link.is_at_end:
             get_original("os", "kill")(child, 9)
             if not self._checks.failures:
                 self._checks.failures.append("a forked process said nothing")
             return
-        found = json.loads(link.heard.lstrip(b".") or b'["it ended without a word"]')
+        found = json.loads(link.received.lstrip(b".") or b'["it ended without a word"]')
         self._checks.failures += [f"in a forked process: {failure}" for failure in found]
 
-    def _be_the_child(self, link: Link, sockets: dict[tuple[int, int], str]) -> None:
+    def _run_child(self, link: PipeEnd, sockets: dict[tuple[int, int], str]) -> None:
         try:
             try:
-                self._live_in_the_child(link)
+                self._continue_in_child(link)
                 if not self._checks.failures:
-                    self._checks.look_for_sockets_of_the_parent(sockets)
+                    self._checks.check_parent_sockets(sockets)
             except BaseException:
                 self._checks.failures.append(traceback.format_exc())
-            link.say(json.dumps(self._checks.failures).encode())
+            link.send(json.dumps(self._checks.failures).encode())
         finally:
             os._exit(0)
 
-    def _live_in_the_child(self, link: Link) -> None:
+    def _continue_in_child(self, link: PipeEnd) -> None:
         """Let the copied greenlets go on with what they began in the parent, until they complete some exchanges."""
         checks = self._checks
-        checks.begin_in_the_child()
+        checks.reset_in_child()
         self._rounds_left = max(self._rounds_left, 100)
         self._go_on()
-        link.say(b".")
+        link.send(b".")
         patience = _checks.HANG / 2
         with gevent.Timeout(patience, False):
-            while not link.heard:
+            while not link.received:
                 gevent.sleep(0)
-                link.listen()
+                link.poll()
             # What can be read is read now.
             for _ in range(3):
                 gevent.sleep(0.001)
-            link.say(b".")
+            link.send(b".")
             while checks.report.exchanges < 10 and not checks.failures:
                 self._turn()
         if checks.report.exchanges < 10 and not checks.failures:
@@ -290,13 +290,13 @@ class Run(Generic[C]):
         checks, hang = self._checks, _checks.HANG
         if self._server is not None:
             checks.failures += [f"the server has failed: {error!r}" for error in self._server._service.errors]
-        checks.look_for_shared_connections()
+        checks.check_shared_connections()
         if checks.failures:
             return
         self._background.join(timeout=hang)
         checks.failures += [f"it has not ended within {hang} s:\n{_stack(one)}" for one in self._background]
         self._pool.resize(checks.limit)
-        looking = gevent.spawn(checks.look_for_lost_capacity)
+        looking = gevent.spawn(checks.check_capacity)
         looking.join(timeout=2 * hang)
         if not looking.ready():
             checks.failures.append(f"the connections can't be used afterwards: {self._pool!r}\n{_stack(looking)}")

@@ -10,7 +10,7 @@ import gevent.socket
 import gevent.ssl
 
 from gsocketpool.connection import _sockets
-from gsocketpool.testing._peers import pid_of_peer
+from gsocketpool.testing._peers import peer_pid
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -24,7 +24,7 @@ class ServedConnection:
         #: How many there were before it.
         self.number = number
         #: The process that opened it; None where that can't be found out, as outside of Linux.
-        self.pid = pid_of_peer(sock)
+        self.pid = peer_pid(sock)
         #: Everything that came over it.
         self.received = bytearray()
         #: The requests that came over it, each with its delimiter. Empty with an upstream, whose protocol is unknown.

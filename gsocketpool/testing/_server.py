@@ -12,11 +12,11 @@ import gevent
 import gevent.pool
 
 from gsocketpool import InvalidArgumentError
-from gsocketpool._fork import tell_after_fork
+from gsocketpool._fork import call_after_fork
 from gsocketpool.connection import _sockets
 from gsocketpool.settings import check_seconds
 from gsocketpool.testing._faults import OF_CONNECTING, Faults, check_fault
-from gsocketpool.testing._listening import Entrance
+from gsocketpool.testing._listening import Acceptor
 from gsocketpool.testing._served import ServedConnection, end
 from gsocketpool.testing._serving import Service
 from gsocketpool.testing._sockets import identity
@@ -73,25 +73,25 @@ class FlakyServer:
         self._faults = Faults()
         self._greenlets = gevent.pool.Group()
         self._service = Service(answer or bytes, delimiter, upstream, tls, self._faults, self._greenlets)
-        self._entrance: Entrance
+        self._acceptor: Acceptor
 
     # Serving
 
     def __enter__(self) -> FlakyServer:
-        self._entrance = Entrance(self._path, self._begin, self._greenlets)
-        self._entrance.listen()
-        tell_after_fork(self)
+        self._acceptor = Acceptor(self._path, self._begin, self._greenlets)
+        self._acceptor.listen()
+        call_after_fork(self)
         serving.add(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._entrance.stop_listening()
+        self._acceptor.stop_listening()
         serving.discard(self)
         self.close_connections()
         self._greenlets.kill()
-        self._entrance.close()
+        self._acceptor.close()
         if error is None and self._service.errors:
             raise self._service.errors[0]
 
@@ -105,7 +105,7 @@ class FlakyServer:
     def address(self) -> Any:
         """Host and port, or the path."""
         self._require_block()
-        return self._entrance.address
+        return self._acceptor.address
 
     @property
     def host(self) -> str:
@@ -166,17 +166,17 @@ class FlakyServer:
         self.heal()
         self._faults.begin(fault, times, delay, only)
         if fault in OF_CONNECTING:
-            self._entrance.stop_listening()
+            self._acceptor.stop_listening()
         if fault == "hang":
-            self._entrance.fill_backlog()
+            self._acceptor.fill_backlog()
 
     def heal(self) -> None:
         """Work normally again. Late answers are sent now; other answers that were withheld never are."""
         self._require_block()
         self._faults.heal()
-        if not self._entrance.is_listening():
-            self._entrance.stop_listening()
-            self._entrance.listen()
+        if not self._acceptor.is_listening():
+            self._acceptor.stop_listening()
+            self._acceptor.listen()
 
     def close_connections(self, *, reset: bool = False) -> None:
         """Close all connections.
@@ -198,7 +198,7 @@ class FlakyServer:
         :param reset: as for :meth:`close_connections`.
         """
         self._require_block()
-        self._entrance.stop_listening()
+        self._acceptor.stop_listening()
         self.close_connections(reset=reset)
         self.heal()
 
@@ -209,7 +209,7 @@ class FlakyServer:
     # Its sockets
 
     def _sockets(self) -> list[Any]:
-        sockets = self._entrance.sockets()
+        sockets = self._acceptor.sockets()
         for served in self.open_connections:
             sockets += (served._sock, served._upstream)
         return [sock for sock in sockets if sock is not None and sock.fileno() >= 0]

@@ -52,7 +52,7 @@ class Service:
             if self._upstream is None:
                 self._answer_all(served)
             else:
-                self._pass_on(served)
+                self._relay(served)
             how = "closed"
         except gevent.ssl.SSLEOFError:
             how = "cut off"
@@ -81,10 +81,10 @@ class Service:
 
     # With a server upstream
 
-    def _pass_on(self, served: ServedConnection) -> None:
+    def _relay(self, served: ServedConnection) -> None:
         with self._connect_upstream() as upstream:
             served._upstream = upstream
-            back = self._greenlets.spawn(self._pass_back, served, upstream)
+            back = self._greenlets.spawn(self._relay_back, served, upstream)
             try:
                 while data := served._sock.recv(65536):
                     served.received += data
@@ -100,7 +100,7 @@ class Service:
         upstream.connect(self._upstream)
         return upstream
 
-    def _pass_back(self, served: ServedConnection, upstream: Any) -> None:
+    def _relay_back(self, served: ServedConnection, upstream: Any) -> None:
         with contextlib.suppress(OSError):
             while data := upstream.recv(65536):
                 self._send(served, data)

@@ -80,7 +80,7 @@ def torture(
             with Pool(pool, max_connections=max_connections, **times) as made:
                 checks = Checks(made, exchange, server, report, sockets)
                 Run(checks, seed, rounds, server, forks, greenlets).execute()
-            checks.look_for_open_sockets()
+            checks.check_open_sockets()
     if checks.failures:
         raise TortureError(checks.failures, report)
     return report

@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 import gevent.pool
 
-from gsocketpool.testing._checks import Checks, TorturersError
+from gsocketpool.testing._checks import Checks, InjectedError
 
 #: Seconds after which a Timeout ends a round: most rounds, and some.
 ROUND, SHORT_ROUND = 0.5, 0.002
@@ -46,9 +46,9 @@ class Worker:
         #: Whether it uses a connection, or waits for one.
         self.is_in_round = False
         self._began = 0.0
-        self.greenlet = gevent.spawn(self._live)
+        self.greenlet = gevent.spawn(self._run)
 
-    def strike(self, error: BaseException) -> None:
+    def throw(self, error: BaseException) -> None:
         """Throw `error` into the greenlet in the next turn of the event loop."""
         gevent.get_hub().loop.run_callback(self._throw, error)
 
@@ -72,7 +72,7 @@ class Worker:
         """Return whether its present round, if any, has begun after that moment of the monotonic clock."""
         return not self.is_in_round or self._began > moment
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         while self._next_round():
             self._calm = self._checks.calm
             self._began = time.monotonic()
@@ -124,9 +124,9 @@ class Worker:
         self._caught = self._limit = None
 
     def _round(self) -> None:
-        self._loiter()
+        self._yield_turns()
         use = self._random.choices(_USES, _WEIGHTS)[0]
-        if use is Worker._for_itself and self._calm is not None:
+        if use is Worker._detached and self._calm is not None:
             # No fork can be made meanwhile.
             use = Worker._in_a_block
         self._limit = gevent.Timeout.start_new(SHORT_ROUND if self._random.random() < 0.1 else ROUND)
@@ -136,19 +136,19 @@ class Worker:
             self._has_expired = not self._limit.pending
             self._limit.close()
 
-    def _loiter(self) -> None:
+    def _yield_turns(self) -> None:
         for _ in range(self._random.randrange(3)):
             gevent.sleep(0)
 
     def _exchange(self, connection: Any) -> None:
         with self._checks.using(connection, self._number):
-            self._loiter()
+            self._yield_turns()
             self.is_exchanging = True
             try:
                 self._checks.check_exchange(connection, self._number, self._calm)
             finally:
                 self.is_exchanging = False
-            self._loiter()
+            self._yield_turns()
 
     # The ways to use a connection
 
@@ -172,7 +172,7 @@ class Worker:
     def _in_a_block_that_fails(self) -> None:
         with self._pool.connection() as connection:
             self._exchange(connection)
-            raise TorturersError("in a block")
+            raise InjectedError("in a block")
 
     def _by_hand(self) -> None:
         connection = self._pool.acquire()
@@ -187,7 +187,7 @@ class Worker:
         with self._pool.connection(timeout=0) as connection:
             self._exchange(connection)
 
-    def _for_itself(self) -> None:
+    def _detached(self) -> None:
         connection = self._pool.detach(self._pool.acquire())
         self._checks.detached += 1
         try:
@@ -201,17 +201,17 @@ class Worker:
         finally:
             self._checks.detached -= 1
 
-    def _without_giving_back(self) -> None:
-        taker = self._background.spawn(self._take_one_away)
-        self._background.spawn(self._take_it_back, taker)
+    def _never_given_back(self) -> None:
+        taker = self._background.spawn(self._acquire_and_end)
+        self._background.spawn(self._sweep_after, taker)
         taker.join()
 
-    def _take_one_away(self) -> None:
+    def _acquire_and_end(self) -> None:
         with suppress(Exception, gevent.Timeout):
             self._pool.acquire()
-            self._checks.taken_away += 1
+            self._checks.abandoned += 1
 
-    def _take_it_back(self, taker: gevent.Greenlet) -> None:
+    def _sweep_after(self, taker: gevent.Greenlet) -> None:
         taker.join()
         self._pool._reaper.sweep(self._pool)
 
@@ -221,8 +221,8 @@ _RARE = (
     Worker._in_a_block_that_fails,
     Worker._by_hand,
     Worker._without_waiting,
-    Worker._for_itself,
-    Worker._without_giving_back,
+    Worker._detached,
+    Worker._never_given_back,
 )
 _USES = (Worker._in_a_block, Worker._in_a_block_that_catches, *_RARE)
 _WEIGHTS = (20, 20, *(3 for _ in _RARE))

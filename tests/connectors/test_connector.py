@@ -819,7 +819,7 @@ def test_a_cancel_that_is_killed_is_followed_by_a_close() -> None:
     pool = Pool(connector)
     pool.discard(pool.acquire())
     eventually(lambda: connector.steps == ["cancel"])
-    (closer,) = pool._closer._at_work
+    (closer,) = pool._closer._closing
     closer.kill()
     eventually(lambda: not connector.open)
     assert connector.steps == ["cancel", "close"]

@@ -277,7 +277,7 @@ def test_killing_the_greenlet_that_closes(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     backend.closes.clear()
     caller = Caller(pool, lambda pool: pool.discard(pool.acquire()))
-    for greenlet in list(pool._closer._at_work):
+    for greenlet in list(pool._closer._closing):
         greenlet.kill(block=False)
     settle()
     assert caller.greenlet.ready()
@@ -291,7 +291,7 @@ def test_killing_the_greenlet_that_closes_before_it_has_begun(backend: Backend, 
     killed: list[gevent.Greenlet] = []
 
     def kill_before_it_begins() -> None:
-        for greenlet in [greenlet for greenlet in pool._closer._at_work if greenlet not in killed]:
+        for greenlet in [greenlet for greenlet in pool._closer._closing if greenlet not in killed]:
             greenlet.kill(block=False)
             killed.append(greenlet)
         if len(killed) < kills:

@@ -18,7 +18,7 @@ import pytest
 from gsocketpool import Pool, PoolEvents, TcpConnection, _fork
 from gsocketpool._adapter import Adapter
 from gsocketpool._closer import Closer
-from gsocketpool._reaper import _sweep_for_ever
+from gsocketpool._reaper import _sweep_forever
 from gsocketpool._steps import ConnectionSteps
 from gsocketpool._threads import Thread
 from tests.support.connections import check_echo
@@ -73,7 +73,7 @@ def sweep_all_the_time(pool: Pool[Any]) -> Any:
     reaper = pool._reaper
     assert reaper.greenlet is not None
     reaper.greenlet.kill()
-    reaper.greenlet = gevent.spawn(_sweep_for_ever, reaper, weakref.ref(pool), 0)
+    reaper.greenlet = gevent.spawn(_sweep_forever, reaper, weakref.ref(pool), 0)
     return reaper.greenlet
 
 
@@ -110,7 +110,7 @@ def test_collecting_at_every_switch_of_a_pool_at_work(backend: Backend) -> None:
         callers = [gevent.spawn(use, pool, number, served, found) for number in range(5)]
         gevent.joinall(callers, timeout=PATIENCE, raise_error=True)
         # Callers look for dead holders now and then.
-        assert switches.names - {"_look_if_awaited"} == {"use", "_open", "_close", "_ask", "_sweep_for_ever"}
+        assert switches.names - {"_check_if_awaited"} == {"use", "_open", "_close", "_check", "_sweep_forever"}
     assert sorted(served) == list(range(5))
     assert len(found) == 15, "the collector was not at work"
     taken = [pool.acquire() for _ in range(2)]

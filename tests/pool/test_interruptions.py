@@ -22,7 +22,7 @@ import pytest
 from gevent.hub import Hub, get_hub
 
 from gsocketpool import Pool, PoolClosedError, PoolError, PoolEvents, PoolExhaustedError
-from gsocketpool._reaper import _sweep_for_ever
+from gsocketpool._reaper import _sweep_forever
 from gsocketpool.connectors import Connector
 from tests.support.scripted import PATIENCE, Backend, ScriptedConnection, settle
 from tests.support.switches import Switches, greenlets_there_are
@@ -382,7 +382,7 @@ def sweep_all_the_time(world: World) -> None:
     reaper = world.pool._reaper
     assert reaper.greenlet is not None
     reaper.greenlet.kill()
-    reaper.greenlet = gevent.spawn(_sweep_for_ever, reaper, weakref.ref(world.pool), 0)
+    reaper.greenlet = gevent.spawn(_sweep_forever, reaper, weakref.ref(world.pool), 0)
     for connection in world.backend.connections:
         connection.says_expired = True
     # It is in the middle of a sweep when the callers come.
@@ -416,22 +416,22 @@ def fill_and_use(world: World, number: int) -> None:
 
 
 SCENARIOS = {
-    "acquire and release": Scenario(use_and_release, {"_open", "_sweep_for_ever"}),
+    "acquire and release": Scenario(use_and_release, {"_open", "_sweep_forever"}),
     "blocks": Scenario(use_in_a_block, set(), idle=True),
     "blocks that fail": Scenario(fail_in_a_block, {"_open", "_close"}),
     "acquire and discard": Scenario(use_and_discard, {"_open", "_close"}),
     "acquire and detach": Scenario(use_and_detach, {"_open"}),
     "opening fails": Scenario(use_in_a_block, {"_open"}, prepare=fail_once, allowed=ConnectionRefusedError),
-    "checks": Scenario(use_in_a_block, {"_ask"}, idle=True, is_checked=True),
+    "checks": Scenario(use_in_a_block, {"_check"}, idle=True, is_checked=True),
     "checks fail": Scenario(
-        use_in_a_block, {"_ask", "_close", "_open"}, idle=True, is_checked=True, prepare=turn_unusable
+        use_in_a_block, {"_check", "_close", "_open"}, idle=True, is_checked=True, prepare=turn_unusable
     ),
     "drain": Scenario(first_do(lambda world: world.pool.drain()), {"_open", "_close"}, idle=True),
     "drain while checking": Scenario(
-        first_do(lambda world: world.pool.drain()), {"_open", "_close", "_ask"}, idle=True, is_checked=True
+        first_do(lambda world: world.pool.drain()), {"_open", "_close", "_check"}, idle=True, is_checked=True
     ),
     "drop": Scenario(drop_or_use, {"_open", "_close"}, idle=True, allowed=PoolError),
-    "sweeps": Scenario(use_in_a_block, {"_sweep_for_ever", "_close", "_open"}, idle=True, prepare=sweep_all_the_time),
+    "sweeps": Scenario(use_in_a_block, {"_sweep_forever", "_close", "_open"}, idle=True, prepare=sweep_all_the_time),
     "wait until ready": Scenario(fill_and_use, {"_open"}, is_filled=True),
     "complete": Scenario(begin_in_a_block, set(), idle=True, kind=Transaction),
     "complete, with a connector": Scenario(begin_in_a_block, set(), idle=True, kind=Transaction, has_connector=True),
@@ -556,7 +556,7 @@ def interruptions(rehearsal: Switches) -> Iterator[Interruption]:
 @pytest.fixture(autouse=True)
 def no_look_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slow machine the look for dead holders that a caller has asked for comes in the middle of a rehearsal."""
-    monkeypatch.setattr("gsocketpool._reaper.LOOK_INTERVAL", 1000.0)
+    monkeypatch.setattr("gsocketpool._reaper.CHECK_INTERVAL", 1000.0)
 
 
 @pytest.fixture(scope="module")

@@ -229,7 +229,7 @@ def test_it_goes_on_when_a_program_kills_every_greenlet() -> None:
         eventually(lambda: pings(connector) > 1)
         upkeep, reaper = pool._lifecycle.upkeep, pool._reaper.greenlet
         assert reaper is not None
-        gevent.killall([*upkeep.at_work, *upkeep.idle, reaper])
+        gevent.killall([*upkeep.running, *upkeep.idle, reaper])
         count = pings(connector)
         eventually(lambda: pings(connector) > count)
 
@@ -462,7 +462,7 @@ def test_a_ping_that_is_killed_discards_and_the_next_is_pinged(clock: Clock, tur
     killed = []
 
     def kill() -> None:
-        for greenlet in list(keeping.pool._lifecycle.upkeep.at_work):
+        for greenlet in list(keeping.pool._lifecycle.upkeep.running):
             greenlet.kill(block=False)
             killed.append(greenlet)
 

@@ -23,7 +23,7 @@ SMALL = 16
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Memory is counted, and collected only where a test says so."""
     # The one greenlet of a pool that looks for dead holders in a moment is there all the time, or else now and then.
-    monkeypatch.setattr("gsocketpool._reaper.LOOK_INTERVAL", 1000.0)
+    monkeypatch.setattr("gsocketpool._reaper.CHECK_INTERVAL", 1000.0)
     gc.disable()
     # What other tests have left need not be looked through each time.
     gc.freeze()

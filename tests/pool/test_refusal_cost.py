@@ -23,7 +23,7 @@ def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     A look for dead holders is made once, however long a measurement takes. Greenlets of other tests have ended: Python
     3.15.2 may crash when they go on under a trace.
     """
-    monkeypatch.setattr("gsocketpool._reaper.LOOK_INTERVAL", 1000.0)
+    monkeypatch.setattr("gsocketpool._reaper.CHECK_INTERVAL", 1000.0)
     gc.collect()
     settle()
 

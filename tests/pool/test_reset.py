@@ -338,7 +338,7 @@ def test_a_reset_that_is_killed_discards(stalling: Stalling, turns: int) -> None
     killed = []
 
     def kill() -> None:
-        for greenlet in list(stalling.pool._lifecycle.upkeep.at_work):
+        for greenlet in list(stalling.pool._lifecycle.upkeep.running):
             greenlet.kill(block=False)
             killed.append(greenlet)
 

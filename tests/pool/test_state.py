@@ -330,7 +330,7 @@ def test_an_entry_that_is_pinged_is_out_and_returns_to_its_place() -> None:
         entry.can_ping = True
         state.give_back(entry, now)
     times = [(entry.idle_since, entry.retire_at) for entry in entries]
-    assert state.silent_since(9) == [(0, first), (1, second), (2, third)]
+    assert state.pingable(9) == [(0, first), (1, second), (2, third)]
     assert not state.begin_ping(second, second.generation + 1)
     assert state.begin_ping(second, second.generation)
     assert not state.begin_ping(second, second.generation)
@@ -342,8 +342,8 @@ def test_an_entry_that_is_pinged_is_out_and_returns_to_its_place() -> None:
     assert state.end_ping(second, 9) is None
     assert (state.in_use, state.resetting, state.idle, state.use_time) == (0, 0, entries, 3)
     assert [(entry.idle_since, entry.retire_at) for entry in entries] == times
-    assert state.silent_since(9) == [(0, first), (9, second), (2, third)]
-    assert state.silent_since(50) == [(9, second), (2, third)]
+    assert state.pingable(9) == [(0, first), (9, second), (2, third)]
+    assert state.pingable(50) == [(9, second), (2, third)]
     assert state.begin_ping(second, second.generation)
     assert state.pop_all_pinging() == [second]
     assert (state.size, state.resetting, state.discarded) == (2, 0, {"not_pinged": 1})
@@ -533,7 +533,7 @@ class Machine(RuleBasedStateMachine):
         assert self.state.next_deadline() > self.now
         for waiter in late:
             assert self.state.withdraw(waiter) is None, "a kill at that moment finds nothing either"
-            self.state.gave_up(1.0, timed_out=True)
+            self.state.acquire_failed(1.0, timed_out=True)
         self.timed_out += len(late)
         # The pause after a failure may be over, too.
         return multiple(*self.settle())
