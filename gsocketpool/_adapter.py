@@ -1,7 +1,7 @@
-"""The one seam to user code: asks a connection, and guards against every answer and error.
+"""The one seam to user code: calls it, and guards the pool against its answers and errors.
 
-What every acquire and release asks, the core asks by itself, inside a guard of its own: another call would cost too
-much. This module chooses the question, once, when a connection has been opened.
+The core itself runs the checks of every acquire and release, in a guard of its own, to save a call. This module chooses
+those checks, once per connection, when it has been opened.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from gsocketpool.settings import timer_seconds
 
 logger = logging.getLogger("gsocketpool")
 
-#: What ends a greenlet, and is not taken for the error of a step that has raised it.
+#: Exceptions that end a greenlet, and so are no error of the user code that let them through.
 ENDS = (gevent.GreenletExit, KeyboardInterrupt, SystemExit)
 
-#: Returns a context manager to enter around user code; None for nothing.
+#: Returns a context manager to enter around user code, or None to enter nothing.
 Context = Callable[[], AbstractContextManager[object] | None]
 
-#: How a connection is asked: whether it may be handed out; how, when it comes back; what completes a block; and whether
-#: it can be pinged.
+#: The check before a connection is handed out, or None if it needs a greenlet; the return mode; what completes a block,
+#: if anything; and whether it has a ping.
 Checks = tuple[Check | None, str, Step | None, bool]
 
-#: The answer of a connection that may be kept once it was reset. No connection can answer it by itself.
+#: Returned by :meth:`Adapter.check_returned` if the connection may be kept after a reset. User code can't return it.
 RESET: Final = object()
 
 
 class Adapter:
-    """Asks the connections of one pool.
+    """Runs user code for one pool.
 
-    :param context: entered around everything that a connection is asked; None for nothing.
-    :param reset: when a connection that comes back is reset, as :attr:`Settings.reset` has it.
+    :param context: returns the context manager to enter around user code; None for none.
+    :param reset: when to reset a connection that comes back, as in :attr:`Settings.reset`.
     """
 
     def __init__(self, steps: Steps, context: Context | None, reset: str) -> None:
@@ -48,9 +48,9 @@ class Adapter:
         self.can_cancel = steps.can_cancel
         self._context = context
         self._reset = reset
-        #: Whether the connections have a socket to look at; None until one was opened.
+        #: Whether the connections have a socket to peek at; None before the first was opened.
         self.can_peek: bool | None = None
-        #: The greenlets in which checks that may block are under way.
+        #: The greenlets that run checks that may block.
         self._checking: set[gevent.Greenlet] = set()
 
     def in_context(self) -> AbstractContextManager[object]:
@@ -59,75 +59,75 @@ class Adapter:
         return nullcontext() if context is None else context
 
     def choose_checks(self, connection: Any) -> Checks:
-        """Return how to ask an open connection."""
+        """Return the checks for an open connection."""
         check, mode = self._steps.choose_checks(connection)
         can_ping = self._steps.can_ping(connection)
         self._note_can_peek(connection)
         if self._context is None or (mode is STREAM and check is not None):
-            # The checks of our own streams need no context.
+            # The built-in checks of a stream need no context.
             return check, mode, self._steps.completion(connection), can_ping
         complete = self._steps.completion(connection)
         return (
             None if check is None else partial(_check_in_context, self._context, check),
             BY_ADAPTER,
-            None if complete is None else partial(self._call_in_context, complete, "completing what a block has done"),
+            None if complete is None else partial(self._call_in_context, complete, "complete()"),
             can_ping,
         )
 
     def _call_in_context(self, step: Step, what: str, connection: Any) -> None:
-        """Take a step whose error must not get lost."""
+        """Call a step whose error must not get lost."""
         with self.in_context():
             step(connection)
             return
-        raise PoolError(f"the context of the pool has suppressed what {what} raised")
+        raise PoolError(f"the pool's context has suppressed the error that {what} raised")
 
     def _note_can_peek(self, connection: Any) -> None:
         is_first = self.can_peek is None
         self.can_peek = self._steps.can_peek(connection)
         if is_first and not self.can_peek:
-            logger.debug("%r has no socket to look at: what has died while idle is noticed when it is used", connection)
+            logger.debug("%r has no socket to peek at: if it dies while idle, its next use will notice", connection)
 
     # Opening and closing
 
     def open_if_closed(self, connection: Any) -> None:
-        """Open what a subclass's ``_create_connection()`` has returned closed."""
+        """Open a connection that a subclass's ``_create_connection()`` returned closed."""
         self._steps.open_if_closed(connection)
 
     def close(self, connection: Any) -> None:
-        """Close a connection, which may block and raise."""
+        """Close a connection. This may block and raise."""
         with self.in_context():
             self._steps.close(connection)
 
     def cancel(self, connection: Any) -> None:
-        """Cancel what the server still does for a connection, which may block and raise."""
+        """Cancel the server's work for a connection. This may block and raise."""
         with self.in_context():
             self._steps.cancel(connection)
 
     def abort(self, connection: Any) -> None:
-        """Close a connection without a goodbye: it is the parent process's, or would not close."""
+        """Close a connection without a goodbye: it belongs to the parent process, or would not close."""
         try:
             self._steps.abort(connection)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:
-            # Nothing is thrown at it from outside, since it does not switch; and others are still to be aborted.
+            # It does not switch, so nothing was thrown from outside. The caller has more connections to abort.
             logger.warning("could not abort %r", connection, exc_info=True)
 
     # Checking
 
     def ping(self, connection: Any) -> None:
-        """Exchange something cheap with the backend, which may block and raise."""
-        self._call_in_context(self._steps.ping, "a ping", connection)
+        """Ping the backend. This may block and raise."""
+        self._call_in_context(self._steps.ping, "ping()", connection)
 
     def ping_idle(self, connection: Any) -> bool | None:
-        """Ping an idle connection. Return whether it may be kept; None if it had died before. It may block and raise.
+        """Ping an idle connection, and complete what the ping leaves open. This may block and raise.
 
-        Whatever the ping leaves open is completed, as at the end of a block.
+        :return: whether the connection may be kept; None if it was dead before the ping.
         """
         with self.in_context():
             steps = self._steps
             if not steps.is_alive(connection):
-                # What it has to read would be taken for the answer.
+                # Unread bytes would pass for the answer.
                 return None
             steps.ping(connection)
             complete = steps.completion(connection)
@@ -139,27 +139,27 @@ class Adapter:
         return False
 
     def is_usable(self, entry: Entry, seconds: float) -> bool:
-        """Return whether a connection whose check may block is good. The check takes `seconds` at most.
+        """Return whether a connection is good, by a check that may block for up to `seconds`.
 
-        What the connection raises counts as False. What is thrown at the caller meanwhile goes on.
+        An error of the connection counts as False. What is thrown at the caller propagates.
         """
         if seconds > 0:
             return self._check_in_greenlet(entry, seconds)
         try:
             with self.in_context():
-                # There is no time for more.
+                # No time to block.
                 return bool(self._steps.is_usable_nowait(entry.connection))
         except Exception:
             logger.debug("%r failed its check", entry.connection, exc_info=True)
             return False
 
     def _check_in_greenlet(self, entry: Entry, seconds: float) -> bool:
-        # What is thrown at the caller is then never mistaken for what the connection raised, nor the other way round.
+        # In a greenlet, so that what is thrown at the caller can't be confused with what the connection raises.
         checking = gevent.spawn(self._check, entry)
         self._checking.add(checking)
         until = time.monotonic() + seconds
         try:
-            # A timer of libuv's may be early, and in what it leaves no other connection could be checked.
+            # In a loop, because a libuv timer may fire early.
             while not checking.ready() and (left := until - time.monotonic()) > 0:
                 checking.join(None if left == float("inf") else timer_seconds(left))
         finally:
@@ -168,22 +168,22 @@ class Adapter:
         return checking.value is True
 
     def stop_checks(self) -> None:
-        """Cut short the checks that are under way; their connections don't pass."""
+        """Kill the running checks; their connections count as bad."""
         for checking in list(self._checking):
             checking.kill(block=False)
 
     def _check(self, entry: Entry) -> bool:
         try:
             with self.in_context():
-                # In a forked child, which has a copy of this greenlet, the connection is the parent's.
+                # In a forked child this is a copy of the greenlet, and the connection belongs to the parent.
                 return entry.status is IN_USE and bool(entry.connection.is_usable())
         except (Exception, gevent.Timeout):
-            # A timeout is the connection's own, since the pool throws none at this greenlet.
+            # The timeout is the connection's own: the pool throws none at this greenlet.
             logger.debug("%r failed its check", entry.connection, exc_info=True)
             return False
 
     def is_alive(self, connection: Any) -> bool:
-        """Return whether an idle connection is open and silent. This never makes a round trip."""
+        """Return whether an idle connection is open and has nothing to read. This makes no round trip."""
         try:
             with self.in_context():
                 return bool(self._steps.is_alive(connection))
@@ -192,20 +192,20 @@ class Adapter:
             return False
 
     def is_expired(self, connection: Any) -> bool:
-        """Return whether an idle connection says that it is too old. One that fails to say so is."""
+        """Return whether an idle connection is expired by its own account. An error counts as True."""
         try:
             with self.in_context():
                 return bool(self._steps.is_expired(connection))
         except (Exception, gevent.Timeout):
-            logger.warning("%r could not say whether it is expired, and is closed", connection, exc_info=True)
+            logger.warning("checking whether %r is expired failed, so it is closed", connection, exc_info=True)
             return True
 
-    # Keeping
+    # Coming back
 
     def check_returned(self, connection: Any, error: BaseException | None) -> object:
-        """Return whether a connection that comes back may be kept: True, False or :data:`RESET`. It may raise."""
+        """Return whether a connection that comes back may be kept: True, False or :data:`RESET`. This may raise."""
         if self._context is None:
-            # Most pools have none, and entering an empty one would take as long as all the rest.
+            # Entering an empty context would take as long as the check.
             return self._check_returned(connection, error)
         with self.in_context():
             return self._check_returned(connection, error)
@@ -222,7 +222,7 @@ class Adapter:
         return RESET if reset == "always" and steps.can_reset_session(connection) else True
 
     def is_settled(self, connection: Any) -> bool:
-        """Return whether nothing is left open. What the connection raises counts as False."""
+        """Return whether nothing is left open. An error of the connection counts as False."""
         try:
             with self.in_context():
                 return bool(self._steps.is_settled(connection))
@@ -231,7 +231,7 @@ class Adapter:
         return False
 
     def reset(self, connection: Any) -> bool:
-        """Reset a connection. Return whether it may be kept. It may block and raise."""
+        """Reset a connection and return whether it may be kept. This may block and raise."""
         with self.in_context():
             if not self._steps.is_settled(connection):
                 self._steps.reset(connection)

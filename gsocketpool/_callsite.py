@@ -1,4 +1,4 @@
-"""Where in the user's code a connection was acquired."""
+"""Finds where user code acquired a connection."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import sys
 import traceback
 from types import FrameType
 
-#: The packages and modules whose frames are not of the user's code: these, and the proxies that look for an app's pool.
+#: Packages and modules whose frames are not user code: ours, and the proxies that find an app's pool.
 SKIPPED = ("gsocketpool", "flask_gsocketpool", "werkzeug.local")
 _SKIPPED_PREFIXES = tuple(f"{one}." for one in SKIPPED)
 _get = dict.get
 
-#: A frame, as little as can be kept of it: its file, line and function.
+#: The file, line and function of a frame.
 Frame = tuple[str, int, str]
 
 
 def callers(depth: int = 16) -> list[Frame]:
-    """Return the frames that led here, the innermost first, without those of :data:`PASSED_OVER`.
+    """Return the calling frames, the innermost first, starting with user code.
 
-    Nothing is read or formatted yet, which makes this cheap enough to be done at every acquire.
+    This reads no file and formats nothing, so it is cheap enough for every acquire.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        # Code that is run by exec() may have globals with anything in them, or of a class of its own.
+        # The globals of exec() may hold anything, and be of any dict subclass.
         module = _get(frame.f_globals, "__name__")
         if type(module) is not str or not _is_skipped(module):
             break
@@ -35,14 +35,14 @@ def callers(depth: int = 16) -> list[Frame]:
     return frames
 
 
-# Bounded, for a program may make up names of modules.
+# Bounded, because a program may generate module names.
 @functools.lru_cache(maxsize=1024)
 def _is_skipped(module: str) -> bool:
     return module in SKIPPED or module.startswith(_SKIPPED_PREFIXES)
 
 
 def describe(frames: list[Frame] | None) -> str:
-    """Return the frames as a traceback shows them."""
+    """Return the frames in the format of a traceback."""
     if not frames:
         return "at a place that was not recorded: set leak_threshold to have it recorded"
     summary = traceback.StackSummary.from_list([(file, line, name, None) for file, line, name in reversed(frames)])

@@ -1,4 +1,4 @@
-"""Closes connections, each in a greenlet of its own and within a time."""
+"""Closes connections, each in its own greenlet and within a time limit."""
 
 from __future__ import annotations
 
@@ -18,68 +18,69 @@ from gsocketpool.settings import timer_seconds
 
 logger = logging.getLogger("gsocketpool")
 
-#: Seconds that a pool's end waits, beyond the limits, for greenlets that were cut short.
+#: Seconds that :meth:`Closer.wait` waits beyond the time limits for greenlets that overrun.
 GRACE = 1.0
 
 
 class Closer:
     """Closes the connections of one pool.
 
-    Giving back must not switch, so it leaves a connection here by :meth:`add`, which takes no lock and runs no user
-    code. The greenlets begin with :meth:`start`, which the event loop calls. What closing raises is logged.
+    Giving back must not switch, so it only queues a connection by :meth:`add`, which takes no lock and runs no user
+    code. The event loop then calls :meth:`start`, which starts the greenlets. Errors in closing are logged.
     """
 
     def __init__(self, timeout: float, adapter: Adapter) -> None:
         self._timeout = timeout
         self._adapter = adapter
-        #: The connections to close, and whether to cancel what the server does for them first.
+        #: The connections to close, and whether to cancel the server's work for them first.
         self._pending: list[tuple[Any, bool]] = []
+        #: The running greenlets and the connections that they close.
         self._closing: dict[gevent.Greenlet, Any] = {}
-        #: Those of them that cancel first.
+        #: Those that cancel first.
         self._cancelling: set[gevent.Greenlet] = set()
-        #: Connections whose closing is begun again after its greenlet was killed.
+        #: Connections whose first greenlet was killed, and which a second one closes.
         self._retried: list[Any] = []
-        #: The thread whose event loop does the rest for a pool that was collected.
+        #: The thread whose event loop closes the connections of a collected pool.
         self._thread: Thread | None = None
 
     def __len__(self) -> int:
-        """How many connections are being closed or cancelled."""
+        """Return how many connections are being closed or cancelled."""
         return len(self._pending) + len(self._closing)
 
     def add(self, connection: Any, *, cancel: bool = False) -> None:
-        """Leave a connection to be closed by :meth:`start`.
+        """Queue a connection for :meth:`start`.
 
-        :param cancel: whether it is in the middle of something, which the server is told to give up.
+        :param cancel: whether the server may still be at work for it, and should be told to stop.
         """
         self._pending.append((connection, cancel))
 
     def start(self) -> None:
-        """Begin to close what was left here."""
+        """Start closing the queued connections."""
         while self._pending:
-            # What fails to begin, near the recursion limit, stays here.
+            # If this fails, near the recursion limit, the connection stays queued.
             self._start_greenlet(*self._pending[0])
             del self._pending[0]
 
     def wait(self) -> None:
-        """Begin to close what was left here, and return when all of it is closed, or its time is over."""
+        """Start closing the queued connections, and wait until all are closed or their time is over."""
         self.start()
-        # By identity, and kept, so that no other connection can have the same.
+        # By identity. The dict keeps them alive, so that no new connection can get the same id().
         connections = {id(connection): connection for connection in self._closing.values()}
         deadline = time.monotonic() + (CANCEL_TIMEOUT if self._cancelling else 0) + self._timeout + GRACE
-        # One whose greenlet is killed is begun again, in another greenlet.
+        # In a loop, because a killed greenlet is replaced once.
         while greenlets := [one for one, connection in self._closing.items() if id(connection) in connections]:
             gevent.joinall(greenlets, timeout=timer_seconds(deadline - time.monotonic()))
             if time.monotonic() >= deadline:
                 break
         for greenlet in greenlets:
-            # Its close() does not heed the limit.
+            # Its close() ignores the time limit.
             greenlet.kill(block=False)
             connection = self._closing.pop(greenlet, None)
             self._forget(connection)
             self._abort(connection)
 
     def abort_all(self) -> None:
-        """Abort what is being closed: in a forked child, where it is the parent's."""
+        """Abort all connections in a forked child, where they belong to the parent."""
         connections = [*self._closing.values(), *(connection for connection, _ in self._pending)]
         for greenlet in self._closing:
             _fork.stop(greenlet)
@@ -93,18 +94,18 @@ class Closer:
         self._leave_orphans()
 
     def outlive_pool(self, loop: Any, thread: Thread, *stops: Callable[[], None]) -> None:
-        """Have the event loop of `thread` close what was left here, for a pool that is being collected.
+        """Let the event loop of `thread` close the queued connections of a pool that is being collected.
 
-        That takes no lock and runs no user code, so this may be called anywhere. Once the thread has ended, there is no
-        event loop to leave it to, and what was left is aborted here and now.
+        This takes no lock and runs no user code, so any code may call it. If the thread has ended, it has no event loop
+        any more, and the connections are aborted now.
 
-        :param stops: what the event loop calls first, to stop the pool's greenlets.
+        :param stops: called first by the event loop, to stop the pool's greenlets.
         """
         self._thread = thread
         _fork.orphans.append(self)
         if loop is not None and not loop.default:
-            # The main thread's event loop is there until the end. That of another thread may not come to it. Before its
-            # end is asked for, or it could end in between.
+            # Only the main thread's event loop is sure to run again. This comes before the look at has_ended, because
+            # the thread may end at any moment.
             thread.orphans.append(self)
         if loop is None or thread.has_ended:
             self.abort_rest()
@@ -112,7 +113,7 @@ class Closer:
             loop.run_callback_threadsafe(self._finish, stops)
 
     def abort_rest(self) -> None:
-        """Abort what no event loop will close any more: its thread has ended."""
+        """Abort the remaining connections of a thread that has ended, with its event loop."""
         rest = [*self._closing.values(), *(connection for connection, _ in self._pending)]
         self._closing.clear()
         self._cancelling.clear()
@@ -130,7 +131,7 @@ class Closer:
     def _leave_orphans(self) -> None:
         if not len(self) and self._thread is not None:
             for orphans in (_fork.orphans, self._thread.orphans):
-                # Its thread may end while another one does this.
+                # Another thread may have removed it, when its own thread ended.
                 with contextlib.suppress(ValueError):
                     orphans.remove(self)
 
@@ -156,10 +157,10 @@ class Closer:
         except ENDS:
             raise
         except BaseException:
-            logger.debug("could not cancel what is done for %r", connection, exc_info=True)
+            logger.debug("could not cancel the server's work for %r", connection, exc_info=True)
 
     def close_within_timeout(self, connection: Any) -> None:
-        """Close `connection` in the present greenlet; abort it if that takes too long or raises."""
+        """Close `connection` in the current greenlet; abort it if that takes too long or raises."""
         limit = gevent.Timeout(self._timeout)
         try:
             with limit:
@@ -167,7 +168,7 @@ class Closer:
         except BaseException as error:
             self._adapter.abort(connection)
             if error is limit:
-                # Its traceback would keep what close() had in its locals.
+                # The traceback would keep the locals of close() alive.
                 error.__traceback__ = None
                 logger.warning("closing %r took longer than %s s", connection, self._timeout)
             elif isinstance(error, Exception | gevent.Timeout):
@@ -184,7 +185,7 @@ class Closer:
             self._forget(connection)
             self._abort(connection)
         else:
-            # A program that kills every greenlet there is has killed this one, perhaps before it began.
+            # Some programs kill every greenlet they find. This one may not even have started.
             self._retried.append(connection)
             self._start_greenlet(connection, False)
         self._leave_orphans()

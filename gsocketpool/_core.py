@@ -1,7 +1,7 @@
-"""The two hot paths, check out and check in, and whose thread and process a pool belongs to.
+"""The two hot paths, check out and check in, and the thread and process that own a pool.
 
-Follow an acquire from :meth:`Core._check_out` into the state and, if no connection is idle, into the queue. What every
-acquire and release passes through is written out here: another call costs more than it does.
+Follow an acquire from :meth:`Core._check_out` into the state and, if no connection is idle, into the queue. The code
+that every acquire and release runs is inlined here, because a call would cost more than the work it does.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ logger = logging.getLogger("gsocketpool")
 
 
 class Core:
-    """What a pool does at every acquire and release, and the parts that do the rest."""
+    """Checks connections out and in, and owns the parts that do the rest."""
 
-    #: The hub of the thread that the pool belongs to, from its first use on. A class attribute, so that `__del__` works
-    #: if `__init__` failed.
+    #: The hub of the owner's thread; None before the first use. A class attribute, so that `__del__` works if
+    #: `__init__` failed.
     _hub: Any = None
-    #: That thread; None before. Comparing it takes half the time of asking for the hub.
+    #: The owner's thread; None before the first use. Comparing it takes half the time of getting the hub.
     _thread: Thread | None = None
-    #: Its event loop's method: looking it up takes time.
+    #: The event loop's method, kept to save the lookup.
     _run_callback: Any = None
 
     def __init__(
@@ -89,15 +89,15 @@ class Core:
             self, self._state, settings, self._clock, self._adapter, self._closer, self._waiters, self._listener
         )
         self._reaper = Reaper(self._state, settings, self._clock, self._adapter, self._lifecycle, self._listener)
-        #: Where something was released that was left open.
+        #: Where unfinished work was released, so that each place is logged once.
         self._warned_callsites: set[_callsite.Frame] = set()
         self._holder_counts = _report.HolderCounts(self._state)
-        # Last, for from now on the pool is told of forks.
+        # Last, because _after_fork() needs everything above.
         _fork.call_after_fork(self)
 
     @property
     def name(self) -> str:
-        """The name of the pool in logs and errors."""
+        """The pool's name in logs and errors."""
         return self._name
 
     def _create_connection(self) -> Any:
@@ -106,7 +106,7 @@ class Core:
     # Checking out
 
     def _check_out(self, timeout: float | None) -> Entry:
-        """Return the entry of a connection that is in use by the caller from now on."""
+        """Return the entry of a good connection, in use by the caller."""
         if current.thread is not self._thread:
             self._ensure_owner()
         if timeout is None:
@@ -115,7 +115,7 @@ class Core:
             timeout = check_seconds("timeout", timeout, zero=True, endless=True)
         began = now = self._clock()
         caller = getcurrent()
-        # Before anything is taken: making one may fail.
+        # Before an entry is taken, because making a reference may fail.
         holder = ref(caller)
         state = self._state
         entry = state.pop_idle(now, holder) if state.idle else None
@@ -127,10 +127,10 @@ class Core:
                     entry = self._wait_for_entry(caller, holder, began, timeout, again)
                     now = entry.in_use_since
                     if entry.retire_at < inf or entry.check is None:
-                        # The event loop may have been held up since it was handed over.
+                        # The event loop may have been blocked since the connection was handed over.
                         now = self._clock()
                 if entry.is_new:
-                    # It may even have something to read, a greeting for instance.
+                    # It needs no check, and may have something to read, such as a greeting.
                     break
                 check = entry.check
                 if check is None or now >= entry.retire_at:
@@ -139,7 +139,7 @@ class Core:
                 else:
                     generation = entry.generation
                     try:
-                        # Its truth is asked for in here, for that may raise, too.
+                        # The truth test is inside the try, because it may raise, too.
                         if not check(entry.connection):
                             self._remove_leased(entry, generation, "unusable")
                         elif entry.generation == generation and entry.status is IN_USE:
@@ -152,7 +152,7 @@ class Core:
             if has_waited:
                 state.served(entry, entry.in_use_since - began)
             else:
-                # The one place outside that writes the state: a call would cost a twentieth of all this.
+                # The only write to the state from outside: a call would make an acquire 5 % slower.
                 state.acquired_at_once += 1
             if self._notes_callsites:
                 state.note_callsite(entry, _callsite.callers())
@@ -165,7 +165,7 @@ class Core:
             raise
 
     def _validate(self, entry: Entry, now: float, deadline: float) -> bool:
-        """Return whether an entry that was just handed out is good. One that is not is discarded or retired."""
+        """Return whether an entry that was just checked out is good. If not, discard or retire it."""
         if now >= entry.retire_at:
             self._lifecycle.remove(entry, RETIRED, "lifetime" if now >= entry.expires_at else "idle")
             return False
@@ -184,16 +184,16 @@ class Core:
                 raise
             return False
         if check is None and entry.is_leased(generation):
-            # It may have been drained meanwhile, or closed with the pool.
+            # The pool may have been drained or closed during the check.
             reason = self._state.reason_to_retire(entry, self._clock())
             if reason is not None:
                 self._lifecycle.remove(entry, RETIRED, reason)
         return entry.status is IN_USE and entry.generation == generation
 
     def _must_reraise(self, entry: Entry, generation: int, error: BaseException) -> bool:
-        """Discard a connection whose check has raised. Return whether the error was thrown at the caller instead."""
+        """Discard a connection whose check raised. Return True if the error was thrown at the caller from outside."""
         if entry.check is None or not isinstance(error, Exception):
-            # It says nothing of the connection, which may be in the middle of its check.
+            # The connection may be in the middle of its check.
             self._remove_leased(entry, generation, "interrupted")
             return True
         self._remove_leased(entry, generation, "unusable")
@@ -201,9 +201,9 @@ class Core:
         return False
 
     def _wait_for_entry(self, caller: Any, holder: Any, began: float, timeout: float, again: bool) -> Entry:
-        """Return the entry of a connection for which the caller has waited. It is not checked yet.
+        """Wait for a connection and return its entry, which is not checked yet.
 
-        :param again: whether the caller was given a bad one already. It keeps its place among the waiters.
+        :param again: whether the caller was given a bad connection before, and so keeps its place in the queue.
         """
         state, waiters = self._state, self._waiters
         can_wait = caller is not self._hub
@@ -222,10 +222,10 @@ class Core:
             if began >= self._reaper.next_check_at and state.size + len(state.opening) >= state.max_connections:
                 self._reaper.check_holders(self, self._clock())
                 if state.closed:
-                    # To look for them may switch.
+                    # The check may switch.
                     break
             if deadline < waiters.fires_at or deadline == inf or self._hub is None:
-                # This greenlet may have been copied by a fork; and the reaper is looked at every now and then.
+                # A fork may have copied this greenlet. This also restarts a killed reaper.
                 self._ensure_owner()
             waiter = Waiter(holder, began, deadline, HubWaiter(self._hub))
             if not state.enqueue(waiter, began, again):
@@ -240,7 +240,7 @@ class Core:
                         waiters.start_timer(deadline)
                     waiter.hub_waiter.get()
                 except BaseException:
-                    # What was handed over while the exception was on its way belongs to the next one.
+                    # Pass on a connection that was handed over before the exception arrived.
                     entry = state.withdraw(waiter)
                     if entry is not None:
                         self._lifecycle.give_back(entry)
@@ -252,19 +252,19 @@ class Core:
                     try:
                         raise waiter.error
                     finally:
-                        # The error's traceback has this frame, and so this frame must not have the error.
+                        # Break the cycle: the error's traceback refers to this frame.
                         del waiter
             entry = waiter.entry
             if entry is None:
                 raise self._timed_out(holder, began, timeout, can_wait)
             if entry.generation == waiter.generation and entry.status is IN_USE:
                 return entry
-            # Lost again before this greenlet woke: the pool was closed, or a fork has copied it.
+            # The entry was lost before this greenlet woke: the pool was closed, or a fork copied the greenlet.
             again = True
         raise self._closed_error()
 
     def _tell_acquired(self, lease: Any) -> None:
-        """Tell the listener of a lease. If that is interrupted, the lease ends."""
+        """Tell the listener about a new lease. If the listener is interrupted, end the lease."""
         try:
             tell(self._listener.acquired, lease)  # type: ignore[arg-type]
         except BaseException:
@@ -272,13 +272,13 @@ class Core:
             self._defer(self._discard, lease._entry, lease._generation, "interrupted")
             raise
         if not lease.is_active:
-            # The listener has given it back, or has waited and the pool was closed meanwhile.
+            # The listener gave it back, or the pool was closed while the listener waited.
             raise self._closed_error() if self._state.closed else self._not_found(lease, "active any more")
 
-    # Checking in. None of this switches: it may run in a collected generator, in the middle of anything.
+    # Checking in. Nothing here switches, because the garbage collector may run it at any point of any code.
 
     def _check_in(self, entry: Entry, generation: int, error: BaseException | None, is_deferred: bool = False) -> None:
-        """End one lease of an entry, if that is not over yet."""
+        """End a lease of an entry, unless it has ended already."""
         if entry.status is not IN_USE or entry.generation != generation:
             return
         state = self._state
@@ -308,14 +308,14 @@ class Core:
             else:
                 answer = entry.connection.is_reusable(error) is True
             if answer:
-                # A method that let another greenlet run, though it should not, may have let it give this back.
+                # If user code switched, though it must not, another greenlet may have ended the lease.
                 if entry.status is IN_USE and entry.generation == generation:
                     outcome = state.give_back(entry, self._clock())
                     if outcome.__class__ is Waiter:
                         try:
                             self._run_callback(outcome.hub_waiter.switch, None)
                         except RecursionError:
-                            # As in _put_off(). The lease is over, and the waiter has the entry already.
+                            # As in _defer(). The waiter has the entry already, and only has to be woken.
                             self._waiters.deferred += [(outcome.hub_waiter.switch, (None,))]
                     elif outcome is not None:
                         self._lifecycle.remove(entry, RETIRED, outcome)  # type: ignore[arg-type]
@@ -339,22 +339,22 @@ class Core:
             self._defer(self._check_in, entry, generation, error, True)
 
     def _start_reset(self, entry: Entry, generation: int) -> None:
-        """End a lease whose connection is to be reset."""
+        """End a lease and reset its connection."""
         if not entry.is_leased(generation):
             return
         reason = self._state.reason_to_retire(entry, self._clock())
         if reason is None:
             self._lifecycle.begin_reset(entry)
         else:
-            # It would be reset for no one.
+            # A reset would be wasted.
             self._lifecycle.remove(entry, RETIRED, reason)
 
     def _complete(self, entry: Entry, generation: int) -> None:
-        """Complete what a block has done that ends well. It may wait; what it raises discards the connection."""
+        """Complete a block that ended well, by a commit for instance. It may wait; an error discards the connection."""
         try:
             if self._state.changing:
-                # The block is a collected generator's, in the middle of anything.
-                raise PoolError(f"pool {self.name!r}: what a block has done can't be completed while it is collected")
+                # The garbage collector closed the block's generator in the middle of a change to the state.
+                raise PoolError(f"pool {self.name!r}: a block can't be completed while the garbage collector ends it")
             if entry.complete is not None:
                 entry.complete(entry.connection)
         except BaseException:
@@ -362,7 +362,7 @@ class Core:
             raise
 
     def _release(self, entry: Entry, generation: int, callsite: list[_callsite.Frame]) -> None:
-        """End a lease by hand at `place`, and warn if something is left open that a block would complete."""
+        """End a lease that user code releases at `callsite`, and warn about work that a block would complete."""
         if not entry.is_leased(generation):
             return
         if self._state.changing:
@@ -376,13 +376,13 @@ class Core:
                 self._remove_leased(entry, generation, "interrupted")
                 raise
         self._check_in(entry, generation, None)
-        # One that was lost has nothing to reset.
+        # A dead connection counts as unsettled, too, but is not reset.
         if not is_settled and entry.status is RESETTING:
             self._warned_callsites.update(callsite)
             self._run_callback(_log_unsettled, self.name, entry.connection, callsite)
 
     def _discard(self, entry: Entry, generation: int, reason: str = "explicit") -> None:
-        """Take out an entry whose connection must not be used again, unless its lease is over."""
+        """Take out an entry whose connection must not be used again, unless the lease has ended already."""
         if entry.status in (REMOVED, RESETTING) or entry.generation != generation:
             return
         if current.thread is not self._thread:
@@ -393,13 +393,12 @@ class Core:
             self._lifecycle.remove(entry, DISCARDED, reason)
 
     def _defer(self, method: Callable[..., None], *arguments: Any) -> None:
-        """Have the event loop call a method of this: near the recursion limit, there is more room for calls there."""
+        """Let the event loop call a method: near the recursion limit, its stack has more room."""
         try:
             self._run_callback(method, *arguments)
         except RecursionError:
-            # That of libuv is written in Python, and takes more of the stack than what is put off. So this is done a
-            # while later: when a caller waits or its time is over, a place becomes free, or the pool is swept. To call
-            # append() may fail here, too.
+            # libuv's run_callback() is written in Python and may need more stack than there is. So the call is left to
+            # the next wait, timeout, free place or sweep. Here, even append() could fail.
             self._waiters.deferred += [(method, arguments)]
 
     def _transfer(self, entry: Entry) -> None:
@@ -409,25 +408,25 @@ class Core:
         if entry.is_leased(generation):
             self._lifecycle.remove(entry, DISCARDED, reason)
 
-    # Whose it is
+    # Ownership
 
     def _run_in_owner(self, entry: Entry, method: Callable[..., None], *arguments: Any) -> None:
-        """Have the event loop of the owner's thread call a method of this. It takes no lock."""
+        """Let the event loop of the owner's thread call a method. This takes no lock."""
         loop = self._hub.loop
         if loop is None or self._thread is None or self._thread.has_ended:
-            # The thread has ended, and its event loop will run no more.
+            # That event loop never runs again.
             self._state.remove(entry, self._clock(), DISCARDED, "interrupted")
             self._adapter.abort(entry.connection)
         else:
             loop.run_callback_threadsafe(method, *arguments)
 
     def _ensure_owner(self) -> None:
-        """Make sure that this is the thread that the pool belongs to. The first to use the pool makes it its own."""
+        """Raise unless this thread owns the pool. The first thread that uses the pool becomes its owner."""
         hub = get_hub()
         if hub is self._hub:
             greenlet = self._reaper.greenlet
             if greenlet is not None and greenlet.dead:
-                # A program that kills every greenlet there is has killed it, too.
+                # Some programs kill every greenlet they find.
                 self._reaper.start(self)
             return
         if self._hub is not None:
@@ -439,7 +438,7 @@ class Core:
         self._thread = current.thread
         self._run_callback = hub.loop.run_callback
         if not hub.loop.default:
-            # The event loop of the main thread is there until the end.
+            # Only the main thread's event loop lasts until the process ends.
             self._thread.own(self)
         self._waiters.attach(hub)
         self._lifecycle.attach(hub)
@@ -448,7 +447,7 @@ class Core:
             self._lifecycle.start_openings()
 
     def _after_fork(self) -> None:
-        """In a forked child: forget the connections and the greenlets, which are the parent's."""
+        """Forget the parent's connections and greenlets, in a forked child."""
         state, hub = self._state, self._hub
         if hub is None:
             return
@@ -458,10 +457,10 @@ class Core:
         for opener in openers:
             _fork.stop(opener)
         if hub.thread_ident != get_ident():
-            # The waiters are greenlets of a thread that the child does not have.
+            # The waiters' thread does not exist in the child.
             state.forget_waiters()
         elif state.waiters:
-            # The waiters were copied by the fork, too, and go on waiting.
+            # The fork copied the waiters, which go on waiting.
             hub.loop.run_callback(_ensure_owner, ref(self))
         self._waiters.after_fork()
         self._lifecycle.after_fork()
@@ -470,16 +469,16 @@ class Core:
         self._thread = None
 
     def _thread_ended(self) -> None:
-        """Abort every connection, those in use included: there is no event loop any more that could close them.
+        """Abort every connection, in use or not: no event loop is left to close them.
 
-        The entries stay as they are: other threads may still have leases of them.
+        The entries stay as they are, because other threads may still hold leases.
         """
         abort_connections(self._state, self._adapter)
         self._closer.abort_rest()
 
     def __del__(self) -> None:
-        # This may run anywhere, in the middle of another pool's bookkeeping or in another thread. So closing is left to
-        # the event loop, as long as there is one.
+        # This may run in another thread, or in the middle of another pool's bookkeeping. So the event loop closes the
+        # connections, as long as there is one.
         if self._hub is not None and self._thread is not None:
             for entry in self._state.pop_all_idle("collected"):
                 self._closer.add(entry.connection)
@@ -487,11 +486,11 @@ class Core:
                 self._closer.add(entry.connection)
             for entry in self._state.pop_all_resetting():
                 self._closer.add(entry.connection, cancel=True)
-            # The reaper may keep the state for good, if the event loop never runs again.
+            # If the event loop never runs again, the reaper keeps the state alive.
             self._state.forget_entries()
             self._closer.outlive_pool(self._hub.loop, self._thread, self._reaper.stop, self._lifecycle.stop_upkeep)
 
-    # What to raise
+    # Errors
 
     def _closed_error(self) -> PoolClosedError:
         return PoolClosedError(f"pool {self.name!r} is closed")
@@ -501,10 +500,10 @@ class Core:
 
     def _timed_out(self, holder: Any, began: float, timeout: float, can_wait: bool) -> PoolExhaustedError:
         waited = self._clock() - began
-        # The time is counted where the acquire ends.
+        # 0 s, because _check_out() counts the time.
         self._state.acquire_failed(0.0, timed_out=True)
         if not timeout or not can_wait:
-            # For the next caller that can't wait.
+            # For the next caller that doesn't wait.
             self._lifecycle.start_openings(more=1)
         return self._exhausted_error(holder, waited, timeout if can_wait else 0.0)
 
@@ -526,8 +525,8 @@ class Core:
 
 
 def _log_failed_check(connection: Any, failure: Exception) -> None:
-    # Logging may switch, which the event loop's own greenlet can't.
-    message = "%r could not say whether it can be used again, and is closed"
+    # Logging may switch, which the event loop's own greenlet can't do.
+    message = "checking whether %r can be used again failed, so it is closed"
     gevent.spawn(logger.warning, message, connection, exc_info=failure)
 
 

@@ -1,6 +1,6 @@
-"""Tells pools about a fork.
+"""Notifies pools in a forked child.
 
-An at-fork handler can't be taken back, so there is a single one, for every pool.
+An at-fork handler can't be unregistered, so a single one serves all pools.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ class Forkable(Protocol):
 
 
 _listeners: weakref.WeakSet[Forkable] = weakref.WeakSet()
-#: What collected pools have left to be closed. A list, for a destructor must not take a lock.
+#: Closers that collected pools have left behind. A list, because a destructor must not take a lock.
 orphans: list[Orphan] = []
 _references: list[object] = []
 
 
 def call_after_fork(listener: Forkable) -> None:
-    """Have ``listener._after_fork()`` called in every forked child, for as long as the listener is alive."""
+    """Call ``listener._after_fork()`` in every forked child, as long as the listener is alive."""
     _listeners.add(listener)
 
 
 def keep_reference(connection: object) -> None:
-    """Keep in a child what belongs to the parent: a destructor might say goodbye on the parent's behalf."""
+    """Keep a parent's connection alive in the child, where its destructor might say goodbye to the server."""
     _references.append(connection)
 
 
 def stop(copied: gevent.Greenlet) -> None:
-    """Kill a greenlet in a child, and first cut off the sockets that it has: it may run once more before it ends."""
+    """Kill a copied greenlet in a child. It may run once more before it ends, so first cut off its sockets."""
     for candidate in _sockets.held_by(copied.gr_frame):
-        # Where there is no descriptor to spare for that, killing must do.
+        # This fails if no descriptor is free.
         with contextlib.suppress(OSError):
             _sockets.replace(candidate)
     copied.kill(block=False)
@@ -52,12 +52,11 @@ def stop(copied: gevent.Greenlet) -> None:
 def _after_fork_in_child() -> None:
     listeners = list(_listeners)
     if listeners or orphans:
-        # Only gevent's own fork() does so by itself, and multiprocessing uses that where os is patched. Without it, the
-        # child could not resolve a name. To do it twice does no harm.
+        # Only gevent's own fork() does this by itself. Otherwise the child could not resolve names. Twice does no harm.
         _try(gevent.reinit)
     for listener in listeners:
         _try(listener._after_fork)
-    # Each takes itself off the list.
+    # On a copy, because each removes itself from the list.
     for orphan in orphans[:]:
         _try(orphan.abort_all)
     orphans.clear()
@@ -67,7 +66,7 @@ def _try(step: Callable[[], object]) -> None:
     try:
         step()
     except Exception:
-        # The others must hear of the fork all the same.
+        # The other listeners must still be called.
         logger.exception("%r failed after a fork", step)
 
 

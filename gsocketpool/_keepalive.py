@@ -1,4 +1,4 @@
-"""Has idle connections pinged before a server or a firewall drops them for their silence."""
+"""Pings idle connections before a server or a firewall drops them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from gsocketpool.settings import timer_seconds
 
 
 class Keepalive:
-    """Has the idle connections of one pool pinged, one at a time, each when it has been silent for `interval`.
+    """Pings the idle connections of one pool, one at a time, when `interval` seconds have passed without an exchange.
 
-    A timer of the event loop begins: a greenlet that sleeps could be killed. It never holds the pool.
+    A timer of the event loop starts it, because a sleeping greenlet could be killed. It does not refer to the pool.
     """
 
     def __init__(self, interval: float, state: State, clock: Callable[[], float], upkeep: Upkeep) -> None:
@@ -26,37 +26,37 @@ class Keepalive:
         self._upkeep = upkeep
         self._loop: Any = None
         self._timer: Any = None
-        #: What is still to be pinged, each entry with its generation: a caller may use it first.
+        #: The entries to ping next, each with its generation, because a caller may use it first.
         self._due: deque[tuple[Entry, int]] = deque()
-        #: What is pinged now.
+        #: The entry that is being pinged.
         self._pinged: Entry | None = None
 
     def start(self, loop: Any) -> None:
-        """Work in this event loop from now on."""
+        """Start in this event loop."""
         self._loop = loop
         self._ping_next()
 
     def stop(self) -> None:
-        """Ping nothing more."""
+        """Stop pinging."""
         self._pinged = None
         self._due.clear()
         self._stop_timer()
 
     def ping_due(self) -> None:
-        """Begin to ping the connections that have been silent for too long, the longest silence first."""
+        """Start pinging the connections that are due, the longest overdue first."""
         now = self._clock()
         silent = [(since, entry) for since, entry in self._state.pingable(now) if now - since >= self._interval]
         self._due = deque((entry, entry.generation) for _, entry in sorted(silent, key=itemgetter(0)))
         self._ping_next()
 
     def ended(self, entry: Entry) -> None:
-        """Go on after the ping of an entry."""
+        """Ping the next connection, now that the ping of `entry` has ended."""
         if self._pinged is entry:
             self._pinged = None
             self._ping_next()
 
     def _ping_next(self) -> None:
-        """Ping the next connection that is due; if none is, wait for one."""
+        """Ping the next connection that is due; if none is, set the timer."""
         self._stop_timer()
         if self._pinged is not None:
             return
@@ -75,7 +75,7 @@ class Keepalive:
         if entry.status is PINGING:
             self._upkeep.start(entry)
         else:
-            # It was discarded in the meantime.
+            # It was discarded before its ping began.
             self.ended(entry)
 
     def _stop_timer(self) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 
-#: Takes the place of a lease's timeout once its block was entered.
+#: Replaces a lease's timeout once its block was entered.
 _ENTERED: Any = object()
 
 
@@ -44,13 +44,13 @@ class LeasingPool(Protocol):
 
 
 class Lease(Generic[C]):
-    """One use of one connection: what :meth:`Pool.connection` and :meth:`Pool.lease` return.
+    """One use of one connection, as returned by :meth:`Pool.connection` and :meth:`Pool.lease`.
 
-    A ``with`` block of it gets the connection, which is acquired first if that has not been done yet, and gives it back
-    at its end. A lease is for one use: to enter it twice raises a RuntimeError.
+    Its ``with`` block returns the connection and gives it back at the end. A lease from
+    :meth:`Pool.connection` acquires it on entry. A lease is for one use: entering it twice raises a RuntimeError.
     """
 
-    # Written by hand: a generator would cost as much as the pool.
+    # A class, because a generator would cost as much as the rest of an acquire and release.
 
     __slots__ = ("__weakref__", "_entry", "_generation", "_pool", "_timeout")
 
@@ -79,7 +79,7 @@ class Lease(Generic[C]):
         return entry.connection  # type: ignore[no-any-return]
 
     def _adopt(self, entry: Entry) -> None:
-        """Become the lease of an entry that was checked out already."""
+        """Become the lease of an entry that is already checked out."""
         self._entry = entry
         self._generation = entry.generation
 
@@ -88,7 +88,7 @@ class Lease(Generic[C]):
     ) -> None:
         pool = self._pool
         entry: Any = self._entry
-        # The connection may have been released, discarded or detached meanwhile, which is no error.
+        # It is no error if the block itself has released, discarded or detached the connection.
         if current.thread is pool._thread:
             if entry.complete is not None and error is None:
                 try:
@@ -103,7 +103,7 @@ class Lease(Generic[C]):
                 pool._defer(pool._check_in, entry, self._generation, error, True)
         elif entry is not None and self.is_active:
             if error is None and entry.complete is not None:
-                # Only the pool's own thread could complete it.
+                # Only the pool's own thread could complete the block.
                 pool._run_in_owner(entry, pool._release, entry, self._generation, _callsite.callers(1))
             else:
                 pool._run_in_owner(entry, pool._check_in, entry, self._generation, error)
@@ -121,9 +121,9 @@ class Lease(Generic[C]):
 
     @property
     def timeout(self) -> float | None:
-        """Seconds that acquiring may take, as for :meth:`Pool.acquire`. It can be set until acquiring begins.
+        """Seconds that the acquire may take, as for :meth:`Pool.acquire`. It can be set until the block is entered.
 
-        From then on it is None, and so it is for a lease from :meth:`Pool.lease`, which is acquired already.
+        Afterwards it is None, as it is for a lease from :meth:`Pool.lease`, which is acquired already.
         """
         return None if self._timeout is _ENTERED else self._timeout
 
@@ -134,22 +134,22 @@ class Lease(Generic[C]):
 
     @property
     def holder(self) -> Any:
-        """The greenlet that uses the connection: that which acquired it, or called :meth:`transfer`.
+        """The greenlet that acquired the connection, or the last one that called :meth:`transfer`.
 
-        None once the lease is over, or the greenlet was collected.
+        None once the lease is over or the greenlet was garbage-collected.
         """
         entry = self._entry
         return entry.holder() if entry is not None and entry.is_leased(self._generation) and entry.holder else None
 
     @property
     def is_active(self) -> bool:
-        """Whether the connection was acquired and has not been given back, by whatever means."""
+        """Whether the connection was acquired and has not been given back in any way."""
         entry = self._entry
         return entry is not None and entry.generation == self._generation and entry.status is IN_USE
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing is left open that a reset would mend, such as a transaction.
+        """Whether nothing is left open that a reset would end, such as a transaction.
 
         :raises ConnectionNotFoundError: if the lease is not active.
         """
@@ -165,12 +165,12 @@ class Lease(Generic[C]):
         return connection
 
     def release(self, *, warn: bool = True) -> None:
-        """Give the connection back, as :meth:`Pool.release` does. From another thread, the pool's own thread does so.
+        """Give the connection back, as :meth:`Pool.release` does, from any thread.
 
-        What a block would complete is not completed, but reset.
+        Unlike the end of a block, this does not complete unfinished work, such as a transaction: the pool resets it.
 
-        :param warn: whether to log a warning if something is left open.
-        :raises ConnectionNotFoundError: if the lease is not active; nothing happens then.
+        :param warn: whether to log a warning if work is left unfinished.
+        :raises ConnectionNotFoundError: if the lease is not active; nothing changes then.
         """
         entry = self._active_entry()
         pool, arguments = self._pool, (entry, self._generation, None)
@@ -183,20 +183,20 @@ class Lease(Generic[C]):
             pool._run_in_owner(entry, give_back, *arguments)
 
     def discard(self, reason: str = "explicit") -> None:
-        """Give back a connection that must not be used again, as :meth:`Pool.discard` does, from any thread.
+        """Close a connection that must not be used again, as :meth:`Pool.discard` does, from any thread.
 
-        :param reason: what to count it as in :attr:`PoolStats.discarded`.
-        :raises ConnectionNotFoundError: if the lease is not active; nothing happens then.
+        :param reason: the key to count it under in :attr:`PoolStats.discarded`.
+        :raises ConnectionNotFoundError: if the lease is not active; nothing changes then.
         """
         self._pool._discard(self._active_entry(), self._generation, reason)
 
     def transfer(self) -> None:
-        """Make the calling greenlet the holder of the connection, in place of the one that acquired it.
+        """Make the calling greenlet the holder of the connection.
 
-        A connection whose holder has died is taken back and closed. So call this in a greenlet that a connection is
-        handed to on purpose.
+        The pool takes a connection back and closes it when its holder has ended. So a greenlet that is given another
+        greenlet's connection calls this first.
 
-        :raises ConnectionNotFoundError: if the lease is not active; nothing happens then.
+        :raises ConnectionNotFoundError: if the lease is not active; nothing changes then.
         """
         entry = self._active_entry()
         self._pool._ensure_owner()
@@ -205,5 +205,5 @@ class Lease(Generic[C]):
     def _active_entry(self) -> Entry:
         entry = self._entry
         if entry is None or not entry.is_leased(self._generation):
-            raise ConnectionNotFoundError("the lease is not active: its connection is given back, or not acquired yet")
+            raise ConnectionNotFoundError("the lease is not active: its connection was given back, or not acquired yet")
         return entry

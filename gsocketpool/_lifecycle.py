@@ -1,7 +1,7 @@
-"""The life of a connection in the pool: how it is opened, kept in order between two uses, and how it leaves.
+"""The life of a connection in the pool: opening, upkeep between two uses, and removal.
 
-Each is opened in a greenlet of its own, for the waiters and for ``min_connections``. Each that leaves is closed behind
-the caller's back.
+Each connection is opened in a greenlet of its own, for a waiter or for ``min_connections``, and closed in the
+background.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from gsocketpool.throttle import Throttle
 
 logger = logging.getLogger("gsocketpool")
 
-#: Seconds between attempts to fill up to ``min_connections`` after a failure: the first, and the most.
+#: Seconds between attempts to fill up to ``min_connections`` after failures: the first pause and the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 
 NO_CHECKS: Checks = (None, "", None, False)
 
 
 class OpeningPool(Protocol):
-    """What opening needs of a pool."""
+    """The part of a pool that opening needs."""
 
     @property
     def name(self) -> str: ...
@@ -49,7 +49,7 @@ class OpeningPool(Protocol):
 class Lifecycle:
     """Opens and removes the connections of one pool, and keeps ``min_connections`` open.
 
-    :param pool: known weakly, or it would never be collected; only a greenlet that opens a connection holds it.
+    :param pool: kept as a weak reference, so that it can be collected; only openers hold the pool itself.
     """
 
     def __init__(
@@ -72,43 +72,43 @@ class Lifecycle:
         self._waiters = waiters
         self._listener = listener
         self._loop: Any = None
-        #: How many forks lie between this process and the one that made the pool. A fork copies the callbacks of the
-        #: event loop, too, and those of the parent have nothing to do in the child.
+        #: How many forks lie between this process and the one that made the pool. A fork also copies the event loop's
+        #: pending callbacks, which must do nothing in the child.
         self._forks = 0
         self._refill: Any = None
         resets = Task("resetting", "reset", adapter.reset, settings.reset_timeout, self._reset_ended)
-        # A server that drops what is silent drops all of it, as a rule.
+        # Throttled, because a server that drops idle connections usually drops all of them.
         admit = Throttle(clock=clock).admit
         pings = Task("pinging", "pinged", adapter.ping_idle, settings.ping_timeout, self._ping_ended, admit)
         self.upkeep = Upkeep({RESETTING: resets, PINGING: pings})
-        #: None where idle connections are not pinged.
+        #: None if idle connections are not pinged.
         self.keepalive: Keepalive | None = None
         self._warned_no_ping = False
         if settings.keepalive_interval is not None:
             self.keepalive = Keepalive(settings.keepalive_interval, state, clock, self.upkeep)
         self._pause = FIRST_PAUSE
         self._refill_warnings = Throttle(clock=clock)
-        #: What the last failure said; None once an opening has succeeded.
+        #: The last open error in words; None once an opening has succeeded.
         self.last_error: str | None = None
-        #: Set when a place has become free, an opening has ended, or the pool is closed.
+        #: Set when a place becomes free, an opening ends, or the pool is closed.
         self.changed = Event()
 
     def attach(self, hub: Any) -> None:
-        """Work in the event loop of `hub` from now on."""
+        """Use the event loop of `hub`."""
         self._loop = hub.loop
         self.upkeep.attach(hub)
         if self.keepalive is not None and not self._state.closed:
             self.keepalive.start(hub.loop)
 
     def start_openings(self, more: int = 0) -> None:
-        """Begin as many openings as are due: for the waiters, `more` callers and ``min_connections``."""
-        # Without an event loop, this is a greenlet that a fork has copied, in a process that has not used the pool.
+        """Start as many openings as are due: for the waiters, `more` callers and ``min_connections``."""
+        # Without an event loop, a fork has copied the calling greenlet, and the child has not used the pool yet.
         while self._loop is not None and self._state.is_opening_due(self._clock(), more):
             if self.start_opening(more) is None:
                 return
 
     def start_opening(self, more: int = 0) -> gevent.Greenlet | None:
-        """Begin one opening, if it is due."""
+        """Start one opening, if it is due, and return its greenlet."""
         pool = self._pool()
         if pool is None:
             return None
@@ -131,12 +131,12 @@ class Lifecycle:
         self._pause = FIRST_PAUSE
         self._refill_warnings = Throttle(clock=self._clock)
         self.last_error = None
-        # An event belongs to the event loop where it was first waited for.
+        # An event is bound to the event loop in which a greenlet first waits for it.
         self.changed.set()
         self.changed = Event()
 
     def stop(self) -> None:
-        """Open, reset and ping nothing more."""
+        """Stop opening, resetting and pinging."""
         self._stop_refill()
         self.stop_upkeep()
         self.close_removed(self._state.pop_all_resetting(), "not_reset", cancel=True)
@@ -144,13 +144,13 @@ class Lifecycle:
         self.changed.set()
 
     def stop_upkeep(self) -> None:
-        """Cut short what is done to connections between two uses."""
+        """Stop resetting and pinging."""
         if self.keepalive is not None:
             self.keepalive.stop()
         self.upkeep.kill()
 
     def capacity_changed(self) -> None:
-        """Close and open what is due, after a place has become free or an opening has ended."""
+        """Start the closings and openings that are due, after a place became free or an opening ended."""
         self._waiters.run_deferred()
         self._closer.start()
         self.start_openings()
@@ -159,7 +159,7 @@ class Lifecycle:
     # One opening
 
     def _open(self, pool: OpeningPool) -> BaseException | None:
-        """Open one connection. Return the error of an opening that failed, if no waiter gets it."""
+        """Open one connection. Return the error if opening failed and no waiter gets the error."""
         opener = getcurrent()
         entry = self._state.opening[opener]
         began = self._clock()
@@ -168,31 +168,30 @@ class Lifecycle:
             try:
                 return self._opening_failed(pool, opener, entry, error, began)
             finally:
-                # The error's traceback leads to this frame, and so this frame must not have the error.
+                # Break the cycle: the error's traceback refers to this frame.
                 del error
         self._opening_succeeded(pool, opener, entry, began, checks)
         return None
 
     def _try_to_open(self, pool: OpeningPool, entry: Entry) -> tuple[BaseException | None, Checks]:
-        """Make and open a connection. Return the error, if it fails, and how to ask the connection from now on."""
+        """Make and open a connection. Return the error, if any, and the connection's checks."""
         timeout = self._settings.open_timeout
         limit = gevent.Timeout(timeout)
         try:
             with limit, self._adapter.in_context():
-                # Noted before it is open, so that it is not lost if opening it is interrupted. A subclass's
-                # _create_connection() may return one that is closed.
+                # A subclass may return a closed connection. Note it before it opens, so that no interruption loses it.
                 connection = pool._create_connection()
                 self._state.note_connection(entry, connection)
                 self._adapter.open_if_closed(connection)
                 return None, self._adapter.choose_checks(connection)
-            suppressed = f"the context of pool {pool.name!r} has suppressed what opening a connection raised"
+            suppressed = f"the context of pool {pool.name!r} has suppressed the error that opening a connection raised"
             return PoolError(suppressed), NO_CHECKS
         except gevent.GreenletExit:
             return self._killed_error(pool), NO_CHECKS
         except BaseException as error:
             if error is not limit:
                 return error, NO_CHECKS
-            # The traceback would keep whatever open() had in its locals, a socket for one.
+            # The traceback would keep the locals of open() alive, such as a socket.
             error.__traceback__ = None
         return TimeoutError(f"opening a connection took longer than open_timeout ({timeout} s)"), NO_CHECKS
 
@@ -200,17 +199,17 @@ class Lifecycle:
         entry = self._state.opening.get(opener)
         pool = self._pool()
         if entry is not None and pool is not None:
-            # Killed before it began.
+            # It was killed before it started.
             self._opening_failed(pool, opener, entry, self._killed_error(pool), self._clock())
 
     def _killed_error(self, pool: OpeningPool) -> PoolError:
-        # Passed on as it is, a GreenletExit would end the greenlet of a caller without a word.
-        return PoolError(f"pool {pool.name!r} was opening a connection, and the greenlet that did so was killed")
+        # Raised in a caller, the GreenletExit itself would end the caller's greenlet silently.
+        return PoolError(f"the greenlet that was opening a connection for pool {pool.name!r} was killed")
 
     def _opening_succeeded(self, pool: OpeningPool, opener: Any, entry: Entry, began: float, checks: Checks) -> None:
         connection = entry.connection
         if entry.status is REMOVED:
-            # This greenlet was copied by a fork.
+            # A fork has copied this greenlet.
             self._adapter.abort(connection)
             return
         now = self._clock()
@@ -225,7 +224,7 @@ class Lifecycle:
             try:
                 tell(self._listener.opened, pool, connection)
             except gevent.Timeout:
-                # The listener's own: the pool throws none at this greenlet by now.
+                # The listener's own: the open timeout is over by now.
                 logger.warning("%r has failed", self._listener.opened, exc_info=True)
         if self.keepalive is not None and not entry.can_ping and not self._warned_no_ping:
             self._warned_no_ping = True
@@ -262,14 +261,14 @@ class Lifecycle:
             )
         return error if waiter is None else None
 
-    # Giving back and removing. None of this switches.
+    # Giving back and removing. Nothing here switches.
 
     def give_back(self, entry: Entry) -> None:
-        """Give back an entry whose connection need not be asked."""
+        """Give back an entry without checking its connection."""
         self._deliver_or_retire(entry, self._state.give_back(entry, self._clock()))
 
     def _deliver_or_retire(self, entry: Entry, outcome: Waiter | str | None) -> bool:
-        """Do what is due after an entry was given back. Return whether it was kept."""
+        """Wake the waiter that got an entry, or retire the entry. Return False if it was retired."""
         if isinstance(outcome, str):
             self.remove(entry, RETIRED, outcome)
             return False
@@ -278,32 +277,32 @@ class Lifecycle:
         return True
 
     def remove(self, entry: Entry, cause: str, reason: str, *, cut_short: bool = False) -> None:
-        """Take an entry out, and have its connection closed behind the caller's back.
+        """Remove an entry and close its connection in the background.
 
         :param cut_short: whether the connection is taken from its user.
         """
-        # What is discarded may be in the middle of something, unless it is idle or was about to be handed out.
+        # The server may still be at work for a discarded connection, unless it was idle or failed its check.
         is_idle = entry.status in (IDLE, PINGING)
         cancel = cut_short or (cause is DISCARDED and not is_idle and reason != "unusable")
         if self._state.remove(entry, self._clock(), cause, reason):
             self.close_removed([entry], reason, cancel=cancel)
 
     def close_removed(self, entries: list[Entry], reason: str, *, cancel: bool = False) -> None:
-        """Have the connections closed of entries that the state has removed."""
+        """Close the connections of entries that the state has removed, in the background."""
         for entry in entries:
             self._closer.add(entry.connection, cancel=cancel)
         if entries:
-            # The pool is kept until it has told of them. Without a listener it is not, for if the event loop of its
-            # thread never runs again, it would be kept for good.
+            # For a listener, the callback keeps the pool alive. Otherwise it must not: if the event loop of its thread
+            # never runs again, that would be for ever.
             pool = None if self._listener.closed is None else self._pool()
             connections = [entry.connection for entry in entries]
             self._loop.run_callback(self._removed, self._forks, pool, connections, reason)
 
     def _removed(self, forks: int, pool: OpeningPool | None, connections: list[Any], reason: str) -> None:
-        """Tell of connections that were taken out, and fill their places. The event loop calls this."""
+        """Tell the listener about removed connections, and refill their places. The event loop calls this."""
         if forks != self._forks:
             return
-        # Told first, or else a connection that is opened in its place would be told of before.
+        # Before the refill, so that the listener hears of the closing before the next opening.
         if pool is not None and self._listener.closed is not None:
             for connection in connections:
                 tell_in_loop(self._listener.closed, pool, connection, reason)
@@ -312,14 +311,14 @@ class Lifecycle:
     # Between two uses
 
     def begin_reset(self, entry: Entry) -> None:
-        """End a lease, and have the connection reset before its next one. This does not switch."""
-        # First, for near the recursion limit it may fail. It does nothing unless the next step was done.
+        """End a lease and reset the connection in the background. This does not switch."""
+        # First, because near the recursion limit it may fail. Without the next line, the callback does nothing.
         self._loop.run_callback(self.upkeep.start, entry)
         self._state.begin_reset(entry, self._clock())
 
     def _reset_ended(self, entry: Entry, is_good: bool | None) -> None:
         if entry.status is not RESETTING:
-            # The pool was closed meanwhile.
+            # The pool was closed during the reset.
             return
         if not is_good:
             self.remove(entry, DISCARDED, "not_reset")
@@ -329,7 +328,7 @@ class Lifecycle:
             self.tell_released(entry.connection)
 
     def _ping_ended(self, entry: Entry, is_good: bool | None) -> None:
-        # It may have been discarded meanwhile.
+        # The connection may have been discarded during the ping.
         if entry.status is PINGING:
             if is_good:
                 self._deliver_or_retire(entry, self._state.end_ping(entry, self._clock()))
@@ -339,7 +338,7 @@ class Lifecycle:
             self.keepalive.ended(entry)
 
     def tell_released(self, connection: Any) -> None:
-        """Have the listener told of a connection that came back."""
+        """Let the event loop tell the listener about a connection that came back."""
         self._loop.run_callback(self._released, self._forks, self._pool(), connection)
 
     def _released(self, forks: int, pool: OpeningPool | None, connection: Any) -> None:
@@ -349,12 +348,12 @@ class Lifecycle:
     # Filling
 
     def _pause_filling(self, now: float) -> float | None:
-        """Stop filling for a while. Return the seconds; None if there is nothing to fill."""
+        """Pause filling up, and return the seconds of the pause; None if there is nothing to fill."""
         pause = self._pause
         if not self._state.pause_filling(now, now + pause):
             return None
         self._pause = min(2 * pause, LONGEST_PAUSE)
-        # The event loop calls this itself: a greenlet for it could be killed.
+        # A timer of the event loop, because a greenlet could be killed.
         self._stop_refill()
         self._refill = self._loop.timer(pause)
         self._refill.start(self._resume_filling, update=True)
@@ -372,21 +371,21 @@ class Lifecycle:
 
 
 def close_half_open(state: State, closer: Closer) -> None:
-    """Close what is still being opened although its greenlet was killed."""
+    """Close connections that are still opening although their greenlets were killed."""
     for entry in list(state.opening.values()):
         if entry.connection is not None:
             closer.add(entry.connection)
 
 
 def abort_connections(state: State, adapter: Adapter) -> None:
-    """Abort every connection, half-open ones included. The state is left as it is."""
+    """Abort every connection, half-open ones included, and leave the state as it is."""
     for entry in [*state.all_entries(), *state.opening.values()]:
         if entry.connection is not None:
             adapter.abort(entry.connection)
 
 
 def forget_connections(state: State, adapter: Adapter) -> None:
-    """Abort the connections of the parent process, in a forked child, and empty the state."""
+    """Abort the parent's connections and empty the state, in a forked child."""
     adapter.can_peek = None
     for connection in state.reset_after_fork():
         adapter.abort(connection)

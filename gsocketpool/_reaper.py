@@ -1,4 +1,4 @@
-"""The background greenlet of a pool. One pass of it, a sweep, retires, checks, and looks for leaks."""
+"""The background greenlet of a pool. Each pass, a sweep, retires and checks connections, and looks for leaks."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from gsocketpool.settings import Settings
 
 logger = logging.getLogger("gsocketpool")
 
-#: Seconds between two looks for dead holders that callers make, at the least.
+#: The least seconds between two checks for dead holders that callers trigger.
 CHECK_INTERVAL = 0.05
 
 
 class NamedPool(Protocol):
-    """A pool, as far as a sweep knows it."""
+    """The part of a pool that a sweep needs."""
 
     @property
     def name(self) -> str: ...
 
 
 class Reaper:
-    """Sweeps one pool. It never holds the pool, or the pool would not be collected."""
+    """Sweeps one pool. It does not refer to the pool, so that the pool can be collected."""
 
     def __init__(
         self,
@@ -50,15 +50,15 @@ class Reaper:
         self._lifecycle = lifecycle
         self._listener = listener
         self._checked_at = -math.inf
-        #: Until then, a caller need not ask for a look: one is on its way.
+        #: When the delayed check runs; until then, a caller need not trigger one.
         self.next_check_at = -math.inf
-        #: Looks for dead holders a moment later, for the callers that wait.
+        #: Checks for dead holders a moment later, on behalf of callers that wait.
         self._delayed_check: gevent.Greenlet | None = None
-        #: Sweeps every ``sweep_interval``.
+        #: The background greenlet.
         self.greenlet: gevent.Greenlet | None = None
 
     def start(self, pool: NamedPool) -> None:
-        """Start sweeping in the background, unless the pool was told not to, or this goes on already."""
+        """Start sweeping in the background, unless the settings forbid it or the reaper is running."""
         is_running = self.greenlet is not None and not self.greenlet.dead
         if self._settings.reap_expired_connections and not is_running and not self._state.closed:
             self.greenlet = gevent.spawn(_sweep_forever, self, weakref.ref(pool), self._settings.sweep_interval)
@@ -76,7 +76,7 @@ class Reaper:
         self._checked_at = self.next_check_at = -math.inf
 
     def sweep(self, pool: NamedPool) -> None:
-        """Retire what is too old, close what has died, and look for leaks."""
+        """Retire old connections, close dead ones, and look for leaks."""
         now = self._clock()
         self._state.forget_all_closed()
         for entry in self._state.pop_expired(now):
@@ -88,7 +88,7 @@ class Reaper:
         self._lifecycle.capacity_changed()
 
     def drop_expired(self) -> None:
-        """Close every idle connection that says that it is expired."""
+        """Close every idle connection whose ``is_expired()`` returns True."""
         expired = self._find_idle_where(self._adapter.is_expired)
         self._lifecycle.close_removed(self._state.pop_unchanged(expired, RETIRED, "expired"), "expired")
 
@@ -97,7 +97,7 @@ class Reaper:
         self._lifecycle.close_removed(self._state.pop_unchanged(dead, DISCARDED, "unusable"), "unusable")
 
     def _find_idle_where(self, predicate: Callable[[Any], bool]) -> list[tuple[Entry, int]]:
-        """Return the idle entries of which the answer is True, each with its generation: asking may switch."""
+        """Return the idle entries that meet the predicate, each with its generation, because user code may switch."""
         found = []
         for entry in self._state.idle[:]:
             generation = entry.generation
@@ -106,12 +106,12 @@ class Reaper:
         return found
 
     def check_holders(self, pool: NamedPool, now: float) -> None:
-        """Take connections back from dead greenlets: now, or in a moment if a caller has had this done just before."""
+        """Take connections back from dead greenlets: now or, if that was done just before, in a moment."""
         if now - self._checked_at >= CHECK_INTERVAL:
             self._checked_at = now
             self.reclaim_from_dead_holders(pool)
         elif self._delayed_check is None or self._delayed_check.dead:
-            # The caller waits: what has died since the last look is found by the next one.
+            # The caller waits, and the delayed check finds holders that have died since the last one.
             self.next_check_at = now + CHECK_INTERVAL
             self._delayed_check = gevent.spawn_later(CHECK_INTERVAL, self._check_if_awaited, weakref.ref(pool))
 
@@ -122,7 +122,7 @@ class Reaper:
             self.reclaim_from_dead_holders(pool)
 
     def reclaim_from_dead_holders(self, pool: NamedPool) -> None:
-        """Close the connections whose greenlets have died without giving them back."""
+        """Close the connections whose greenlets ended without giving them back."""
         in_use = [(entry, entry.generation) for entry in self._state.entries_in_use()]
         dead = [(entry, generation) for entry, generation in in_use if _is_dead(entry)]
         taken = [
@@ -130,7 +130,7 @@ class Reaper:
             for entry, generation in dead
             if entry.is_leased(generation) and self._state.remove(entry, self._clock(), DISCARDED, "holder_dead")
         ]
-        # They may be in the middle of something.
+        # The server may still be at work for them.
         self._lifecycle.close_removed(taken, "holder_dead", cancel=True)
         for entry in taken:
             logger.error(
@@ -147,7 +147,7 @@ class Reaper:
             return
         for entry in self._state.entries_in_use():
             in_use_for = now - entry.in_use_since
-            # As long as a connection is being checked, its caller does not have it, and no place is noted.
+            # During its check, a connection is not yet the caller's, and its callsite is not noted.
             is_noted = entry.is_leased(entry.callsite_generation)
             if in_use_for <= threshold or not is_noted or entry.reported_generation == entry.generation:
                 continue
@@ -168,7 +168,7 @@ class Reaper:
 
 
 def _is_dead(entry: Entry) -> bool:
-    # Read once: what the collector finds may give the connection back at any line.
+    # Read once, because the garbage collector may give the connection back at any line.
     holder = entry.holder
     if entry.status is not IN_USE or holder is None:
         return False
@@ -183,7 +183,7 @@ def _acquired_where(entry: Entry) -> str:
 def _sweep_forever(reaper: Reaper, pool: weakref.ref[NamedPool], interval: float) -> None:
     is_alive = True
     while is_alive:
-        # A program may throw something at every greenlet there is, wherever it waits.
+        # Some programs throw exceptions at every greenlet they find.
         try:
             gevent.sleep(interval)
             is_alive = _sweep_if_alive(reaper, pool)
@@ -192,7 +192,7 @@ def _sweep_forever(reaper: Reaper, pool: weakref.ref[NamedPool], interval: float
 
 
 def _sweep_if_alive(reaper: Reaper, reference: weakref.ref[NamedPool]) -> bool:
-    # A function of its own, so that the next sleep does not keep the pool alive.
+    # In its own frame, so that the next sleep does not keep the pool alive.
     pool = reference()
     if pool is None:
         return False

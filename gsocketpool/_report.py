@@ -1,4 +1,4 @@
-"""The state of a pool in words and numbers."""
+"""Describes the state of a pool in words and numbers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from gsocketpool._state import State
 from gsocketpool.exceptions import PoolExhaustedError
 from gsocketpool.stats import PoolStats
 
-#: Seconds for which a count of who holds how many connections is good enough for the text of an error, and up to how
-#: many connections in use they are counted each time.
-COUNT_LIFETIME, FEW = 0.05, 100
+#: Seconds for which a count is good enough for the text of an error.
+COUNT_LIFETIME = 0.05
+#: Up to so many connections in use, each error makes its own count.
+FEW = 100
 
 
 class HolderCounts:
-    """How many connections of a pool each greenlet holds.
+    """Counts the connections of a pool that a greenlet holds.
 
-    Counting looks at every connection in use. Where they are many, callers that are refused one after the other share
-    one count.
+    Counting visits every connection in use. If they are many, errors in quick succession share one count.
     """
 
     def __init__(self, state: State) -> None:
@@ -30,12 +30,15 @@ class HolderCounts:
         self._counted_at = -math.inf
 
     def of(self, holder: Any) -> int:
-        """Return how many connections a greenlet, given by a weak reference, holds or held a moment ago."""
+        """Return how many connections a greenlet holds or held a moment ago.
+
+        :param holder: a weak reference to the greenlet.
+        """
         if self._state.in_use <= FEW:
             return sum(entry.holder is holder for entry in self._state.entries_in_use())
         now = time.monotonic()
         if now - self._counted_at > COUNT_LIFETIME:
-            # By identity: references to dead greenlets can't be told apart by equality.
+            # By identity: a reference to a dead greenlet can't be hashed.
             self._counts = Counter(id(entry.holder) for entry in self._state.entries_in_use())
             self._counted_at = now
         return self._counts[id(holder)]
@@ -85,7 +88,7 @@ def exhausted(
     held: int,
     last_open_error: str | None,
 ) -> PoolExhaustedError:
-    """Return the error for a caller that gives up or is refused, and holds `held` connections itself."""
+    """Return the error for a caller that times out or is refused, and that holds `held` connections itself."""
     if is_refused:
         what = f"max_waiting ({state.max_waiting}) callers wait for pool {name!r} already"
     elif timeout:

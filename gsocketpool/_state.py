@@ -1,13 +1,13 @@
-"""The bookkeeping of a pool: which connections are idle, in use and opening, who waits, and every count.
+"""The bookkeeping of a pool: which connections are idle, in use and opening, who waits, and every counter.
 
-These are the rules:
+The rules:
 
-- The state is pure. Nothing here switches, reads a clock, does I/O, locks, logs or runs user code. `now` is always the
-  caller's clock, in seconds.
+- The state is pure. Nothing here switches, reads a clock, does I/O, locks, logs or runs user code. `now` is the time in
+  seconds by the pool's clock.
 - Nothing else writes the state, its entries or its waiters. Each public method is one step that no other greenlet can
   see half done. It returns what to do next (wake this waiter, close these connections), and the caller does it.
-- The garbage collector may run at any allocation, and what it collects may give a connection back in the middle of a
-  step. So a step that changes the state sets :attr:`State.changing`, and a give-back that finds it set is put off.
+- The garbage collector may run at any allocation and give a connection back in the middle of a step. So a step that
+  changes the state sets :attr:`State.changing`, and a give-back that finds it set is deferred.
 - Near the recursion limit any call may fail. So a step that takes an entry out makes its calls before its first write.
 """
 
@@ -28,15 +28,15 @@ from gsocketpool.settings import Settings
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Why an entry is removed. The reason in detail, such as "lifetime", is counted below these.
-#: It must not be used again.
+# Why an entry is removed. Each cause has counters by reason, such as "lifetime".
+#: The connection must not be used again.
 DISCARDED: Final = "discarded"
-#: It could have been used again, but is too old, idle for too long, or surplus.
+#: The connection is good, but too old, idle for too long, or surplus.
 RETIRED: Final = "retired"
-#: The caller keeps it.
+#: The caller keeps the connection.
 DETACHED: Final = "detached"
 
-#: How many of the connections that a release has closed are remembered, so that dropping them does no harm.
+#: How many connections closed by a release are remembered, so that ``drop()`` accepts them.
 REMEMBERED = 64
 
 
@@ -59,7 +59,7 @@ def _changes(
 class State:
     """The state of one pool.
 
-    Always true: ``size + len(opening) <= max_connections`` (after the limit was lowered, once enough connections have
+    Always true: ``size + len(opening) <= max_connections`` (after a lower limit was set, once enough connections have
     come back), and no caller waits while a connection is idle.
     """
 
@@ -70,29 +70,29 @@ class State:
         self.max_waiting = math.inf if settings.max_waiting is None else settings.max_waiting
         self.has_waiting_limit = settings.max_waiting is not None
         self.idle_timeout = math.inf if settings.idle_timeout is None else settings.idle_timeout
-        #: Whether it matters since when a connection is idle.
+        #: Whether a setting depends on how long a connection has been idle.
         self.tracks_idle_time = settings.idle_timeout is not None or settings.keepalive_interval is not None
 
-        #: Whether a step is under way that changes this.
+        #: Whether a step that changes the state is in progress.
         self.changing = False
-        #: The idle entries; the last one was used last.
+        #: The idle entries, the most recently used last.
         self.idle: list[Entry] = []
-        #: All entries but those being opened, by the id() of their connection: its class may define any ``__eq__``.
+        #: All entries except those being opened, by id() of the connection: its class may define any ``__eq__``.
         self.entries: dict[int, Entry] = {}
-        #: How many are idle, in use, resetting or pinging.
+        #: How many entries are idle, in use, resetting or pinging.
         self.size = 0
-        #: How many are resetting or pinging.
+        #: How many entries are resetting or pinging.
         self.resetting = 0
         #: The entries being opened, by the greenlet that opens them.
         self.opening: dict[Hashable, Entry] = {}
-        #: The queue, in the order of coming.
+        #: The queue, first come first.
         self.waiters: deque[Waiter] = deque()
         self.closed = False
-        #: Set when the limit was lowered, until enough connections have come back.
+        #: Set when the limit is lowered, until enough connections have come back.
         self.has_surplus = False
-        #: Until then, `min_connections` is not insisted on: opening has failed.
+        #: When to fill up to `min_connections` again after a failed opening.
         self.filling_paused_until = -math.inf
-        #: Connections that a release has closed, since the last sweep.
+        #: Connections that a release has closed since the last sweep.
         self.closed_on_release: deque[Any] = deque(maxlen=REMEMBERED)
 
         self._reset_counts()
@@ -111,14 +111,14 @@ class State:
         self.use_time = 0.0
         self.open_time = 0.0
 
-    # Looking
+    # Queries
 
     @property
     def in_use(self) -> int:
         return self.size - len(self.idle) - self.resetting
 
     def all_entries(self) -> list[Entry]:
-        """Return every entry but those being opened."""
+        """Return every entry except those being opened."""
         found = []
         for first in list(self.entries.values()):
             entry: Entry | None = first
@@ -131,7 +131,7 @@ class State:
         return [entry for entry in self.all_entries() if entry.status is IN_USE]
 
     def find(self, connection: object, status: str, holder: Hashable = None) -> Entry | None:
-        """Return the entry of `connection`, by identity, if it has that status. Of duplicates, the holder's own."""
+        """Return the entry of `connection` with that status, or None. Among duplicates, prefer the holder's own."""
         found = None
         entry = self.entries.get(id(connection))
         while entry is not None:
@@ -141,7 +141,7 @@ class State:
         return found
 
     def reason_to_retire(self, entry: Entry, now: float) -> str | None:
-        """Return why an entry in use must not be used again; None if it may be."""
+        """Return why an entry in use must be retired; None if it may be used again."""
         if entry.expires_at == DRAINED:
             return "closed" if self.closed else "drain"
         # A connection serves at least one use; otherwise a waiter would trigger one open after another.
@@ -151,11 +151,11 @@ class State:
             return "surplus"
         return None
 
-    # Handing out and giving back
+    # Checking out and in
 
     def pop_idle(self, now: float, holder: Hashable) -> Entry | None:
-        """Return the idle entry that was used last, in use from now on; None if none is idle."""
-        # A give-back in the middle of this does no harm, so it is not marked as a change.
+        """Put the idle entry that was used last in use, and return it; None if none is idle."""
+        # Not marked as a change, because a give-back in the middle of it does no harm.
         if not self.idle:
             return None
         entry = self.idle.pop()
@@ -166,10 +166,10 @@ class State:
         return entry
 
     def give_back(self, entry: Entry, now: float) -> Waiter | str | None:
-        """End a lease; the entry becomes idle.
+        """End a lease. The entry becomes idle or goes to the longest waiter.
 
-        If callers wait, it goes to the longest waiter, which is returned and has to be woken. If it must not be used
-        again, the reason is returned, and the lease goes on until the entry is removed.
+        Return that waiter, for the caller to wake. If the entry must be retired, return the reason instead; the lease
+        goes on until the caller removes the entry.
         """
         self.changing = True
         try:
@@ -178,7 +178,7 @@ class State:
                 if reason is not None:
                     return reason
                 self.has_surplus = self.size + len(self.opening) > self.max_connections
-            # The calls come first, for near the recursion limit any of them may fail.
+            # Calls before writes, because near the recursion limit any call may fail.
             if self.waiters:
                 waiter = self.waiters.popleft()
                 self.use_time += now - entry.in_use_since
@@ -203,7 +203,7 @@ class State:
 
     @_changes
     def begin_reset(self, entry: Entry, now: float) -> None:
-        """End a lease; the entry is neither idle nor in use until its reset has ended."""
+        """End a lease. The entry is neither idle nor in use until :meth:`end_reset`."""
         self.use_time += now - entry.in_use_since
         entry.status = RESETTING
         entry.holder = None
@@ -212,16 +212,16 @@ class State:
     @_changes
     def end_reset(self, entry: Entry, now: float) -> Waiter | str | None:
         """Give back an entry that was reset, as :meth:`give_back` does."""
-        # All in one step: what the collector finds must not give it back in between, once it is in use.
+        # In one step, so that the garbage collector can't give the entry back while it is in use.
         entry.status = IN_USE
         entry.in_use_since = now
         self.resetting -= 1
         return self.give_back(entry, now)
 
     def pingable(self, now: float) -> list[tuple[float, Entry]]:
-        """Return the idle entries that can be pinged, and since when each was neither used nor pinged.
+        """Return the idle entries that can be pinged, each with the time of its last use or ping.
 
-        Those whose time is up are left out.
+        Entries that are due to be retired are left out.
         """
         return [
             (max(entry.idle_since, entry.pinged_at), entry)
@@ -231,7 +231,7 @@ class State:
 
     @_changes
     def begin_ping(self, entry: Entry, generation: int) -> bool:
-        """Take out an entry for a ping. Return False if it is not idle, or was used since it had that generation."""
+        """Mark an idle entry as being pinged. Return False if it is not idle or was used after that generation."""
         if entry.status is not IDLE or entry.generation != generation:
             return False
         self.idle.remove(entry)
@@ -242,9 +242,9 @@ class State:
 
     @_changes
     def end_ping(self, entry: Entry, now: float) -> Waiter | str | None:
-        """Give back an entry that has answered a ping, as :meth:`give_back` does, though a ping is no use.
+        """Give back an entry that has answered a ping, as :meth:`give_back` does, but without counting a use.
 
-        If it becomes idle, it returns to its place among the others, and is retired when it would have been.
+        If the entry becomes idle, it keeps its place among the others and its time to retire.
         """
         stays_idle = not self.waiters and self.reason_to_retire(entry, now) is None
         entry.pinged_at = now
@@ -260,7 +260,7 @@ class State:
 
     @_changes
     def remove(self, entry: Entry, now: float, cause: str, reason: str = "") -> bool:
-        """Take an entry out for good; its place is free. Return False if that has been done already."""
+        """Remove an entry and free its place. Return False if it was removed already."""
         if entry.status is REMOVED:
             return False
         key = id(entry.connection)
@@ -295,7 +295,7 @@ class State:
 
     @_changes
     def remember_closed(self, connection: object) -> None:
-        """Remember a connection that a release has closed until the next sweep."""
+        """Remember until the next sweep that a release has closed this connection."""
         self.closed_on_release.append(connection)
 
     @_changes
@@ -318,22 +318,22 @@ class State:
 
     @_changes
     def note_callsite(self, entry: Entry, callsite: list[tuple[str, int, str]]) -> None:
-        """Note where the present lease of an entry began."""
+        """Note where the current lease of an entry was acquired."""
         entry.callsite = callsite
         entry.callsite_generation = entry.generation
 
     @_changes
     def note_reported(self, entry: Entry) -> None:
-        """Note that the present lease of an entry was reported as a leak."""
+        """Note that the current lease of an entry was reported as a leak."""
         entry.reported_generation = entry.generation
 
     # Waiting
 
     def enqueue(self, waiter: Waiter, now: float, again: bool = False) -> bool:
-        """Queue a caller, behind all others, or with `again` behind those that came earlier.
+        """Queue a caller, at the end or, with `again`, at its old place.
 
-        A connection that has become idle in the very last moment goes to the caller at once. Return False, and count a
-        refusal, if the queue is full: callers for whom a connection can be opened don't count.
+        If a connection has just become idle, the caller gets it at once. If the queue is full, count a refusal and
+        return False. Callers for which a connection can be opened don't count.
         """
         self.changing = True
         try:
@@ -355,8 +355,8 @@ class State:
             self.changing = False
 
     def withdraw(self, waiter: Waiter) -> Entry | None:
-        """Take a waiter out of the queue. Return the entry that it was given and has not lost, if there is one."""
-        # Written out as in enqueue(): near the recursion limit, a waiter that could be queued can be withdrawn, too.
+        """Take a waiter out of the queue. Return its entry if it was given one and still has it."""
+        # Inlined as in enqueue(): near the recursion limit, a waiter that could be queued can be withdrawn, too.
         self.changing = True
         try:
             if waiter.entry is None and waiter.error is None and waiter in self.waiters:
@@ -367,7 +367,7 @@ class State:
 
     @_changes
     def pop_timed_out(self, now: float) -> list[Waiter]:
-        """Take the waiters whose time is over out of the queue, and return them. They get nothing."""
+        """Remove the waiters whose deadline has passed from the queue, and return them."""
         late = [waiter for waiter in self.waiters if waiter.deadline <= now]
         if late:
             self.waiters = deque(waiter for waiter in self.waiters if waiter.deadline > now)
@@ -375,7 +375,7 @@ class State:
 
     @_changes
     def fail_waiters(self, error: Callable[[], BaseException]) -> list[Waiter]:
-        """Empty the queue. Return its waiters; each gets an error of its own."""
+        """Give each waiter an error of its own, empty the queue and return the waiters."""
         waiters = list(self.waiters)
         self.waiters.clear()
         for waiter in waiters:
@@ -384,16 +384,16 @@ class State:
 
     @_changes
     def forget_waiters(self) -> None:
-        """Empty the queue of waiters that no process here will ever run."""
+        """Empty the queue of waiters whose thread does not exist in a forked child."""
         self.waiters.clear()
 
     def next_deadline(self) -> float:
-        """Return when the time of the first of the waiters is over."""
+        """Return the earliest deadline of the waiters; infinity if there are none."""
         return min((waiter.deadline for waiter in list(self.waiters)), default=math.inf)
 
     def served(self, entry: Entry, waited: float) -> None:
         """Count an acquire that had to wait."""
-        # A give-back in the middle of this does no harm, so it is not marked as a change.
+        # As in pop_idle().
         entry.is_new = False
         self.acquired_after_wait += 1
         self.wait_time += waited
@@ -408,14 +408,14 @@ class State:
 
     @_changes
     def begin_opening(self, opener: Hashable, now: float, more: int = 0) -> Entry | None:
-        """Return a new entry that `opener` opens a connection for; None if no opening is due."""
+        """Return a new entry for the connection that `opener` opens; None if no opening is due."""
         if not self.is_opening_due(now, more):
             return None
         entry = self.opening[opener] = Entry()
         return entry
 
     def is_opening_due(self, now: float, more: int = 0) -> bool:
-        """Return whether the waiters, `more` callers or `min_connections` want another opening, and there is room."""
+        """Return whether waiters, `more` callers or `min_connections` need another opening, and the limits allow it."""
         opening = len(self.opening)
         if self.closed or opening >= self.max_opening or self.size + opening >= self.max_connections:
             return False
@@ -441,7 +441,7 @@ class State:
         complete: Callable[[Any], object] | None = None,
         can_ping: bool = False,
     ) -> None:
-        """Count a new connection. Its entry is in use without a holder; give it back to hand it out."""
+        """Register a new connection. Its entry is in use without a holder; give it back to hand it out."""
         self.open_time += took
         key = id(entry.connection)
         del self.opening[opener]
@@ -451,7 +451,7 @@ class State:
         entry.return_mode = return_mode
         entry.complete = complete
         entry.can_ping = can_ping
-        # It may have been drained meanwhile.
+        # The pool may have been drained during the opening.
         entry.expires_at = entry.retire_at = min(expires_at, entry.expires_at)
         entry.duplicate = self.entries.get(key)
         self.entries[key] = entry
@@ -461,12 +461,12 @@ class State:
 
     @_changes
     def opening_failed(self, opener: Hashable, entry: Entry, took: float, error: BaseException) -> Waiter | None:
-        """Count a failure. Return the longest waiter, which gets the error, unless other openings suffice for all."""
+        """Count a failed opening. Unless other openings can serve all waiters, fail the longest one and return it."""
         self.open_time += took
         del self.opening[opener]
         entry.status = REMOVED
         if not self.closed:
-            # Closing the pool kills openings, which is no error.
+            # Closing the pool kills its openers, which is not an open error.
             self.open_errors += 1
         if len(self.waiters) > len(self.opening):
             waiter = self.waiters.popleft()
@@ -476,7 +476,7 @@ class State:
 
     @_changes
     def pause_filling(self, now: float, until: float) -> bool:
-        """Insist on `min_connections` only from `until` on. Return False if that is pointless, or done already."""
+        """Stop filling up to `min_connections` until `until`. Return False if not needed, or paused already."""
         if self.size >= self.min_connections or now < self.filling_paused_until or self.closed:
             return False
         self.filling_paused_until = until
@@ -484,20 +484,20 @@ class State:
 
     @_changes
     def resume_filling(self) -> None:
-        """Insist on `min_connections` from now on."""
+        """Fill up to `min_connections` again."""
         self.filling_paused_until = -math.inf
 
-    # Many at once
+    # Changing many entries
 
     @_changes
     def close(self) -> None:
-        """Let no connection be opened or kept any more."""
+        """Allow no more openings, and expire every connection that is not idle."""
         self.closed = True
         self._drain()
 
     @_changes
     def drain(self) -> None:
-        """Let no connection be kept that is in use or being opened now. The idle ones are the caller's to pop."""
+        """Expire every connection that is not idle. The caller pops the idle ones."""
         self._drain()
 
     def _drain(self) -> None:
@@ -507,7 +507,7 @@ class State:
 
     @_changes
     def resize(self, max_connections: int) -> list[Entry]:
-        """Set the limit. Remove idle entries above it, those idle for longest first, and return them."""
+        """Set the limit. Remove idle entries above it, the longest idle first, and return them."""
         self.max_connections = max_connections
         surplus = self.size + len(self.opening) - max_connections
         removed = self._pop(self.idle[: max(0, surplus)], RETIRED, "surplus")
@@ -516,17 +516,17 @@ class State:
 
     @_changes
     def pop_all_idle(self, reason: str) -> list[Entry]:
-        """Remove every idle entry, and return them, the one idle for longest first."""
+        """Remove every idle entry and return them, the longest idle first."""
         return self._pop(self.idle[:], RETIRED, reason)
 
     @_changes
     def pop_all_resetting(self) -> list[Entry]:
-        """Remove every entry that is being reset, and return them."""
+        """Remove every entry that is being reset and return them."""
         return self._pop_busy(RESETTING, "not_reset")
 
     @_changes
     def pop_all_pinging(self) -> list[Entry]:
-        """Remove every entry that is being pinged, and return them."""
+        """Remove every entry that is being pinged and return them."""
         return self._pop_busy(PINGING, "not_pinged")
 
     def _pop_busy(self, status: str, reason: str) -> list[Entry]:
@@ -537,13 +537,13 @@ class State:
 
     @_changes
     def pop_expired(self, now: float) -> list[Entry]:
-        """Remove the idle entries whose time is up, and return them."""
+        """Remove the idle entries that are too old or idle for too long, and return them."""
         old = self._pop([entry for entry in self.idle if now >= entry.expires_at], RETIRED, "lifetime")
         return old + self._pop([entry for entry in self.idle if now >= entry.retire_at], RETIRED, "idle")
 
     @_changes
     def pop_unchanged(self, checked: Iterable[tuple[Entry, int]], cause: str, reason: str) -> list[Entry]:
-        """Remove those entries that are idle, and were not used since they had the generation given. Return them."""
+        """Remove the entries that are idle and still of the given generation, and return them."""
         chosen = [entry for entry, generation in checked if entry.status is IDLE and entry.generation == generation]
         return self._pop(chosen, cause, reason)
 
@@ -559,14 +559,14 @@ class State:
 
     @_changes
     def forget_entries(self) -> None:
-        """Forget what is in use. The pool is collected, and the connections are the callers' alone from now on."""
+        """Forget the connections in use. The pool was collected, so they belong to their holders alone."""
         self.entries.clear()
 
     @_changes
     def reset_after_fork(self) -> list[Any]:
-        """Drop every entry, as a forked child must, and return the connections, half-open ones included.
+        """Drop every entry, in a forked child, and return the connections, half-open ones included.
 
-        The queue stays: the waiters in the child still want a connection, one of the child's own.
+        The queue stays: the copied waiters still wait for a connection, now one of the child's own.
         """
         entries = [*self.all_entries(), *self.opening.values()]
         for entry in entries:

@@ -1,10 +1,10 @@
-"""What a pool asks, in the words of what answers: a connection's own class, or a connector.
+"""The steps of a connection's life, carried out by its own class or by a connector.
 
-A connection need not derive from :class:`~gsocketpool.Connection`. One that doesn't is asked what gsocketpool 0.1.6
-asked (``open``, ``close``, ``is_connected``, ``is_expired``) and nothing else: a stand-in from a test answers anything
-with something true, and what a class calls ``is_reusable`` may have nothing to do with pools.
+A connection need not derive from :class:`~gsocketpool.Connection`. On one that doesn't, the pool calls only what
+gsocketpool 0.1.6 called: ``open``, ``close``, ``is_connected`` and ``is_expired``. A mock returns something truthy from
+any method, and an ``is_reusable`` of another class may have nothing to do with pools.
 
-Nothing here guards against what user code raises; the adapter and the core do.
+Nothing here guards against errors of user code; the adapter and the core do.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from gsocketpool.connection import Connection, StreamConnection, TlsConnection, 
 from gsocketpool.connection.base import raw_connection
 from gsocketpool.connectors import Connector
 
-#: Asks a connection something, and takes a step with it.
+#: Returns whether a connection is good, by its truth.
 Check = Callable[[Any], object]
+#: Does something with a connection.
 Step = Callable[[Any], object]
 
-#: Those is_usable() of ours that don't block.
+#: The built-in is_usable() methods, none of which block.
 _NON_BLOCKING = (Connection.is_usable, StreamConnection.is_usable, TlsConnection.is_usable)
 
 
 class Steps(Protocol):
-    """The steps in the life of a connection, whatever takes them."""
+    """The steps in the life of a connection."""
 
-    #: Whether there is anything that :meth:`cancel` does.
+    #: Whether :meth:`cancel` does anything.
     can_cancel: bool
 
     def choose_checks(self, connection: Any) -> tuple[Check | None, str]: ...
@@ -53,20 +54,17 @@ class Steps(Protocol):
 
 
 class ConnectionSteps:
-    """Asks the connections themselves."""
+    """Calls the connections themselves."""
 
     can_cancel = False
 
     def choose_checks(self, connection: Any) -> tuple[Check | None, str]:
-        """Return what asks an open connection whether it may be handed out, and how it is asked when it comes back.
-
-        The former is None where it may block, and so takes a greenlet.
-        """
+        """Return the check before a connection is handed out, None if it may block, and the return mode."""
         if not _is_ours(connection):
             return _unbound(connection, "is_connected"), FOREIGN
         check: Check | None
         if not any(_overrides(connection, step) for step in ("is_usable", "is_reusable", "get")):
-            # There is nothing else to look at.
+            # There is nothing else to check.
             check, mode = _unbound(connection, "is_connected"), CONNECTED_ONLY
         else:
             is_quick = _function(connection, "is_usable") in _NON_BLOCKING
@@ -76,12 +74,15 @@ class ConnectionSteps:
         return check, BY_ADAPTER if _settles(connection) else mode
 
     def open_if_closed(self, connection: Any) -> None:
-        """Open what a subclass's ``_create_connection()`` has returned closed."""
+        """Open a connection that a subclass's ``_create_connection()`` returned closed."""
         if not connection.is_connected():
             connection.open()
 
     def close(self, connection: Any) -> None:
-        """Close a connection. Some classes insist on being open then; one that is not may still have a socket."""
+        """Close a connection if it is open; otherwise abort it, because it may still have a socket.
+
+        Some classes raise if a closed connection is closed again.
+        """
         if connection.is_connected():
             connection.close()
         else:
@@ -103,7 +104,7 @@ class ConnectionSteps:
         return _is_ours(connection) and _overrides(connection, "ping")
 
     def is_usable_nowait(self, connection: Any) -> object:
-        """Ask by the check that no class can make block."""
+        """Return whether a connection is good, by the default check, which never blocks."""
         return Connection.is_usable(connection)
 
     def is_alive(self, connection: Any) -> object:
@@ -112,7 +113,7 @@ class ConnectionSteps:
         return not self.can_peek(connection) or _sockets.is_silent(raw_connection(connection))
 
     def can_peek(self, connection: Any) -> bool:
-        # A class with a check of its own may know better what being readable means.
+        # For a class with a check of its own, a readable socket may be normal.
         if not _is_ours(connection) or _function(connection, "is_usable") not in _NON_BLOCKING:
             return False
         return _sockets.can_peek(raw_connection(connection))
@@ -141,13 +142,13 @@ class ConnectionSteps:
         connection.reset_session()
 
     def completion(self, connection: Any) -> Step | None:
-        """Return what completes a block; None where there is nothing to complete."""
+        """Return the step that completes a block; None if there is nothing to complete."""
         has_one = _settles(connection) and _overrides(connection, "complete")
         return _unbound(connection, "complete") if has_one else None
 
 
 class ConnectorSteps:
-    """Asks a connector about the connections that it has made."""
+    """Calls the connector that made the connections."""
 
     def __init__(self, connector: Connector[Any]) -> None:
         self._connector = connector
@@ -156,7 +157,7 @@ class ConnectorSteps:
         self.can_cancel = type(connector).cancel is not Connector.cancel
         self._can_ping = type(connector).ping is not Connector.ping
         self._peek_target = connector.peek_target
-        # The same objects for all connections: a bound method would be one for each.
+        # Bound once, to save an object per connection.
         self._check = self.is_alive
         self._complete = connector.complete if type(connector).complete is not Connector.complete else None
         self.cancel = connector.cancel
@@ -172,7 +173,7 @@ class ConnectorSteps:
         return self._check, BY_ADAPTER
 
     def open_if_closed(self, connection: Any) -> None:
-        # connect() returns it open.
+        # connect() returns an open client.
         pass
 
     def can_ping(self, connection: Any) -> bool:
@@ -201,7 +202,10 @@ class ConnectorSteps:
 
 
 def _unbound(connection: Any, step: str) -> Check:
-    """Return what asks a connection by a step. Its class has that once; a bound method would be one for each."""
+    """Return a function that calls a method of the connection it gets.
+
+    This is the class's own function if possible, which saves a bound method per connection.
+    """
     function = getattr(type(connection), step, None)
     if isinstance(function, FunctionType) and _function(connection, step) is function:
         return function
@@ -210,18 +214,21 @@ def _unbound(connection: Any, step: str) -> Check:
 
 
 def open_new(connection: Any) -> None:
-    """Open what a factory has returned. Only a real True counts as open: 0.1.6 opened whatever a factory made."""
+    """Open a connection from a factory, unless it says that it is open.
+
+    Only ``True`` counts: 0.1.6 opened whatever a factory returned, mocks included.
+    """
     if connection.is_connected() is not True:
         connection.open()
 
 
 def _is_ours(connection: Any) -> bool:
-    # Not by isinstance(), which believes a stand-in that has this class for its specification.
+    # Not by isinstance(), which a mock with this class as its spec would pass.
     return issubclass(type(connection), Connection)
 
 
 def _settles(connection: Any) -> bool:
-    """Return whether a class can tell what is left open. Without that, a reset() of its own means something else."""
+    """Return whether a class can tell what is left open. Otherwise its reset() may mean something else."""
     return _is_ours(connection) and _overrides(connection, "is_settled")
 
 
@@ -230,11 +237,11 @@ def _overrides(connection: Connection, step: str) -> bool:
 
 
 def _function(connection: Connection, step: str) -> object:
-    """Return the function that is called for a step; what the class has under that name, if it is no function."""
+    """Return the function that a method call runs; the class's attribute if that is no function."""
     in_class = getattr(type(connection), step, None)
     if not isinstance(in_class, FunctionType):
-        # Looking at a property would run it.
+        # Reading a property from the connection would run it.
         return in_class
-    # Not by way of __dict__, which Python would have to make for the connection, for good.
+    # Not through __dict__, which Python would create for the connection and keep.
     found = getattr(connection, step)
     return found.__func__ if getattr(found, "__self__", None) is connection else found

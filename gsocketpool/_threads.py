@@ -1,4 +1,4 @@
-"""Which thread runs this, and what becomes of its pools when it ends."""
+"""Identifies the current thread, and ends its pools when it ends."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ from typing import Protocol
 
 from gevent.monkey import get_original
 
-# Patched, these would tell greenlets apart.
+# gevent's versions would distinguish greenlets.
 get_ident = get_original("_thread", "get_ident")
 _local = get_original("_thread", "_local")
 
 
 class Orphan(Protocol):
-    """What a collected pool has left to be closed."""
+    """The closer of a collected pool."""
 
     def abort_all(self) -> None: ...
     def abort_rest(self) -> None: ...
 
 
 class OwnedPool(Protocol):
-    """A pool, as far as its thread knows it."""
+    """The part of a pool that its thread needs."""
 
     def _thread_ended(self) -> None: ...
 
 
 class Thread:
-    """Stands for one thread: unlike an identity, which the system gives again, no later thread has the same."""
+    """Identifies one thread. Unlike a thread id, no later thread reuses it."""
 
     has_ended = False
 
     def __init__(self) -> None:
         self.ident = get_ident()
-        #: What its event loop has left to close of collected pools.
+        #: The closers of collected pools that have not finished.
         self.orphans: list[Orphan] = []
-        #: The pools that belong to it. A list, for a WeakSet must not lose a member while another thread reads it.
+        #: The pools that it owns. A list, because a WeakSet must not change while another thread iterates over it.
         self._pools: list[weakref.ref[OwnedPool]] = []
 
     def own(self, pool: OwnedPool) -> None:
-        """Have ``pool._thread_ended()`` called at the end of the thread, if the pool is alive then."""
+        """Call ``pool._thread_ended()`` at the end of the thread, if the pool is still alive."""
         self._pools.append(weakref.ref(pool, self._pools.remove))
 
-    # The defaults, for when the interpreter ends, the names of this module are gone before the main thread is.
+    # Defaults, because at interpreter exit this module's globals are gone before the main thread is.
     def end(
         self, get_ident: Callable[[], int] = get_ident, is_finalizing: Callable[[], bool] = sys.is_finalizing
     ) -> None:
-        """Have aborted what no event loop will close any more."""
+        """Abort the connections that no event loop will close any more."""
         self.has_ended = True
         if is_finalizing() or get_ident() != self.ident:
-            # The system closes what a process leaves. And a forked child, where the other threads of the parent end at
-            # once, is told of the fork next.
+            # At exit, the system closes them. In a forked child, where the parent's other threads end at once, the
+            # at-fork handler does it next.
             return
         for reference in self._pools[:]:
             pool = reference()
@@ -62,7 +62,7 @@ class Thread:
 
 
 class _EndOfThread:
-    """Ends with the thread, which alone refers to it."""
+    """Calls :meth:`Thread.end` when the thread ends, because only the thread refers to it."""
 
     def __init__(self, thread: Thread) -> None:
         self._thread = thread
@@ -73,7 +73,7 @@ class _EndOfThread:
 
 class _Current(_local):  # type: ignore[misc, valid-type]
     def __init__(self) -> None:
-        #: The present thread.
+        #: The current thread.
         self.thread = Thread()
         self._life = _EndOfThread(self.thread)
 

@@ -1,4 +1,4 @@
-"""Resets and pings connections between two uses, behind the callers' backs."""
+"""Resets and pings connections between two uses, in the background."""
 
 from __future__ import annotations
 
@@ -15,62 +15,62 @@ from gsocketpool._records import Entry
 
 logger = logging.getLogger("gsocketpool")
 
-#: How many greenlets are kept for the next tasks: to make one takes longer than all the rest of a reset.
+#: How many idle greenlets are kept, because making one takes longer than the rest of a reset.
 MAX_IDLE_GREENLETS = 16
 
 
 def always() -> str:
-    """Let every complaint pass."""
+    """Admit every log message."""
     return ""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Something that is done to connections, and what to say of it in the log."""
+    """A kind of upkeep, and its name in the log, such as "resetting" and "reset"."""
 
     doing: str
     done: str
-    #: Returns whether a connection may be kept; None if it had died before. It may block and raise.
+    #: Returns whether a connection may be kept; None if it was dead before. It may block and raise.
     step: Callable[[Any], bool | None]
-    #: Seconds that it may take.
+    #: Seconds that the step may take.
     timeout: float
-    #: Called with an entry whose task is over, and what the step has returned. Its status may be another by then.
+    #: Called after the step with the entry and the step's result. By then the entry's status may have changed.
     ended: Callable[[Entry, bool | None], None]
-    #: Returns what to add to a complaint; None to hold it back.
+    #: Returns a suffix for a log message; None to suppress the message.
     admit: Callable[[], str | None] = always
 
 
 class Upkeep:
-    """Does the tasks for the connections of one pool, each in a greenlet.
+    """Runs the tasks for the connections of one pool, each in a greenlet.
 
-    :param tasks: by the status that an entry has meanwhile.
+    :param tasks: the tasks by the status that an entry has while its task runs.
     """
 
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         self._tasks = tasks
         self._hub: Any = None
         self.running: dict[gevent.Greenlet, Entry] = {}
-        #: Greenlets that wait for an entry.
+        #: The greenlets that wait for their next entry.
         self.idle: list[gevent.Greenlet] = []
 
     def attach(self, hub: Any) -> None:
-        """Work in the event loop of `hub` from now on."""
+        """Use the event loop of `hub`."""
         self._hub = hub
 
     def start(self, entry: Entry) -> None:
-        """Do what the status of an entry asks for. The event loop calls this."""
+        """Run the task for the status of an entry. The event loop calls this."""
         if entry.status not in self._tasks:
             return
-        # One that was killed is dead.
+        # A program may have killed some.
         while self.idle and self.idle[-1].dead:
             self.idle.pop()
         greenlet = self.idle.pop() if self.idle else gevent.Greenlet(self._work)
         self.running[greenlet] = entry
-        # At once: to start it would take another turn of the event loop.
+        # Not start(), which would take another turn of the event loop.
         greenlet.switch()
 
     def kill(self) -> None:
-        """Cut short the tasks that are under way, and end the greenlets."""
+        """Kill all greenlets, which ends the running tasks."""
         for greenlet in (*self.running, *self.idle):
             greenlet.kill(block=False)
         self.idle.clear()
@@ -85,7 +85,7 @@ class Upkeep:
         while greenlet in self.running:
             entry = self.running[greenlet]
             is_original = self._run_task(self._tasks[entry.status], entry, greenlet)
-            # One that a fork has copied is about to be killed.
+            # A copy in a forked child is about to be killed.
             if not is_original or len(self.idle) >= MAX_IDLE_GREENLETS:
                 return
             self.idle.append(greenlet)
@@ -94,11 +94,11 @@ class Upkeep:
             except ENDS:
                 raise
             except BaseException:
-                # Thrown at a task that had ended by then.
+                # It was thrown at a task that has ended since.
                 return
 
     def _run_task(self, task: Task, entry: Entry, greenlet: gevent.Greenlet) -> bool:
-        """Do a task. Return False if a fork has copied this greenlet meanwhile."""
+        """Run a task. Return False if a fork has copied this greenlet since."""
         status = entry.status
         answer: bool | None = False
         is_original = False
@@ -111,9 +111,9 @@ class Upkeep:
         return is_original
 
     def _run_step(self, task: Task, entry: Entry, status: str, greenlet: gevent.Greenlet) -> bool | None:
-        """Return whether the connection may be kept; None if it had died before."""
+        """Run a task's step. Return whether the connection may be kept; None if it was dead before."""
         connection = entry.connection
-        # A gevent.Timeout for each would take ten times as long.
+        # Not a gevent.Timeout, which would take ten times as long.
         limit = self._hub.loop.timer(task.timeout)
         limit.start(greenlet.throw, gevent.Timeout, update=True)
         answer: bool | None = False
@@ -125,12 +125,12 @@ class Upkeep:
         except BaseException as raised:
             error = raised
         finally:
-            # A step that has swallowed the Timeout has lost what it waited for.
+            # True even if the step has swallowed the Timeout, because it did not get what it waited for.
             is_late = not limit.active
             limit.close()
         if answer is not False and not is_late:
             return answer
-        # Otherwise it was taken out meanwhile, as when the pool is closed, or a fork has copied this greenlet.
+        # Not if the entry was removed during the step, by close() for instance, or a fork has copied this greenlet.
         more = task.admit() if entry.status is status else None
         if more is None:
             pass
@@ -141,6 +141,6 @@ class Upkeep:
         else:
             logger.warning("%s %r failed%s", task.doing, connection, more, exc_info=error)
         if error is not None:
-            # Its traceback would keep what the step had in its locals.
+            # The traceback would keep the locals of the step alive.
             error.__traceback__ = None
         return False

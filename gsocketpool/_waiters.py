@@ -1,4 +1,4 @@
-"""Wakes waiting callers. One timer serves all of them: one for each would double what a wait costs."""
+"""Wakes waiters. One timer serves all of them, because one for each would double the cost of a wait."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from gsocketpool._records import Waiter
 from gsocketpool._state import State
 from gsocketpool.settings import timer_seconds
 
-#: How late a timeout may fire, in seconds per queued waiter: looking at all of them takes time.
+#: How late a timeout may fire, in seconds per queued waiter, because each timeout visits all of them.
 LATENESS = 1e-6
 
 
 class Waiters:
-    """The waiting callers of one pool."""
+    """The waiters of one pool."""
 
     def __init__(self, state: State, clock: Callable[[], float]) -> None:
         self._state = state
         self._clock = clock
         self._hub: Any = None
-        #: When the timer fires; infinite while there is none.
+        #: When the timer fires; infinity if none is set.
         self.fires_at = math.inf
         self._timer: Any = None
-        #: Calls that the event loop could not be asked for, near the recursion limit.
+        #: Calls that could not be passed to the event loop, near the recursion limit.
         self.deferred: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
 
     def attach(self, hub: Any) -> None:
-        """Work in the event loop of `hub` from now on."""
+        """Use the event loop of `hub`."""
         self._hub = hub
 
     def wake(self, waiter: Waiter) -> None:
-        """Let the greenlet of a waiter that has left the queue go on, in the next turn of the event loop."""
+        """Resume a waiter that has left the queue, in the next turn of the event loop."""
         self._hub.loop.run_callback(waiter.hub_waiter.switch, None)
 
     def run_deferred(self) -> None:
-        """Have the event loop make the calls that it could not be asked for before."""
+        """Let the event loop make the deferred calls."""
         if self.deferred:
             self._hub.loop.run_callback(self._call_deferred)
 
@@ -46,10 +46,10 @@ class Waiters:
             method(*arguments)
 
     def time_out(self) -> None:
-        """Wake the waiters whose time is over."""
+        """Wake the waiters whose deadline has passed."""
         self.stop_timer()
         if self.deferred:
-            # First, for one of these calls may serve a waiter.
+            # First, because a deferred call may serve a waiter.
             self.run_deferred()
             self._hub.loop.run_callback(self.time_out)
             return
@@ -61,21 +61,21 @@ class Waiters:
             self.start_timer(max(first, now + len(self._state.waiters) * LATENESS))
 
     def after_fork(self) -> None:
-        """Stop the copy of the parent's timer, in a forked child, unless waiters were copied, too."""
+        """Stop the copied timer in a forked child, unless there are copied waiters."""
         self.deferred.clear()
         if not self._state.waiters:
             self.stop_timer()
 
     def start_timer(self, at: float) -> None:
-        """Wake those whose time is over at the time `at`, and not before."""
+        """Set the timer to the time `at`."""
         self.stop_timer()
         self._timer = self._hub.loop.timer(timer_seconds(at - self._clock()))
-        # The event loop's idea of the time is as old as its present turn, which may have been a long one.
+        # With an update, because the loop's time is that of the start of its current turn, which may be a long one.
         self._timer.start(self.time_out, update=True)
         self.fires_at = at
 
     def stop_timer(self) -> None:
-        """Let the timer rest: no caller waits."""
+        """Stop the timer."""
         self.fires_at = math.inf
         if self._timer is not None:
             self._timer.close()

@@ -1,7 +1,7 @@
-"""The errors that this package raises by itself.
+"""The errors that this package raises.
 
-What a backend or a connection class raises, an ``OSError`` from :meth:`~gsocketpool.Connection.open` for one, is
-passed on as it is and is not found here.
+Errors of a backend or a connection class, such as an ``OSError`` from :meth:`~gsocketpool.Connection.open`, are passed
+on unchanged.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import traceback
 
 
 class PoolError(Exception):
-    """The base of every error of this package."""
+    """The base class of every error of this package."""
 
 
 class InvalidArgumentError(PoolError, ValueError):
@@ -19,11 +19,11 @@ class InvalidArgumentError(PoolError, ValueError):
 
     def __init__(self, argument: str, given: object, allowed: str) -> None:
         super().__init__(argument, given, allowed)
-        #: The name of the argument, or of the configuration key it was read from.
+        #: The name of the argument or configuration key.
         self.argument = argument
-        #: The value as it was given.
+        #: The value that was given.
         self.given = given
-        #: What would have been accepted, in words.
+        #: What is allowed, in words.
         self.allowed = allowed
 
     def __str__(self) -> str:
@@ -31,15 +31,14 @@ class InvalidArgumentError(PoolError, ValueError):
 
 
 class PoolExhaustedError(PoolError):
-    """No connection could be had in time, or the queue for one is full.
+    """No connection was available in time, or the queue is full.
 
-    The numbers are those of the moment at which the caller gave up. All of them are 0, or None, on an error that was
-    made without them.
+    The attributes describe the pool when the caller gave up. Each is 0 or None if the error was made without it.
     """
 
     def __init__(
         self,
-        message: str = "no connection could be had from the pool",
+        message: str = "the pool has no connection available",
         *,
         in_use: int = 0,
         idle: int = 0,
@@ -53,30 +52,30 @@ class PoolExhaustedError(PoolError):
         pool_name: str | None = None,
     ) -> None:
         super().__init__(message)
-        #: Connections out of the pool.
+        #: Connections that callers hold.
         self.in_use = in_use
-        #: Connections waiting to be used: seldom more than 0 here.
+        #: Idle connections, rarely more than 0 here.
         self.idle = idle
-        #: Connections on their way to be opened.
+        #: Connections being opened.
         self.opening = opening
         #: Other callers in the queue.
         self.waiting = waiting
         #: The limit on all connections together.
         self.max_connections = max_connections
-        #: The seconds that the caller was ready to spend; None when there was no bound.
+        #: The caller's timeout in seconds; None for no limit.
         self.timeout = timeout
-        #: The seconds that the caller did spend.
+        #: Seconds that the caller waited.
         self.waited = waited
-        #: How many of the connections in use were acquired by the very greenlet that asked for another one.
+        #: How many of the connections in use the calling greenlet itself holds.
         self.held_by_caller = held_by_caller
-        #: What the most recent failure to open a connection said; None when opening last succeeded.
+        #: The last open error in words; None if the last opening succeeded.
         self.last_open_error = last_open_error
-        #: The name of the pool.
+        #: The pool's name.
         self.pool_name = pool_name
 
 
 class PoolClosedError(PoolError):
-    """The pool has been closed and hands out nothing any more."""
+    """The pool is closed and hands out no more connections."""
 
 
 class PoolNotReadyError(PoolError):
@@ -93,22 +92,22 @@ class PoolNotReadyError(PoolError):
         super().__init__(message)
         #: How many connections were open.
         self.connections = connections
-        #: How many were asked for.
+        #: How many the pool should keep open.
         self.min_connections = min_connections
-        #: What the most recent failure to open a connection said; None when opening last succeeded.
+        #: The last open error in words; None if the last opening succeeded.
         self.last_open_error = last_open_error
 
 
 class WrongThreadError(PoolError, RuntimeError):
-    """The pool is in use by another thread, whose event loop its sockets belong to."""
+    """The pool belongs to another thread and its event loop."""
 
 
 class ConnectionNotFoundError(PoolError):
-    """The connection is not the pool's, or not in the state that was asked for."""
+    """The connection is not this pool's, or not in the state that the call requires."""
 
 
 class ConnectionClosedError(PoolError, ConnectionError):
-    """The connection is not open, or its stream has ended in the middle of what was to be read."""
+    """The connection is not open, or its stream ended in the middle of a read."""
 
     def __init__(self, message: str = "the connection is closed", partial: bytes = b"") -> None:
         super().__init__(message)
@@ -117,16 +116,16 @@ class ConnectionClosedError(PoolError, ConnectionError):
 
 
 class LimitExceededError(PoolError):
-    """No delimiter came within the number of bytes that the caller was ready to read."""
+    """No delimiter came within the limit of :meth:`~gsocketpool.StreamConnection.recv_until`."""
 
     def __init__(self, message: str = "the delimiter was not found", limit: int = 0) -> None:
         super().__init__(message)
-        #: The greatest number of bytes that was allowed, the delimiter included.
+        #: The limit in bytes, delimiter included.
         self.limit = limit
 
 
 def shown(value: object) -> str:
-    """Return what errors say of any value: an integer of thousands of digits, for one, has no repr()."""
+    """Return the repr() of a value, or a substitute if it has none, like an integer of thousands of digits."""
     try:
         return repr(value)
     except Exception:
@@ -134,8 +133,8 @@ def shown(value: object) -> str:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add `note` to the traceback of an error that user code raised, once: it may raise the same one again."""
-    # Its class may have something else under that name.
+    """Add a note to an error that user code raised, unless it is there: user code may raise the same object again."""
+    # The class may define these names in another way.
     with contextlib.suppress(Exception):
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)

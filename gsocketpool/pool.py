@@ -1,4 +1,4 @@
-"""The pool, as its users see it. An acquire goes on in ``_core.py``; what it decides is in ``_state.py``."""
+"""The public pool. ``_core.py`` has the hot paths behind it, and ``_state.py`` makes the decisions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from gsocketpool.settings import LONGEST_WAIT, Settings, check_count, check_seco
 from gsocketpool.stats import PoolStats
 from gsocketpool.url import read_url
 
-#: The errors are here for code written for 0.1.6, which imports them from this module.
+#: Code written for 0.1.6 imports the errors from this module.
 __all__ = ["ConnectionNotFoundError", "Pool", "PoolExhaustedError"]
 
 C = TypeVar("C")
@@ -45,48 +45,47 @@ logger = logging.getLogger("gsocketpool")
 class Pool(Core, Generic[C]):
     """Hands out connections to one backend, at most `max_connections` at a time.
 
-    A pool serves the greenlets of one thread: the one that first uses it. When that thread ends, every connection is
-    closed without a goodbye, in use or not, unless it is the main thread. After a fork, the child's copy of a pool
-    starts empty. A pool that is collected closes its idle connections in the event loop's next turn.
+    A pool serves the greenlets of one thread: the first thread that uses it. When that thread ends, the pool aborts
+    every connection, in use or not; the main thread is the exception. After a fork, the child's copy of a pool starts
+    empty. A pool that is garbage-collected closes its idle connections in the next turn of the event loop.
 
     :param factory: a :class:`Connection` class, any callable that returns a connection, open or not, or a
         :class:`~gsocketpool.connectors.Connector`, which makes and handles the connections of a client library.
-    :param options: the keyword arguments for the factory, or a callable that returns them, which is asked at every
-        open: for credentials that rotate. A connector has options of its own.
-    :param initial_connections: how many connections to open here and now; what opening raises is raised. In the event
-        loop's own greenlet, which can't wait, they are opened in the background.
+    :param options: the keyword arguments for the factory, or a callable that returns them. The pool calls it for every
+        new connection, so credentials may rotate. A connector has its own options.
+    :param initial_connections: how many connections to open now; an error in opening one is raised. In the event loop's
+        own greenlet, which can't wait, they are opened in the background.
     :param max_connections: the limit on connections that are idle, in use, being opened, reset or pinged.
-    :param reap_expired_connections: whether a background greenlet sweeps the pool: it retires idle connections whose
-        time is up, closes those that have died, asks the others ``is_expired()``, and looks for leaks.
-    :param reap_interval: seconds between two sweeps. They come more often where `max_lifetime`, `idle_timeout` or
+    :param reap_expired_connections: whether a background greenlet sweeps the pool. A sweep retires idle connections
+        that are too old, closes dead ones, calls ``is_expired()`` on the others, and looks for leaks.
+    :param reap_interval: seconds between two sweeps. Sweeps come more often if `max_lifetime`, `idle_timeout` or
         `leak_threshold` is shorter.
-    :param name: what the pool is called in logs and errors; by default the factory's name.
-    :param min_connections: how many connections are kept open in the background, from now on.
-    :param max_waiting: how many callers may wait for a connection to be released; one more is refused at once. None for
-        no limit.
+    :param name: the pool's name in logs and errors; by default the factory's name.
+    :param min_connections: how many connections the pool keeps open in the background.
+    :param max_waiting: how many callers may queue for a released connection; the pool refuses the next one at once.
+        None for no limit.
     :param acquire_timeout: seconds that an acquire may take in all; None for no limit.
     :param open_timeout: seconds that opening one connection may take; None for no limit.
-    :param close_timeout: seconds that closing one connection may take; then it loses its descriptor.
-    :param max_opening: how many connections may be opened at the same time; None for no limit.
-    :param max_lifetime: seconds from its opening after which a connection is retired, less a random share of up to 10 %
-        so that those opened together don't all end together; None for no limit.
+    :param close_timeout: seconds that closing one connection may take, after which it is aborted.
+    :param max_opening: how many connections may be opening at the same time; None for no limit.
+    :param max_lifetime: seconds after its opening when a connection is retired, less a random share of up to 10 %, so
+        that connections opened together don't end together; None for no limit.
     :param idle_timeout: seconds without use after which a connection is retired; None for no limit.
-    :param leak_threshold: seconds of use after which a connection is reported in the log, once, with the place where it
-        was acquired; None for no report.
-    :param reset: when a connection that comes back is reset, if its class or connector can do that: ``"unsettled"``, if
-        something is left open, such as a transaction; ``"always"``, after each use, so that no session state, such as a
-        setting or a lock, reaches the next user; ``"never"``.
-    :param reset_timeout: seconds that a reset may take; then the connection is discarded.
-    :param ping_timeout: seconds that :meth:`ping` may take once it has a connection, and each ping of
-        `keepalive_interval`.
-    :param keepalive_interval: seconds after which an idle connection that was neither used nor pinged is pinged in the
-        background, one at a time, so that no server or firewall drops it for its silence; None for no pings. One that
-        does not answer is discarded. A caller that finds no other idle connection waits for the ping, or for an opening
-        where the limit allows. A ping is no use: `idle_timeout` goes on. Classes without a ``ping()`` are not pinged,
-        and the log says so once.
-    :param events: what to tell of the moments of a connection's life; None for nothing.
-    :param context: returns a context manager to enter around everything that a connection is asked, such as an app's
-        context, or None where there is nothing to enter.
+    :param leak_threshold: seconds of use after which a connection is logged once, with the place where it was acquired;
+        None for no report.
+    :param reset: when to reset a connection that comes back, if its class or connector can: ``"unsettled"`` if
+        something is left open, such as a transaction; ``"always"`` after each use, so that no session state, such as a
+        setting or a lock, reaches the next user; or ``"never"``.
+    :param reset_timeout: seconds that a reset may take, after which the connection is discarded.
+    :param ping_timeout: seconds that a ping may take, in :meth:`ping` and for `keepalive_interval`.
+    :param keepalive_interval: seconds without use or ping after which an idle connection is pinged in the background,
+        one at a time, so that no server or firewall drops it; None for no pings. A connection that does not answer is
+        discarded. A caller that finds no other idle connection waits for the ping, or for a new connection if the limit
+        allows one. A ping is not a use: it does not restart `idle_timeout`. Classes without a ``ping()`` are not
+        pinged, and the pool logs that once.
+    :param events: the listener to tell about the pool's events; None for none.
+    :param context: returns a context manager to enter around user code that the pool runs, such as an app's context, or
+        None to enter nothing.
     :param clock: returns the time in seconds, for tests; by default :func:`time.monotonic`. Timers keep real time.
     :raises InvalidArgumentError: if an argument is out of its range, or `keepalive_interval` is given for a connector
         that has no ``ping()``.
@@ -126,7 +125,7 @@ class Pool(Core, Generic[C]):
         if isinstance(factory, Connector):
             steps = ConnectorSteps(factory)
             if options is not None:
-                raise InvalidArgumentError("options", type(options), "left out: a connector has options of its own")
+                raise InvalidArgumentError("options", type(options), "left out for a connector, which has its own")
         elif callable(factory):
             steps = ConnectionSteps()
         else:
@@ -186,21 +185,20 @@ class Pool(Core, Generic[C]):
     ) -> Pool[Any]:
         """Make a pool from a URL.
 
-        :param url: ``tcp://host:port``, ``tls://host:port`` or ``unix:///path``, with options in the query as in
-            ``?timeout=2``; or the URL of a client library for which there is a connector, such as ``postgresql://`` or
-            ``redis://``, where ``scheme+driver://`` chooses among libraries. It may hold credentials, which are shown
-            nowhere.
+        :param url: ``tcp://host:port``, ``tls://host:port`` or ``unix:///path``, with options in the query, such as
+            ``?timeout=2``; or the URL of a client library that has a connector, such as ``postgresql://`` or
+            ``redis://``; ``scheme+driver://`` chooses one of several libraries. Credentials in it are never shown.
         :param options: keyword arguments for the connection or the connector, which override those of the URL, or a
-            callable that returns them, which is asked at every open.
+            callable that returns them, called for every new connection.
         :param settings: the other arguments of the pool.
         :raises InvalidURLError: if the URL can't be used.
-        :raises ImportError: if the client library is not installed; it names the extra to install.
+        :raises ImportError: if the client library is not installed; the message names the extra to install.
         """
         target = read_url(url, options)
         return cls(target.factory, target.options, **settings)
 
     def _create_connection(self) -> C:
-        """Make a connection and open it. A subclass may override it; what it returns need not be open."""
+        """Make a connection and open it. A subclass may override this and return a connection that is not open."""
         if isinstance(self._factory, Connector):
             client: C = self._factory.connect()
             if client is None:
@@ -216,7 +214,7 @@ class Pool(Core, Generic[C]):
             raise InvalidArgumentError("factory", connection, allowed)
         entry = self._state.opening.get(getcurrent())
         if entry is not None:
-            # Earlier than the lifecycle does: it is about to be opened here.
+            # Before it opens, so that an interruption can't lose it.
             self._state.note_connection(entry, connection)
         open_new(connection)
         return connection
@@ -224,25 +222,23 @@ class Pool(Core, Generic[C]):
     # Acquiring
 
     def acquire(self, retry: int | None = None, *, timeout: float | None = None) -> C:
-        """Return a connection that the caller has to itself until it releases or discards it.
+        """Return a connection for the caller's sole use, until the caller releases or discards it.
 
-        The connection used last is taken, after a check that it is still good. Without an idle one, another is opened;
-        at the limit, the caller queues behind all earlier ones. Prefer :meth:`connection`, which can't forget to
-        give back. A connection whose greenlet ends without giving it back is taken back and closed; use :meth:`lease`
-        and :meth:`Lease.transfer` to hand one to another greenlet.
+        The pool checks the idle connection that was used last and hands it out. If none is idle, it opens one; at the
+        limit, the caller queues behind earlier callers. Prefer :meth:`connection`, which never forgets to give back.
+        If a greenlet ends without giving its connection back, the pool closes that connection; to hand one to another
+        greenlet, use :meth:`lease` and :meth:`Lease.transfer`. Errors in opening a connection are raised unchanged.
 
-        :param timeout: seconds that all of this may take together; by default the pool's `acquire_timeout`; `math.inf`
-            for no limit. With 0 the caller never waits: there is an idle connection or there is none, and then, if the
-            limit allows, one is opened in the background for the next caller. The event loop's own greenlet, in which
-            callbacks and signal handlers run, never waits either.
-        :param retry: the way to say it in gsocketpool 0.1.6: to wait `retry` times 0.1 s for a connection to be
-            released, while opening takes the time it takes, within `acquire_timeout`.
-        :raises PoolExhaustedError: if the time is over, or `max_waiting` callers wait already.
-        :raises PoolClosedError: if the pool is closed, or gets closed meanwhile.
-        :raises WrongThreadError: in another thread than the one that uses the pool.
+        :param timeout: seconds that the whole call may take; by default the pool's `acquire_timeout`; `math.inf` for no
+            limit. With 0 the caller never waits: if no connection is idle, this raises, and if the limit allows, the
+            pool opens one in the background for the next caller. The event loop's own greenlet, which runs callbacks
+            and signal handlers, never waits either.
+        :param retry: for code written for gsocketpool 0.1.6: wait `retry` times 0.1 s for a released connection.
+            Opening one may take longer, up to `acquire_timeout`.
+        :raises PoolExhaustedError: if the time is over, or `max_waiting` callers already wait.
+        :raises PoolClosedError: if the pool is closed, before or during the call.
+        :raises WrongThreadError: in a thread other than the pool's own.
         :raises InvalidArgumentError: if `timeout` or `retry` is not a number of at least 0, or both are given.
-
-        What opening a connection raises is raised as it is.
         """
         if retry is not None:
             if timeout is not None:
@@ -254,26 +250,26 @@ class Pool(Core, Generic[C]):
         return entry.connection  # type: ignore[no-any-return]
 
     def connection(self, timeout: float | None = None) -> Lease[C]:
-        """Return a lease that acquires a connection when its ``with`` block is entered, and gives it back at the end.
+        """Return a lease: its ``with`` block acquires a connection on entry, and gives it back at the end.
 
-        If an exception leaves the block, the exchange may be half done and its reply still to come, so the connection
-        is discarded, unless its class :meth:`knows better <Connection.is_reusable>`. Catch it inside the block if the
-        class guards its exchanges by :meth:`Connection.exchange` or the exchange is complete, and only then. Leaving
-        the block never waits: a connection that is not kept is closed in the background.
+        If an exception leaves the block, its reply may still be on its way, so the pool discards the connection, unless
+        its class :meth:`knows better <Connection.is_reusable>`. Catch an exception inside the block only if the class
+        guards its exchanges by :meth:`Connection.exchange`, or the exchange is complete. Giving back never waits: the
+        pool closes discarded connections in the background.
 
-        :param timeout: as for :meth:`acquire`, whose errors it raises on entering.
+        :param timeout: as for :meth:`acquire`, whose errors the block raises on entry.
         """
         return Lease(self, timeout)
 
     def lease(self, timeout: float | None = None) -> Lease[C]:
-        """Acquire a connection, and return the lease of it.
+        """Acquire a connection and return its lease.
 
         :param timeout: as for :meth:`acquire`, whose errors it raises.
         """
         return self._start_lease(self._check_out(timeout))
 
     def _start_lease(self, entry: Entry) -> Lease[C]:
-        """Return the lease of an entry that was just checked out, and tell the listener of it."""
+        """Return the lease of an entry that was just checked out, and tell the listener."""
         try:
             lease: Lease[C] = Lease(self)
             lease._adopt(entry)
@@ -291,12 +287,12 @@ class Pool(Core, Generic[C]):
     # Giving back
 
     def release(self, connection: C) -> None:
-        """Give a connection back: to the longest waiter, or to be idle. This never waits.
+        """Give a connection back. It goes to the longest waiter or becomes idle. This never waits.
 
-        One that is not reusable, or whose time is up, is closed in the background.
+        A connection that is not reusable or is too old is closed in the background.
 
-        :raises ConnectionNotFoundError: if it is not in use, or not this pool's; nothing happens then.
-        :raises WrongThreadError: in another thread than the one that uses the pool, as from all methods below.
+        :raises ConnectionNotFoundError: if it is not in use or not this pool's; nothing changes then.
+        :raises WrongThreadError: in a thread other than the pool's own, as from all methods below.
         """
         entry = self._state.entries.get(id(connection))
         if entry is None or entry.status is not IN_USE or entry.duplicate is not None:
@@ -309,9 +305,9 @@ class Pool(Core, Generic[C]):
             self._check_in(entry, entry.generation, None)
 
     def discard(self, connection: C) -> None:
-        """Give back a connection that must not be used again, or take out an idle one. It is closed in the background.
+        """Close a connection that must not be used again, in use or idle. The pool closes it in the background.
 
-        :raises ConnectionNotFoundError: if it is neither in use nor idle, or not this pool's; nothing happens then.
+        :raises ConnectionNotFoundError: if it is neither in use nor idle, or not this pool's; nothing changes then.
         """
         self._ensure_owner()
         entry = self._state.find(connection, IN_USE, self._holder()) or self._find_idle(connection)
@@ -320,13 +316,13 @@ class Pool(Core, Generic[C]):
         self._discard(entry, entry.generation)
 
     def detach(self, connection: C) -> C:
-        """Take a connection in use out of the pool, open as it is. It is the caller's from now on.
+        """Take a connection in use out of the pool and leave it open. The caller owns it and closes it.
 
-        :raises ConnectionNotFoundError: if it is not in use, or not this pool's; nothing happens then.
+        :raises ConnectionNotFoundError: if it is not in use or not this pool's; nothing changes then.
         """
         self._ensure_owner()
         entry = self._find(connection, IN_USE)
-        # Before the place is free, for near the recursion limit it may fail.
+        # Before the state changes, because near the recursion limit this call may fail.
         self._run_callback(self._lifecycle.capacity_changed)
         self._state.remove(entry, self._clock(), DETACHED)
         return connection
@@ -338,21 +334,20 @@ class Pool(Core, Generic[C]):
         return entry
 
     def _find_idle(self, connection: object) -> Entry | None:
-        # To the caller, one that is being pinged is idle.
+        # For the caller, a connection that is being pinged counts as idle.
         return self._state.find(connection, IDLE) or self._state.find(connection, PINGING)
 
     def _holder(self) -> Any:
         return weakref.ref(getcurrent())
 
-    # Keeping in order
+    # Maintenance
 
     def drop(self, connection: C) -> None:
-        """Close an idle connection and take it out of the pool. This waits for every close that is under way.
+        """Take an idle connection out of the pool and close it. This waits for every close in progress.
 
-        One that :meth:`release` has closed, because it said that it was not connected, may be dropped until the next
-        sweep, which does nothing.
+        Dropping a connection that :meth:`release` has closed does nothing, until the next sweep.
 
-        :raises ConnectionNotFoundError: if it is not idle, or not this pool's; nothing happens then.
+        :raises ConnectionNotFoundError: if it is not idle or not this pool's; nothing changes then.
         """
         self._ensure_owner()
         entry = self._find_idle(connection)
@@ -364,15 +359,15 @@ class Pool(Core, Generic[C]):
         self._wait_for_closings()
 
     def drop_expired(self) -> None:
-        """Close every idle connection whose ``is_expired()`` answers True."""
+        """Close every idle connection whose ``is_expired()`` returns True."""
         self._ensure_owner()
         self._reaper.drop_expired()
         self._wait_for_closings()
 
     def drain(self) -> None:
-        """Retire every connection there is now: the idle ones at once, those in use or being opened on their return.
+        """Retire every present connection: idle ones now, those in use or being opened on their return.
 
-        Connections opened from now on are not concerned.
+        Connections opened later are not affected.
         """
         self._ensure_owner()
         self._state.drain()
@@ -380,9 +375,9 @@ class Pool(Core, Generic[C]):
         self._wait_for_closings()
 
     def resize(self, max_connections: int) -> None:
-        """Set a new limit. If there are more connections, idle ones are retired, then others on their return.
+        """Set a new limit. Surplus connections are retired: idle ones now, then others on their return.
 
-        :raises InvalidArgumentError: if it is not a whole number, or less than 1 or ``min_connections``.
+        :raises InvalidArgumentError: if it is not a whole number, or is less than 1 or ``min_connections``.
         """
         self._ensure_owner()
         check_count("max_connections", max_connections, least=max(1, self._settings.min_connections))
@@ -397,24 +392,24 @@ class Pool(Core, Generic[C]):
         else:
             self._closer.wait()
 
-    # Beginning and ending
+    # Starting and ending
 
     def fill(self, connections: int) -> None:
-        """Open connections until there are so many, idle or in use.
+        """Open connections until the pool has `connections` of them, idle or in use.
 
-        What opening one raises is raised. In the event loop's own greenlet, which can't wait, this goes on in the
-        background, and a failure is logged. If :meth:`resize` lowers the limit below `connections` meanwhile, this
-        returns once that limit is reached.
+        An error in opening one is raised. In the event loop's own greenlet, which can't wait, this goes on in the
+        background, and a failure is logged. If :meth:`resize` lowers the limit below `connections` during the call,
+        this returns when the pool is full.
 
         :param connections: at most `max_connections`.
         :raises InvalidArgumentError: if it is not a whole number, or more than that.
-        :raises PoolClosedError: if the pool is closed, or gets closed meanwhile.
+        :raises PoolClosedError: if the pool is closed, before or during the call.
         """
         state = self._state
         if check_count("connections", connections) > state.max_connections:
             raise InvalidArgumentError("connections", connections, f"at most max_connections ({state.max_connections})")
         while True:
-            # Again and again, for this greenlet may have been copied by a fork.
+            # On every pass, because a fork may have copied this greenlet.
             self._ensure_owner()
             if state.closed:
                 raise self._closed_error()
@@ -423,9 +418,9 @@ class Pool(Core, Generic[C]):
             if getcurrent() is self._hub:
                 gevent.spawn(self._fill_in_background, connections)
                 return
-            # Some may be under way already. One that calls this would wait for itself.
+            # An opener that calls this must not wait for itself.
             others = (opener for opener in state.opening if opener is not getcurrent())
-            # Not by its truth: a greenlet that is dead has none.
+            # A dead greenlet is falsy, so compare with None below.
             opener: Any = next(others, None)
             if opener is None:
                 opener = self._lifecycle.start_opening(more=1)
@@ -433,16 +428,16 @@ class Pool(Core, Generic[C]):
                 return
             opener.join()
             if opener in state.opening:
-                # It was killed before it began, and that is noticed in the event loop's next turn.
+                # It was killed before it started, which the event loop notices in its next turn.
                 gevent.sleep(0)
                 continue
             error = opener.value
-            # Killed while a listener was told, it has opened its connection all the same.
+            # A GreenletExit means that it was killed in a listener, after it had opened its connection.
             if error is not None and not isinstance(error, gevent.GreenletExit) and not state.closed:
                 try:
                     raise error
                 finally:
-                    # The error's traceback has this frame, and so this frame must not have the error.
+                    # Break the cycle: the error's traceback refers to this frame.
                     del error, opener
 
     def _fill_in_background(self, connections: int) -> None:
@@ -458,7 +453,7 @@ class Pool(Core, Generic[C]):
 
         :param timeout: the most seconds to wait; None for no limit. The event loop's own greenlet never waits.
         :raises PoolNotReadyError: if they are not open by then.
-        :raises PoolClosedError: if the pool is closed, or gets closed meanwhile.
+        :raises PoolClosedError: if the pool is closed, before or during the call.
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout, zero=True)
@@ -480,13 +475,13 @@ class Pool(Core, Generic[C]):
             )
 
     def ping(self, timeout: float | None = None) -> None:
-        """Acquire a connection, exchange something cheap with the backend, and give the connection back.
+        """Acquire a connection, call its ``ping()``, and give it back.
 
-        Only a class or a connector with a ``ping()`` exchanges anything; with others, this is an acquire.
+        If the class or connector has no ``ping()`` of its own, nothing is exchanged with the backend. If the ping
+        raises, the connection is discarded and the error is raised unchanged.
 
-        :param timeout: as for :meth:`acquire`, whose errors it raises. The exchange takes ``ping_timeout`` at most.
-        :raises TimeoutError: if the exchange takes longer. What it raises is raised as it is, and the connection is
-            discarded.
+        :param timeout: as for :meth:`acquire`, whose errors it raises. It does not bound the ping itself.
+        :raises TimeoutError: if the ping takes longer than `ping_timeout`.
         """
         seconds = self._settings.ping_timeout
         with self.connection(timeout) as connection:
@@ -497,7 +492,7 @@ class Pool(Core, Generic[C]):
     def _wait_until(self, condition: Callable[[], bool], timeout: float | None) -> None:
         deadline = math.inf if timeout is None else self._clock() + timeout
         while not condition():
-            # Again and again, for this greenlet may have been copied by a fork.
+            # As in fill().
             self._ensure_owner()
             remaining = deadline - self._clock()
             if remaining <= 0:
@@ -506,15 +501,16 @@ class Pool(Core, Generic[C]):
             self._lifecycle.changed.wait(None if remaining == math.inf else timer_seconds(remaining))
 
     def close(self, timeout: float = 5.0) -> None:
-        """Close the pool for good. To do so again waits for the same end.
+        """Close the pool for good. A second call waits for the first one to finish.
 
-        The waiters, and every caller from now on, get a :exc:`PoolClosedError`. Idle connections are closed, and those
-        in use as they come back. When this returns, all are closed: none takes longer than `close_timeout`. In the
-        event loop's own greenlet, as in a signal handler, it returns at once and does the rest in the background.
+        Waiters and later callers get a :exc:`PoolClosedError`. The pool closes its idle connections now and those in
+        use when they come back. Each close is bounded by `close_timeout`, and when this returns, all are closed. In the
+        event loop's own greenlet, such as in a signal handler, this returns at once and the rest goes on in the
+        background.
 
-        :param timeout: seconds to wait for the connections in use, those of the caller's included; what is still out
-            then is closed under its user.
-        :raises WrongThreadError: in another thread than the one that uses the pool.
+        :param timeout: seconds to wait for connections in use, the caller's own included. The pool then closes those
+            that are still out, even under their users.
+        :raises WrongThreadError: in a thread other than the pool's own.
         """
         timeout = check_seconds("timeout", timeout, zero=True)
         state = self._state
@@ -529,7 +525,7 @@ class Pool(Core, Generic[C]):
             self._finish_closing(openers, timeout)
 
     def _begin_closing(self) -> list[Any]:
-        """Do what closing does at once. Return the greenlets whose openings it has cut short."""
+        """Refuse callers, fail waiters and close what is idle. Return the killed openers."""
         state = self._state
         state.close()
         self._reaper.stop()
@@ -548,7 +544,7 @@ class Pool(Core, Generic[C]):
         self._wait_until(lambda: not state.size and not state.opening, timeout)
         for entry in state.entries_in_use():
             self._lifecycle.remove(entry, RETIRED, "closed", cut_short=True)
-        # An opening that does not heed being killed must not keep this from ending.
+        # With a timeout, because an open() may ignore the kill.
         gevent.joinall(openers, timeout=self._settings.close_timeout)
         close_half_open(state, self._closer)
         self._closer.wait()
@@ -563,24 +559,24 @@ class Pool(Core, Generic[C]):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"pool {self.name!r} can't be copied or pickled: its connections are sockets of this process, and its"
-            " greenlets belong to one event loop; make another pool from the same arguments"
+            f"pool {self.name!r} can't be copied or pickled: its sockets belong to this process, and its greenlets"
+            " to one event loop; make another pool from the same arguments"
         )
 
-    # Seeing
+    # Monitoring
 
     @property
     def settings(self) -> Settings:
-        """Return the arguments the pool was made with, defaults included. :meth:`resize` does not change them."""
+        """The arguments that the pool was made with, defaults included. :meth:`resize` does not change them."""
         return self._settings
 
     @property
     def size(self) -> int:
-        """How many connections are idle, in use, being opened, reset or pinged."""
+        """The number of connections that are idle, in use, being opened, reset or pinged."""
         return self._state.size + len(self._state.opening)
 
     def stats(self) -> PoolStats:
-        """Return a snapshot of what the pool is doing and has done."""
+        """Return a snapshot of the pool's sizes and counters."""
         return _report.snapshot(self.name, self._state, closing=len(self._closer), can_peek=self._adapter.can_peek)
 
     def __repr__(self) -> str:

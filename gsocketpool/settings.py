@@ -1,4 +1,4 @@
-"""What a pool can be told by numbers, each of them checked in one place."""
+"""The settings of a pool, and the checks of their values."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from gsocketpool.exceptions import InvalidArgumentError
 
 NO_LIMIT = ", or None for no limit"
 
-#: When a connection that comes back is reset: if it is not settled, after each use, or never.
+#: When to reset a connection that comes back: if it is unsettled, after each use, or never.
 RESETS = ("unsettled", "always", "never")
 
-#: The most seconds that anything here waits, some 30 years: more than that not every event loop's timer can count.
+#: The longest wait in seconds, about 30 years. Some event loops' timers can't count further.
 LONGEST_WAIT = 1e9
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of a :class:`~gsocketpool.Pool` apart from its factory and options.
+    """The arguments of a :class:`~gsocketpool.Pool` that are plain values: numbers, names and switches.
 
     :raises InvalidArgumentError: for a value of the wrong type or out of its range.
     """
@@ -68,27 +68,28 @@ class Settings:
                 self._cap(name, check_seconds(name, seconds, zero=name == "acquire_timeout", otherwise=NO_LIMIT))
 
     def _cap(self, name: str, seconds: float) -> None:
-        # The way to set an attribute of a frozen dataclass.
+        # The dataclass is frozen.
         object.__setattr__(self, name, seconds)
 
     @property
     def sweep_interval(self) -> float:
-        """Seconds between two sweeps: ``reap_interval``, or less where another setting would be kept too loosely."""
+        """Seconds between two sweeps: ``reap_interval``, or the shortest of the settings that a sweep enforces."""
         others = (self.max_lifetime, self.idle_timeout, self.leak_threshold)
         return timer_seconds(min([self.reap_interval, *(seconds for seconds in others if seconds is not None)]))
 
 
 def timer_seconds(seconds: float) -> float:
-    """Return `seconds` rounded up to whole milliseconds, at least one: libuv cuts off the rest, and warns of 0."""
+    """Return `seconds` rounded up to whole milliseconds, at least one: libuv rounds down, and warns of 0."""
     return max(1, math.ceil(seconds * 1000)) / 1000
 
 
 def check_count(argument: str, value: object, *, least: int = 0, otherwise: str = "") -> int:
-    """Return `value` if it is a whole number of at least `least`; the complaint says what it may be `otherwise`.
+    """Return `value` if it is a whole number of at least `least`.
 
+    :param otherwise: what else the error should say is allowed.
     :raises InvalidArgumentError: naming `argument`, if it is not.
     """
-    # More than that no list could have, and Python could not reckon with it.
+    # No list can be longer than sys.maxsize.
     if isinstance(value, int) and not isinstance(value, bool) and least <= value <= sys.maxsize:
         return value
     raise InvalidArgumentError(argument, value, f"a whole number of at least {least}{otherwise}")
@@ -97,15 +98,16 @@ def check_count(argument: str, value: object, *, least: int = 0, otherwise: str 
 def check_seconds(
     argument: str, value: object, *, zero: bool = False, endless: bool = False, otherwise: str = ""
 ) -> float:
-    """Return `value` if it is a number of seconds: positive, 0 with `zero`, infinite with `endless`.
+    """Return `value` if it is a number of seconds, and at most :data:`LONGEST_WAIT` of them.
 
-    A finite number above :data:`LONGEST_WAIT` is returned as that. The complaint says what it may be `otherwise`.
-
+    :param zero: whether 0 is allowed.
+    :param endless: whether infinity is allowed; it is returned unchanged.
+    :param otherwise: what else the error should say is allowed.
     :raises InvalidArgumentError: naming `argument`, if it is not.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         is_positive = value > 0 or (zero and value == 0)
-        # An integer may be less than infinity and still too large to be added to the time.
+        # An integer may be too large to be converted to a float.
         if is_positive and value <= sys.float_info.max:
             return min(value, LONGEST_WAIT)
         if endless and value == math.inf:

@@ -9,9 +9,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PoolStats:
-    """What a pool is doing and has done, at one moment. It never changes; ask for another one to see more.
+    """A pool's sizes and counters at one moment. A snapshot never changes.
 
-    Counts and times grow from the pool's first use in this process.
+    Counters and times start at 0 when the pool is first used in this process.
     """
 
     #: The pool's name.
@@ -20,43 +20,43 @@ class PoolStats:
     max_connections: int
     #: Connections ready to be acquired.
     idle: int
-    #: Connections that are out.
+    #: Connections that callers hold.
     in_use: int
     #: Connections being opened.
     opening: int
-    #: Connections that are made settled, or pinged for ``keepalive_interval``, before their next use.
+    #: Connections being reset, or pinged for ``keepalive_interval``.
     resetting: int
     #: Connections being closed or cancelled. They don't count towards the limit.
     closing: int
     #: Callers in the queue.
     waiting: int
-    #: Acquires served with the first idle connection that was looked at.
+    #: Acquires served at once, by the first idle connection that was checked.
     acquired_at_once: int
-    #: Acquires served later, by a release or an opening as a rule.
+    #: Acquires served later, usually by a release or an opening.
     acquired_after_wait: int
-    #: Acquires that ran out of time, or had none: with ``timeout=0`` and nothing idle.
+    #: Acquires that ran out of time; also those with ``timeout=0`` that found nothing idle.
     timed_out: int
-    #: Acquires turned away at once because ``max_waiting`` were in the queue.
+    #: Acquires refused because ``max_waiting`` callers were in the queue.
     refused: int
-    #: Whether idle connections have a socket to look at; None until one was opened.
+    #: Whether idle connections have a socket to peek at; None before the first was opened.
     can_peek: bool | None
     #: Connections opened.
     opened: int
     #: Connections that could not be opened.
     open_errors: int
-    #: Connections that were detached.
+    #: Connections detached from the pool.
     detached: int
-    #: Connections closed because they were unfit for another use, by reason.
+    #: Connections closed because they must not be used again, by reason.
     discarded: Mapping[str, int]
-    #: Connections closed though they were fit, by reason.
+    #: Connections closed although they were good, by reason.
     retired: Mapping[str, int]
-    #: Seconds that acquires spent in the queue, those that failed included.
+    #: Seconds that acquires spent waiting, including those that failed.
     wait_time: float
-    #: Seconds that connections were in use, counted when they are given back.
+    #: Seconds that connections were in use, added when they come back.
     use_time: float
-    #: Seconds that opening took, failures included.
+    #: Seconds that openings took, including failed ones.
     open_time: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the numbers in a form that becomes JSON."""
+        """Return the fields as a dict that can be serialized to JSON."""
         return {key: dict(value) if isinstance(value, Mapping) else value for key, value in vars(self).items()}

@@ -1,4 +1,4 @@
-"""Keeps one complaint, made over and over, from filling the log."""
+"""Keeps a repeated message from filling the log."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 
 class Throttle:
-    """Lets one complaint pass at most once in `interval` seconds, and counts those it holds back.
+    """Admits a message at most once in `interval` seconds, and counts the others.
 
-    :param interval: seconds between two that pass.
+    :param interval: seconds between two admitted messages.
     :param clock: returns the time in seconds.
     """
 
@@ -21,7 +21,7 @@ class Throttle:
         self._held_back = 0
 
     def admit(self) -> str | None:
-        """Return what to add to the complaint, "" if none was held back before it; None to hold this one back."""
+        """Return a suffix for the message, "" unless others were suppressed before it; None to suppress this one."""
         now = self._clock()
         elapsed = now - self._passed_at
         if elapsed < self._interval:

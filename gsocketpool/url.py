@@ -1,4 +1,4 @@
-"""From a URL to what a pool is made of."""
+"""Reads URLs: returns the factory or connector, and its options, for a pool."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gsocketpool.connectors import Connector
 from gsocketpool.connectors._urls import is_ambiguous
 from gsocketpool.exceptions import InvalidArgumentError, PoolError
 
-#: The connections of ours, by scheme.
+#: The built-in connection classes, by scheme.
 STREAMS: dict[str, type[StreamConnection]] = {"tcp": TcpConnection, "tls": TlsConnection, "unix": UnixConnection}
 
-#: The connectors, by driver: where each is imported from when it is used.
+#: Where to import each connector from, by driver.
 DRIVERS = {
     "psycopg": "gsocketpool.connectors.psycopg:PsycopgConnector",
     "valkey": "gsocketpool.connectors.valkey:ValkeyConnector",
@@ -27,7 +27,7 @@ DRIVERS = {
     "pymemcache": "gsocketpool.connectors.pymemcache:PymemcacheConnector",
 }
 
-#: The drivers of each scheme of a client library, the default one first: ``scheme+driver://`` chooses another.
+#: The drivers for each scheme of a client library, the default first; ``scheme+driver://`` chooses another.
 CLIENTS = {
     "postgresql": ("psycopg",),
     "postgres": ("psycopg",),
@@ -40,21 +40,21 @@ CLIENTS = {
     "memcached": ("pymemcache",),
 }
 
-#: The options of our connections where ``none`` stands for no limit.
+#: Options of the built-in connections in which ``none`` means no limit.
 NO_LIMIT_OPTIONS = {"timeout", "lifetime"}
 
-#: What may stand before ``://``, and holds no secret.
+#: A scheme that is safe to show: it can't be a part of a password.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}")
 
 Options = Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None
 
 
 class InvalidURLError(PoolError, ValueError):
-    """A URL does not say where to connect to. The text shows no credentials."""
+    """A URL can't be used to connect. The message shows no credentials."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)
-        #: What is wrong with it, and what would be right.
+        #: What is wrong with the URL, and what is allowed.
         self.problem = problem
 
     def __str__(self) -> str:
@@ -63,22 +63,22 @@ class InvalidURLError(PoolError, ValueError):
 
 @dataclass(frozen=True)
 class Target:
-    """What a pool is made of: ``Pool(factory, options)``."""
+    """The arguments for ``Pool(factory, options)``."""
 
     factory: Callable[..., Any] | Connector[Any]
-    #: They may hold secrets.
+    #: Not in the repr, because they may hold secrets.
     options: Options = field(repr=False)
 
 
 def read_url(url: str, options: Options = None) -> Target:
-    """Return what to make a pool of, for a URL and options that override it.
+    """Return the arguments to make a pool from a URL, and from options that override it.
 
-    :param url: ``tcp://host:port``, ``tls://host:port`` or ``unix:///path``, or the URL of a client library for which
-        there is a connector, such as ``postgresql://`` or ``redis://``; its ``scheme+driver://`` chooses the library.
-    :param options: the keyword arguments of the connection or the connector, or a callable that returns them, which is
-        asked at every open.
+    :param url: ``tcp://host:port``, ``tls://host:port`` or ``unix:///path``, or the URL of a client library that has a
+        connector, such as ``postgresql://`` or ``redis://``; ``scheme+driver://`` chooses one of several libraries.
+    :param options: keyword arguments for the connection or the connector, or a callable that returns them, called for
+        every new connection.
     :raises InvalidURLError: if the URL can't be used.
-    :raises ImportError: if the client library is not installed; it names the extra.
+    :raises ImportError: if the client library is not installed; the message names the extra to install.
     """
     if not isinstance(url, str):
         raise InvalidURLError(f"must be a str, and is of type {type(url).__name__}")
@@ -87,7 +87,7 @@ def read_url(url: str, options: Options = None) -> Target:
     scheme, colon, rest = url.partition("://")
     name, _, driver = scheme.partition("+")
     if not colon or not _SCHEME.fullmatch(scheme) or name not in (*STREAMS, *CLIENTS):
-        # Not what follows a plus: nothing may stand there, and it may be a part of a password.
+        # Not what follows a plus, which may be a part of a password.
         given = f", not {name}://" if colon and not driver and _SCHEME.fullmatch(scheme) else ""
         known = ", ".join(f"{known}://" for known in (*STREAMS, *CLIENTS))
         raise InvalidURLError(f"must start with one of {known}{given}")
@@ -118,16 +118,16 @@ def _connector(driver: str, url: str, options: Options) -> Connector[Any]:
     get_options: Callable[[], Mapping[str, Any]] = options
 
     class Dynamic(kind):  # type: ignore[misc]
-        """Makes each connection with what the options are then."""
+        """Reads the options anew for each connection."""
 
         def connect(self) -> Any:
             latest = kind(url, **get_options())
             connection = latest.connect()
-            # The other steps go by the options, too.
+            # The connector's other methods use the options, too.
             self.__dict__.update(latest.__dict__)
             return connection
 
-    # What logs and the pool call it.
+    # For logs, and for the pool's name.
     Dynamic.__name__ = Dynamic.__qualname__ = kind.__name__
     Dynamic.__module__ = kind.__module__
     dynamic: Connector[Any] = Dynamic(url)
@@ -135,11 +135,11 @@ def _connector(driver: str, url: str, options: Options) -> Connector[Any]:
 
 
 def read_stream_options(url: str) -> dict[str, Any]:
-    """Return the options that a ``tcp://``, ``tls://`` or ``unix://`` URL says.
+    """Return the connection options in a ``tcp://``, ``tls://`` or ``unix://`` URL.
 
     :raises InvalidURLError: if the URL can't be used.
     """
-    # Before anything is said that may show a part of it.
+    # First, because the errors below may show a part of the URL.
     if "@" in url.partition("?")[0] or ("@" in url and is_ambiguous(url)):
         raise InvalidURLError("must not hold credentials: the place for them is the options")
     parts, port, why = None, None, ""
@@ -149,8 +149,8 @@ def read_stream_options(url: str) -> dict[str, Any]:
     except ValueError as error:
         parts, why = None, f": {error}"
     if parts is None:
-        # The reason shows a part of the URL, which may be one of a password that has a ? inside. Raised here, the error
-        # does not have the other one for its context.
+        # The reason shows a part of the URL, possibly of a password with a ? in it. Raised out of the except clause, so
+        # that the ValueError is not even the context.
         raise InvalidURLError("can't be used" if "@" in url else f"can't be used{why}")
     if parts.fragment:
         raise InvalidURLError("must not have a fragment (#...)")
@@ -172,12 +172,12 @@ def read_stream_options(url: str) -> dict[str, Any]:
 
 
 def _shown(url: SplitResult) -> str:
-    """Return a URL without its query, which may hold secrets, or be the end of one."""
+    """Return a URL without its query, which may hold secrets or be the end of one."""
     return "***" if "@" in url.query else url._replace(query="").geturl()
 
 
 def _read_option(value: str) -> Any:
-    # As Flask reads the environment: JSON where it is JSON.
+    # As Flask reads environment variables: as JSON if possible.
     try:
         return json.loads(value)
     except (ValueError, RecursionError):

@@ -227,4 +227,4 @@ class FakeLease(Generic[C]):
 
     def _require_active(self) -> None:
         if not self.is_active:
-            raise ConnectionNotFoundError("the lease is not active: its connection is given back, or not acquired yet")
+            raise ConnectionNotFoundError("the lease is not active: its connection was given back, or not acquired yet")

@@ -115,7 +115,7 @@ def test_the_class_of_a_connector_is_refused() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"host": "x"}, dict])
 def test_options_beside_a_connector_are_refused(options: Any) -> None:
-    with pytest.raises(InvalidArgumentError, match="options must be left out: a connector has options of its own"):
+    with pytest.raises(InvalidArgumentError, match="options must be left out for a connector, which has its own"):
         Pool(ScriptedConnector(), options)
 
 
@@ -227,10 +227,10 @@ def test_what_complete_raises_leaves_the_block_and_discards(
 def test_a_context_does_not_hide_that_completing_or_a_ping_has_failed() -> None:
     connector = ScriptedConnector(complete=raising(ValueError("boom")), ping=raising(ValueError("boom")))
     pool = Pool(connector, context=lambda: suppress(ValueError))
-    with pytest.raises(Exception, match="has suppressed what completing what a block has done raised"):
+    with pytest.raises(Exception, match=r"has suppressed the error that complete\(\) raised"):
         use(pool)
     connector.acts.pop("complete")
-    with pytest.raises(Exception, match="has suppressed what a ping raised"):
+    with pytest.raises(Exception, match=r"has suppressed the error that ping\(\) raised"):
         pool.ping()
     eventually(lambda: not connector.open)
     assert numbers(pool) == (0, 0, 0, 0)
