@@ -1,4 +1,4 @@
-"""The connections: the class to derive from, and those over TCP, TLS and Unix sockets."""
+"""Connections: the base class, and connections over TCP, TLS and Unix sockets."""
 
 from gsocketpool.connection.base import Connection
 from gsocketpool.connection.stream import StreamConnection

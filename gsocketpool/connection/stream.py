@@ -1,4 +1,4 @@
-"""What connections over a stream socket share: everything but connecting."""
+"""The common part of connections over a stream socket: everything except connecting."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from gsocketpool.connection.base import Connection
 from gsocketpool.exceptions import ConnectionClosedError, InvalidArgumentError, LimitExceededError, add_note
 from gsocketpool.settings import check_count, check_seconds
 
-#: Bytes to ask the operating system for at once, at most: Python sets aside as many before it asks.
+#: The most bytes per recv(), because Python allocates as many before it receives.
 MAX_RECV_SIZE = 1 << 20
 
 
 class StreamConnection(Connection):
-    """The part that connections over a stream socket share: everything but connecting.
+    """The common part of connections over a stream socket: everything except connecting.
 
-    An error or an interruption in the middle of sending or receiving leaves the stream at an unknown place, and so does
-    a read that has left bytes behind: such a connection still works for who holds it, but is not :meth:`reused
-    <is_reusable>`.
+    An error or interruption while sending or receiving leaves the stream at an unknown position, and so does a read
+    that leaves bytes unread. Its holder may go on using such a connection, but the pool does not :meth:`keep
+    <is_reusable>` it.
 
-    :param lifetime: seconds after which :meth:`is_expired` answers True; None for never.
+    :param lifetime: seconds after which :meth:`is_expired` returns True; None for never.
     :param timeout: seconds that connecting may take in all, and then each send and receive; None for no limit.
-    :raises InvalidArgumentError: if one of these is something else.
+    :raises InvalidArgumentError: if `lifetime` or `timeout` is no such number.
     """
 
     _sock: Any = None
     _connected = False
     _created: float | None = None
-    #: A poll object, kept since making one takes as long as a third of the poll, and the descriptor that it is for.
+    #: A poll object and its descriptor, kept because making one takes a third as long as polling.
     _poll: Any = None
     _polled = -1
-    #: What has been received and not returned yet.
+    #: Bytes received but not returned yet.
     _unread: bytes | bytearray = b""
 
     def __init__(self, lifetime: float | None = 600, timeout: float | None = None) -> None:
         self._lifetime = None if lifetime is None else check_seconds("lifetime", lifetime)
-        # 0 has always meant no timeout here.
+        # As in 0.1.6, 0 means no timeout.
         self._timeout = None if timeout is None else check_seconds("timeout", timeout, zero=True) or None
 
     def __repr__(self) -> str:
@@ -52,22 +52,22 @@ class StreamConnection(Connection):
         raise NotImplementedError
 
     def _connect(self) -> None:
-        """Connect a socket. It is in ``_sock`` before anything blocks, so that a fork meanwhile can let go of it."""
+        """Connect a socket. Set ``_sock`` before anything blocks, so that a child forked meanwhile can abort it."""
         raise NotImplementedError
 
     @property
     def socket(self) -> Any:
-        """The gevent socket; None before the connection was opened."""
+        """The gevent socket; None before the first :meth:`open`."""
         return self._sock
 
     def get(self) -> Any:
-        """Return the gevent socket; None before the connection was opened."""
+        """Return the gevent socket; None before the first :meth:`open`."""
         return self._sock
 
     def open(self) -> None:
         """Connect.
 
-        :raises OSError: if that fails; `TimeoutError`, which is one, if it takes longer than `timeout`.
+        :raises OSError: if connecting fails; a `TimeoutError` if it takes longer than `timeout`.
         """
         if self._connected:
             raise OSError(errno.EISCONN, f"{self!r} is open already")
@@ -84,7 +84,7 @@ class StreamConnection(Connection):
             if error is not limit:
                 self._add_context(error, "connecting to")
                 raise
-            # Its traceback has this frame, and so keeps the socket.
+            # The traceback would keep this frame, and with it the socket.
             error.__traceback__ = None
         else:
             self._connected = True
@@ -96,14 +96,14 @@ class StreamConnection(Connection):
         raise TimeoutError(self._timed_out("connecting to"))
 
     def close(self) -> None:
-        """Close the socket. A greenlet that waits for it gets an `OSError`."""
+        """Close the socket. A greenlet that waits on it gets an `OSError`."""
         if self._connected:
             self._connected = False
             self._unread = b""
             self._sock.close()
 
     def is_connected(self) -> bool:
-        """Return whether the connection was opened and neither closed nor found at the end of its stream."""
+        """Return whether the connection is open: neither closed, nor read to the end of its stream."""
         return self._connected
 
     def is_expired(self) -> bool:
@@ -113,21 +113,21 @@ class StreamConnection(Connection):
         return time.monotonic() - self._created > self._lifetime
 
     def is_usable(self) -> bool:
-        """Return whether the connection is open and nothing can be read from its socket."""
+        """Return whether the connection is open and its socket has nothing to read."""
         if not self._connected:
             return False
-        # The raw socket tells its descriptor in half of gevent's time.
+        # The raw socket's fileno() takes half as long as gevent's.
         descriptor = self._sock._sock.fileno()
         if descriptor == self._polled:
             return not self._poll.poll(0)
         return not is_readable(descriptor)
 
     def is_reusable(self, error: BaseException | None) -> bool:
-        """Return whether the connection is open, at the end of a message and free of doubt."""
+        """Return whether the connection is open, has no unread bytes and no unfinished exchange."""
         return error is None and self._connected and not self._unread and not self._unfinished_exchanges
 
     def abort(self) -> None:
-        """Close the socket's descriptor, without a shutdown, and count as closed."""
+        """Close the socket's descriptor without a shutdown, and mark the connection as closed."""
         super().abort()
         self._connected = False
         self._unread = b""
@@ -136,9 +136,9 @@ class StreamConnection(Connection):
         """Send all of `data`.
 
         :param data: bytes, a bytearray or a memoryview.
-        :raises TypeError: if it is something else, a str for instance.
+        :raises TypeError: if `data` is something else, such as a str.
         :raises ConnectionClosedError: if the connection is not open.
-        :raises OSError: if sending fails; `TimeoutError`, which is one, if it takes longer than `timeout`.
+        :raises OSError: if sending fails; a `TimeoutError` if it takes longer than `timeout`.
         """
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"send() takes bytes, not {type(data).__name__}")
@@ -148,7 +148,7 @@ class StreamConnection(Connection):
         size = data.nbytes if isinstance(data, memoryview) else len(data)
         try:
             try:
-                # Without waiting, but for TLS. Most messages go at once, for which sendall() takes three times as long.
+                # Without waiting, except with TLS. Most messages fit, and sendall() would take three times as long.
                 sent = sock.send(data, 0, 0.0) if size else 0
             except BlockingIOError:
                 sent = 0
@@ -160,12 +160,12 @@ class StreamConnection(Connection):
             raise
 
     def recv(self, size: int = 1024) -> bytes:
-        """Return what has come, at least one byte and at most `size`, or ``b""`` at the end of the stream.
+        """Return at least one byte and at most `size` bytes, or ``b""`` at the end of the stream.
 
-        The end of the stream marks the connection as closed.
+        The end of the stream closes the connection.
 
         :raises ConnectionClosedError: if the connection is not open.
-        :raises OSError: if receiving fails; `TimeoutError`, which is one, if nothing comes for `timeout`.
+        :raises OSError: if receiving fails; a `TimeoutError` if nothing arrives within `timeout`.
         """
         if type(size) is not int or not 0 < size <= MAX_RECV_SIZE:
             check_count("size", size, least=1)
@@ -177,11 +177,11 @@ class StreamConnection(Connection):
         return data
 
     def recv_exactly(self, size: int) -> bytes:
-        """Return the next `size` bytes.
+        """Return exactly the next `size` bytes.
 
-        :raises ConnectionClosedError: if the connection is not open, or the stream ends before that; then its
-            ``partial`` has what came.
-        :raises OSError: as :meth:`recv` does.
+        :raises ConnectionClosedError: if the connection is not open, or the stream ends first; the error's ``partial``
+            has the bytes that came.
+        :raises OSError: as from :meth:`recv`.
         """
         check_count("size", size)
         while len(self._unread) < size:
@@ -189,15 +189,15 @@ class StreamConnection(Connection):
         return self._take(size)
 
     def recv_until(self, delimiter: bytes, limit: int = 65536) -> bytes:
-        """Return what comes up to the next `delimiter`, and the delimiter itself as the last part of it.
+        """Return the bytes up to and including the next `delimiter`.
 
-        Bytes that came behind the delimiter stay for the next call.
+        Bytes after the delimiter are kept for the next call.
 
-        :param delimiter: the bytes that end a message: a line feed, for instance.
-        :param limit: the greatest number of bytes to return.
-        :raises LimitExceededError: if there is no delimiter within `limit` bytes.
-        :raises ConnectionClosedError: as :meth:`recv_exactly` does.
-        :raises OSError: as :meth:`recv` does.
+        :param delimiter: the bytes that end a message, such as a line feed.
+        :param limit: the most bytes to return, delimiter included.
+        :raises LimitExceededError: if no delimiter comes within `limit` bytes.
+        :raises ConnectionClosedError: as from :meth:`recv_exactly`.
+        :raises OSError: as from :meth:`recv`.
         """
         if not isinstance(delimiter, bytes) or not delimiter:
             raise InvalidArgumentError("delimiter", delimiter, "bytes, at least one")
@@ -238,21 +238,21 @@ class StreamConnection(Connection):
         return data
 
     def _mark_unfinished(self, sock: Any) -> None:
-        # Another greenlet may have closed that stream, which is what this one was told, and even opened another.
+        # Another greenlet may have closed that stream, which caused the error here, and even opened another one.
         if self._connected and sock is self._sock:
             self._unfinished_exchanges += 1
 
     def _add_context(self, error: BaseException, what: str) -> None:
-        """Make an error's text say where to the connection leads and, for a timeout, how long it was waited."""
+        """Add to an error's text where the connection leads and, for a timeout, the seconds."""
         if not isinstance(error, OSError):
             return
         if isinstance(error, TimeoutError) and error.errno is None:
             error.args = (self._timed_out(what),)
         elif isinstance(error, gevent.ssl.SSLError) or error.errno is None:
-            # These show nothing but their own text.
+            # Their text can't be extended.
             add_note(error, f"while {what} {self._where()}")
         elif error.filename is None:
-            # An OSError shows its filename behind its text.
+            # An OSError appends its filename to its text.
             error.filename = self._where()
 
     def _timed_out(self, what: str) -> str:

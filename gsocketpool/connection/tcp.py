@@ -12,16 +12,16 @@ from gsocketpool.settings import check_count
 
 
 class TcpConnection(StreamConnection):
-    """A connection over TCP, to IPv4 and IPv6 alike, with ``TCP_NODELAY`` and keepalive on.
+    """A connection over TCP, by IPv4 or IPv6, with ``TCP_NODELAY`` and keepalive on.
 
-    Every address that the host's name resolves to is tried, in the resolver's order, until one accepts; when `timeout`
-    is set, each of those left gets an equal share of what is left of it.
+    If the host name resolves to several addresses, they are tried in the resolver's order until one accepts. With a
+    `timeout`, each remaining address gets an equal share of the remaining time.
 
-    :param host: a name or an address.
+    :param host: a host name or an address.
     :param port: a number from 1 to 65535.
-    :param lifetime: seconds after which :meth:`is_expired` answers True; None for never.
+    :param lifetime: seconds after which :meth:`is_expired` returns True; None for never.
     :param timeout: seconds that connecting may take in all, and then each send and receive; None for no limit.
-    :raises InvalidArgumentError: if one of these is something else.
+    :raises InvalidArgumentError: if an argument is not as described.
     """
 
     def __init__(self, host: str, port: int, lifetime: float | None = 600, timeout: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A connection over TCP that TLS secures."""
+"""A TCP connection secured by TLS."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class TlsConnection(TcpConnection):
-    """A TCP connection secured by TLS. The server's certificate is verified, and so is that it was made for `host`.
+    """A TCP connection secured by TLS. The server's certificate must be valid, and issued for `host`.
 
-    :param ssl_context: an :class:`ssl.SSLContext` to use instead of the default one, for a private authority, a
-        client certificate, or less strictness.
-    :param server_hostname: the name to ask the server for (SNI) and to verify; `host` by default.
+    :param ssl_context: an :class:`ssl.SSLContext` to use instead of the default one, for a private certificate
+        authority, a client certificate, or fewer checks.
+    :param server_hostname: the host name to send to the server (SNI) and to verify; by default `host`.
 
     The other parameters are those of :class:`TcpConnection`; `timeout` bounds connecting and the handshake together.
     """
@@ -49,8 +49,8 @@ class TlsConnection(TcpConnection):
     def _connect(self) -> None:
         context = self._ssl_context or _default_ssl_context()
         super()._connect()
-        # Not context.wrap_socket(): outside of monkey patching, a context of the standard library's would wrap it into
-        # a socket that blocks the whole process.
+        # Not context.wrap_socket(): without monkey patching, a standard library context would return a socket that
+        # blocks the whole process.
         self._sock = gevent.ssl.SSLSocket(
             sock=self._sock,
             server_hostname=self._server_hostname,
@@ -64,7 +64,7 @@ class TlsConnection(TcpConnection):
         if self._timeout is None:
             super().send(data)
             return
-        # By itself, a TLS socket of gevent's has as much time again whenever it waits.
+        # gevent's TLS socket applies its timeout to each wait, not to the whole call.
         limit = gevent.Timeout(self._timeout)
         try:
             with limit:
@@ -76,18 +76,18 @@ class TlsConnection(TcpConnection):
         raise TimeoutError(self._timed_out("sending to"))
 
     def is_usable(self) -> bool:
-        """Return whether the connection is open and its socket has nothing to read but what TLS needs for itself."""
+        """Return whether the connection is open and its socket has nothing to read, except records of TLS itself."""
         return self._connected and _sockets.is_tls_silent(self._sock)
 
     def close(self) -> None:
-        """Say goodbye as TLS does, without waiting for an answer, and close the socket."""
+        """Send the closing alert of TLS, without waiting for an answer, and close the socket."""
         if self._connected:
             _sockets.say_goodbye(self._sock)
         super().close()
 
 
 def _is_name(name: object) -> bool:
-    """Return whether a server can be asked for `name`. An SSLSocket that finds that it can't loses its descriptor."""
+    """Return whether `name` is valid for SNI. An SSLSocket that finds it invalid loses its descriptor."""
     if not isinstance(name, str):
         return False
     try:
@@ -99,6 +99,6 @@ def _is_name(name: object) -> bool:
 
 @functools.cache
 def _default_ssl_context() -> ssl.SSLContext:
-    # Loading the authorities takes tens of milliseconds, too long to do it for every connection.
+    # Loading the certificate authorities takes tens of milliseconds, too long for every connection.
     context: ssl.SSLContext = gevent.ssl.create_default_context()
     return context

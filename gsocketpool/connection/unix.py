@@ -14,10 +14,10 @@ from gsocketpool.exceptions import InvalidArgumentError
 class UnixConnection(StreamConnection):
     """A connection over a Unix domain socket.
 
-    :param path: the socket's path; one that starts with a NUL character is in Linux' abstract namespace.
-    :param lifetime: seconds after which :meth:`is_expired` answers True; None for never.
+    :param path: the socket's path. If it starts with a NUL character, it is in the abstract namespace of Linux.
+    :param lifetime: seconds after which :meth:`is_expired` returns True; None for never.
     :param timeout: seconds that connecting may take, and then each send and receive; None for no limit.
-    :raises InvalidArgumentError: if one of these is something else.
+    :raises InvalidArgumentError: if an argument is not as described.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class UnixConnection(StreamConnection):
         pause = 0.005
         while True:
             try:
-                # Not gevent's connect(): when the server's backlog is full, it would ask without a pause.
+                # Not gevent's connect(), which would retry without a pause while the server's backlog is full.
                 self._sock._sock.connect(self._path)
                 return
             except BlockingIOError:
-                # Nothing tells when there is room again.
+                # No event reports that the backlog has room again.
                 gevent.sleep(pause)
                 pause = min(2 * pause, 0.1)
