@@ -3,6 +3,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import _comparison
 import _configuration
 import _kills
 import _performance
@@ -22,6 +23,8 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 html_theme = "furo"
 html_title = f"gsocketpool {release}"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 
-for module in (_configuration, _kills, _performance):
+for module in (_comparison, _configuration, _kills, _performance):
     Path(module.__file__).with_suffix(".txt").write_text(module.reference())
