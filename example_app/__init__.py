@@ -1,9 +1,9 @@
-"""A web application that talks to an echo server and to Valkey through pools of connections.
+"""A Flask app that talks to an echo server and to Valkey, through a connection pool for each.
 
-It speaks the echo server's protocol, which is lines, itself. For Valkey, the pool hands out clients of valkey-py.
+The app speaks the echo server's line protocol itself. The pool for Valkey hands out valkey-py clients.
 
-Deploy it with ``gunicorn -k gevent "example_app:create_app()"``, the addresses of the backends being in
-``FLASK_SOCKETPOOL_URL`` and ``FLASK_SOCKETPOOL_POOLS__valkey__url``. ``python -m example_app`` brings its own backends.
+Deploy it with ``gunicorn -k gevent "example_app:create_app()"``. Set the addresses of the backends in
+``FLASK_SOCKETPOOL_URL`` and ``FLASK_SOCKETPOOL_POOLS__valkey__url``. ``python -m example_app`` starts its own backends.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from werkzeug.exceptions import BadRequest
 
 from flask_gsocketpool import GSocketPool, current_pool, current_pools, named_pool
 
-#: Hands out clients of valkey-py, which comes with gsocketpool[valkey].
+#: The pool of valkey-py clients. ``pip install "gsocketpool[valkey]"`` installs valkey-py.
 store = named_pool("valkey", Valkey)
 
-#: The most bytes that a line may have.
-LONGEST_LINE = 4000
+#: The longest line that the app sends to the echo server, in bytes.
+MAX_LINE_BYTES = 4000
 
 
 def create_app() -> Flask:
-    """Returns the application, configured by the ``FLASK_...`` variables of the environment."""
+    """Return the app, configured by the ``FLASK_*`` environment variables."""
     app = Flask(__name__)
     app.config.from_mapping(
         MAX_CONTENT_LENGTH=1024 * 1024,
@@ -51,7 +51,7 @@ def create_app() -> Flask:
 
 
 def show_page() -> ResponseReturnValue:
-    """The page: a form for a line and the reply to it, how often the page was seen, and the worker's pools."""
+    """Answer ``GET /`` with the page: the number of visits, a form, the echo server's reply, the worker's pools."""
     line = request.args.get("text", "")
     reply = problem = None
     if line:
@@ -74,21 +74,21 @@ def show_page() -> ResponseReturnValue:
 
 
 def get_echo() -> ResponseReturnValue:
-    """``GET /echo?text=``: what the echo server replies to the text."""
+    """Answer ``GET /echo?text=`` with the echo server's reply."""
     return Response(ask_echo(request.args.get("text", "")), mimetype="text/plain")
 
 
 def get_value(key: str) -> ResponseReturnValue:
-    """``GET /kv/<key>``: the value that was put there."""
+    """Answer ``GET /kv/<key>`` with the stored value."""
     with store.connection() as client:
         value = client.get(f"kv:{key}")
     if value is None:
-        abort(404, f"There is no value for {key!r}.")
+        abort(404, f"No value is stored under {key!r}.")
     return Response(value, mimetype="application/octet-stream")
 
 
 def put_value(key: str) -> ResponseReturnValue:
-    """``PUT /kv/<key>``: keeps the body as it is, whatever its content type says."""
+    """Store the body of ``PUT /kv/<key>`` as it is, whatever its content type."""
     value = request.get_data()
     with store.connection() as client:
         client.set(f"kv:{key}", value)
@@ -96,22 +96,22 @@ def put_value(key: str) -> ResponseReturnValue:
 
 
 def get_pools() -> ResponseReturnValue:
-    """``GET /pools``: the pools of the worker that answers."""
+    """Answer ``GET /pools`` with the statistics of this worker's pools."""
     return jsonify(pid=os.getpid(), pools=describe_pools())
 
 
 def ask_echo(line: str) -> str:
-    """Returns what the echo server replies to `line`.
+    """Return the echo server's reply to `line`.
 
-    :raises BadRequest: if it is not one line, and not a long one.
+    :raises BadRequest: if `line` is empty, has a line break or is longer than :data:`MAX_LINE_BYTES`.
     """
     data = line.encode()
     if not line:
-        raise BadRequest("Give a line of text: /echo?text=hello")
+        raise BadRequest("Text is missing. Try /echo?text=hello")
     if b"\n" in data:
-        raise BadRequest("One line at a time: the text has a line break in it.")
-    if len(data) > LONGEST_LINE:
-        raise BadRequest(f"The line is too long: {LONGEST_LINE} bytes are the most.")
+        raise BadRequest("Send one line at a time. The text has a line break.")
+    if len(data) > MAX_LINE_BYTES:
+        raise BadRequest(f"The line is too long: {len(data)} bytes, and the limit is {MAX_LINE_BYTES}.")
     with current_pool.connection() as connection:
         connection.send(data + b"\n")
         reply: bytes = connection.recv_until(b"\n")
@@ -119,10 +119,10 @@ def ask_echo(line: str) -> str:
 
 
 def describe_pools() -> dict[str, dict[str, Any]]:
-    """Returns the statistics of every pool, by the name it has in the configuration."""
+    """Return the statistics of every pool, by its name in the configuration."""
     return {name: current_pools[name].stats().as_dict() for name in current_pools}
 
 
 def answer_bad_gateway(error: Exception) -> ResponseReturnValue:
-    """Says that a backend failed, not this application."""
-    return Response(f"A backend can't be reached or did not answer: {error}\n", status=502, mimetype="text/plain")
+    """Answer with status 502: a backend failed, not this app."""
+    return Response(f"A backend is unreachable or did not answer: {error}\n", status=502, mimetype="text/plain")

@@ -1,4 +1,4 @@
-"""Requests to the demo, many at the same time: each is sent by a greenlet of its own and knows its right answer."""
+"""Send many requests to the demo at the same time. A greenlet sends each and compares the answer."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ Pools: TypeAlias = "dict[str, dict[str, Any]]"
 
 
 class WrongAnswerError(Exception):
-    """An answer was not that of its request."""
+    """The answer does not belong to the request."""
 
 
 class Client:
-    """Sends requests, counts them by kind, and notes what was wrong with the answers.
+    """Sends requests, counts them by kind, and records wrong answers.
 
-    :param port: where the web application is.
-    :param checkpoint: called again and again while something is waited for; what it raises is raised.
+    :param port: the port of the web app.
+    :param checkpoint: called repeatedly while requests are under way. An exception it raises ends the wait.
     """
 
     def __init__(self, port: int, checkpoint: Callable[[], None]) -> None:
         self._port = port
         self._checkpoint = checkpoint
         self._pools: dict[int, Pools] = {}
-        #: How many requests were sent, by kind.
+        #: The number of requests sent, by kind.
         self.requests: Counter[str] = Counter()
-        #: What was wrong.
+        #: A line for each wrong answer.
         self.problems: list[str] = []
-        #: The visits that the pages told.
+        #: The visit counts that the pages showed.
         self.visits: list[int] = []
 
-    def burst(self, name: str, echoes: int = 0, values: int = 0, pages: int = 0, glances: int = 0) -> None:
-        """Sends so many requests of each kind, all at the same time; for a value it is a PUT and then a GET."""
+    def burst(self, name: str, echoes: int = 0, values: int = 0, pages: int = 0, stats: int = 0) -> None:
+        """Send this many requests of each kind, all at the same time. A value takes two: a PUT, then a GET."""
         jobs = [
             *(gevent.spawn(self._do, self._echo, f"{name}, line {number}: ä+%&<b>") for number in range(echoes)),
             *(gevent.spawn(self._do, self._value, f"{name}, value {number}") for number in range(values)),
             *(gevent.spawn(self._do, self._page, f"{name}, page {number}: ö+%&<b>") for number in range(pages)),
-            *(gevent.spawn(self._do, self._glance, f"{name}, glance {number}") for number in range(glances)),
+            *(gevent.spawn(self._do, self._stats, f"{name}, stats {number}") for number in range(stats)),
         ]
         try:
             while len(gevent.joinall(jobs, timeout=0.1)) < len(jobs):
@@ -60,10 +60,10 @@ class Client:
         finally:
             gevent.killall(jobs)
 
-    def look_at_pools(self) -> dict[int, Pools]:
-        """Returns the pools of the workers that answer now, by the numbers of their processes."""
+    def pools_by_worker(self) -> dict[int, Pools]:
+        """Return the pools of the workers that answer now, by process id."""
         self._pools.clear()
-        self.burst("looking", glances=20)
+        self.burst("pools", stats=20)
         return dict(self._pools)
 
     def _do(self, task: Callable[[str], None], text: str) -> None:
@@ -73,11 +73,13 @@ class Client:
             self.problems.append(f"{text}: {error!r}")
 
     def _echo(self, line: str) -> None:
-        _require(self._request("echo", "GET", f"/echo?text={quote(line)}") == line.encode(), "another line")
+        _require(
+            self._request("echo", "GET", f"/echo?text={quote(line)}") == line.encode(), "the reply to another line"
+        )
 
     def _value(self, key: str) -> None:
         path = f"/kv/{quote(key)}"
-        # Whoever takes this for a form loses it.
+        # A server that parses this as a form gets another value.
         value = f"key={quote(key)}&".encode() + random.randbytes(random.randrange(20_000))
         _require(self._request("put", "PUT", path, value, expected=204) == b"", "a body")
         _require(self._request("get", "GET", path) == value, "another value")
@@ -87,10 +89,10 @@ class Client:
         _require(html.escape(line) in page, "a page without the reply")
         visits = re.search(r'id="visits">(\d+)<', page)
         if visits is None:
-            raise WrongAnswerError("got a page without a count")
+            raise WrongAnswerError("got a page without a visit count")
         self.visits.append(int(visits[1]))
 
-    def _glance(self, _name: str) -> None:
+    def _stats(self, _name: str) -> None:
         answer = json.loads(self._request("pools", "GET", "/pools"))
         _require(set(answer["pools"]) == {"default", "valkey"}, "other pools")
         self._pools[answer["pid"]] = answer["pools"]
@@ -109,7 +111,7 @@ class Client:
 
 
 class _HTTPConnection(http.client.HTTPConnection):
-    """One that lets other greenlets run while it waits, without the standard library being patched."""
+    """An HTTP connection that lets other greenlets run while it waits, without monkey patching."""
 
     def connect(self) -> None:
         self.sock = gevent.socket.create_connection((self.host, self.port), self.timeout)

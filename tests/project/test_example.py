@@ -87,10 +87,10 @@ def test_echo_replies_with_the_text(client: FlaskClient, text: str) -> None:
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ({}, "Give a line"),
-        ({"text": ""}, "Give a line"),
-        ({"text": "two\nlines"}, "One line"),
-        ({"text": "a line\r\n"}, "One line"),
+        ({}, "Text is missing"),
+        ({"text": ""}, "Text is missing"),
+        ({"text": "two\nlines"}, "one line at a time"),
+        ({"text": "a line\r\n"}, "one line at a time"),
         ({"text": "x" * 4001}, "too long"),
     ],
 )
@@ -156,7 +156,7 @@ def test_the_page_shows_the_reply(client: FlaskClient) -> None:
 def test_the_page_shows_what_is_wrong_with_a_line(client: FlaskClient) -> None:
     page = client.get("/", query_string={"text": "two\nlines"})
     assert page.status_code == 400
-    assert "One line at a time" in page.text
+    assert "one line at a time" in page.text
 
 
 def test_the_page_fetches_nothing_from_elsewhere(client: FlaskClient) -> None:
@@ -194,17 +194,17 @@ def test_the_echo_server_tells_how_its_connections_ended(tmp_path: Path) -> None
     try:
         assert server.stdout is not None
         assert server.stdout.readline() == f"listening on 127.0.0.1:{port}\n"
-        orderly, reset, cut = (socket.create_connection(("127.0.0.1", port), PATIENCE) for _ in range(3))
-        with orderly, reset, cut:
-            for client in (orderly, reset, cut):
+        closed, reset, cut = (socket.create_connection(("127.0.0.1", port), PATIENCE) for _ in range(3))
+        with closed, reset, cut:
+            for client in (closed, reset, cut):
                 client.sendall(b"one\ntwo\n")
                 assert client.makefile("rb").read(8) == b"one\ntwo\n"
-            orderly.close()
+            closed.close()
             # To close it like this resets it.
             reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             reset.close()
             server.terminate()
-            assert json.loads(server.stdout.readline()) == {"connections": 3, "orderly": 1, "reset": 1, "cut": 1}
+            assert json.loads(server.stdout.readline()) == {"connections": 3, "closed": 1, "reset": 1, "cut": 1}
         assert server.wait(PATIENCE) == 0
     finally:
         server.kill()
@@ -335,7 +335,7 @@ def test_the_demo_ends_if_one_of_its_servers_does(tmp_path: Path) -> None:
         os.kill(echo, signal.SIGKILL)
         _, errors = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 1
-    assert "echo-server ended by itself, with status -9" in errors
+    assert "echo-server exited with status -9" in errors
     assert "Traceback" not in errors
 
 
@@ -353,7 +353,7 @@ def test_a_busy_port_is_told(tmp_path: Path, option: str) -> None:
         demo = run_demo(*options_for(Ports(*find_free(3))), option, str(port), tmp_path=tmp_path)
         printed, errors = demo.communicate(timeout=PATIENCE)
     assert (demo.returncode, printed) == (1, "")
-    assert errors == f"port {port} is in use: stop what listens there, or choose another one with {option}\n"
+    assert errors == f"port {port} is in use: free it, or choose another port with {option}\n"
 
 
 @contextmanager
@@ -383,7 +383,7 @@ def test_a_default_port_that_is_taken_is_replaced(tmp_path: Path) -> None:
             found = re.findall(r"Port (\d+) is taken: using (\d+) instead", "".join(printed))
             assert tuple(int(default) for default, _ in found) == defaults
             web, echo, valkey = (int(replacement) for _, replacement in found)
-            assert printed[3] == f"The echo server is at 127.0.0.1:{echo}, Valkey at 127.0.0.1:{valkey}.\n"
+            assert printed[3] == f"The echo server listens on 127.0.0.1:{echo}, Valkey on 127.0.0.1:{valkey}.\n"
             assert f"http://127.0.0.1:{web}/" in printed[4]
             assert get(web, "/echo?text=hello") == (200, b"hello")
         finally:
@@ -435,7 +435,7 @@ def test_a_server_that_does_not_start_is_told(tmp_path: Path) -> None:
     server = Server("a server", ["-c", "print('no luck'); raise SystemExit(3)"], tmp_path)
     server.start()
     try:
-        with pytest.raises(ServerError, match=r"a server ended by itself, with status 3. It printed:\nno luck"):
+        with pytest.raises(ServerError, match=r"a server exited with status 3. It printed:\nno luck"):
             server.wait_until(lambda: False, lambda: None)
     finally:
         server.stop()
