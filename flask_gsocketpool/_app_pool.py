@@ -1,4 +1,4 @@
-"""A pool that knows the app it is for, and the request that uses it."""
+"""A pool that knows its app and the current request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gsocketpool.settings import check_count, check_seconds
 
 
 class AppEvents(PoolEvents):
-    """Send the signals of an app, and add to an error of exhaustion what the request holds."""
+    """Sends the app's signals, and adds the request's connections to a :exc:`PoolExhaustedError`."""
 
     def __init__(self, app: weakref.ref[Flask], scopes: Scopes) -> None:
         self._app = app
@@ -39,7 +39,7 @@ class AppEvents(PoolEvents):
     def exhausted(self, pool: Pool[Any], error: PoolExhaustedError) -> None:
         scope = self._scopes.of_request()
         if scope is not None:
-            # All of them first, for describing one runs user code, which may give back another.
+            # List them all before describing any: that runs user code, which may give back another.
             held = [(lease, lease.connection) for lease in scope.leases()]
             holds = "".join(f"; this request holds {scope.describe(*pair)}" for pair in held)
             error.args = (f"{error}{self._scopes.used_up(scope)}{holds}",)
@@ -56,7 +56,7 @@ class AppEvents(PoolEvents):
 
 
 class QuietEvents(AppEvents):
-    """Send no signals, for a pool that is not one of the app's."""
+    """Sends no signals, for a pool that is not one of the app's."""
 
     def _send(self, signal: NamedSignal, pool: Pool[Any], **what: Any) -> None:
         pass
@@ -65,8 +65,8 @@ class QuietEvents(AppEvents):
 class AppPool(Pool[Any]):
     """A pool of an app.
 
-    It opens, checks and closes connections in the app's context, and sends the app's signals. It notes what a request
-    acquires, and waits no longer than the request may.
+    It opens, checks and closes connections in the app's context, and sends the app's signals. It notes what each
+    request acquires, and waits no longer than the request may.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class AppPool(Pool[Any]):
         events: type[AppEvents] = AppEvents,
         **settings: Any,
     ) -> None:
-        # Weakly, for pools are kept in thread-local storage, through which Python collects no cycles.
+        # A weak reference: pools are kept in thread-local storage, and Python collects no cycles through that.
         reference = weakref.ref(app)
         given = None if isinstance(factory, Connector) else options
         super().__init__(
@@ -94,7 +94,7 @@ class AppPool(Pool[Any]):
                 raise InvalidArgumentError("timeout", timeout, "left out where retry is given")
             timeout = check_count("retry", retry) * 0.1
             if self.size < self.stats().max_connections:
-                # Opening takes the time it takes.
+                # `retry` bounds the wait for a connection in use, not the opening of a new one.
                 timeout = max(timeout, self._default_timeout)
         return self.lease(timeout).connection
 
@@ -122,7 +122,7 @@ class AppPool(Pool[Any]):
         super().drop(unwrapped(connection, self))
 
     def bounded(self, timeout: float | None, scope: Scope) -> float | None:
-        """Return `timeout`, shortened to what the current request may still wait. `scope` is the request's."""
+        """Return `timeout`, shortened to the time that the current request has left. `scope` is the request's."""
         if scope.noted and self._would_wait_for_itself(scope):
             return 0
         if not self.scopes.has_timeout:
@@ -133,7 +133,7 @@ class AppPool(Pool[Any]):
 
     def _would_wait_for_itself(self, scope: Scope) -> bool:
         """Return whether the pool is full, and the calling greenlet is inside the blocks of all its connections."""
-        # The cheap conditions first, for this runs at every further acquire of a request.
+        # The cheap check comes first: this runs at every acquire of a request but its first.
         if self.size > len(scope.noted):
             return False
         stats = self.stats()
@@ -145,11 +145,11 @@ class AppPool(Pool[Any]):
 
 
 class Block(Lease[Any]):
-    """A lease that its request bounds and notes when its block is entered."""
+    """A lease that its request notes, and whose timeout it shortens, when its block is entered."""
 
     __slots__ = ("place",)
 
-    #: The line of the app's code that has entered it.
+    #: The line of the app's code that entered the block.
     place: Place
 
     def __enter__(self) -> Any:
@@ -162,7 +162,7 @@ class Block(Lease[Any]):
             self.timeout = pool.bounded(self.timeout, scope)
         self.place = Place(sys._getframe(1))
         connection = Lease.__enter__(self)
-        if scope.is_over or _server_check.is_unknown:
+        if scope.is_over or _server_check.is_unchecked:
             scopes.note(scope, self)
         else:
             scope.note(self)
@@ -170,20 +170,20 @@ class Block(Lease[Any]):
 
 
 def context_of(app: weakref.ref[Flask]) -> AbstractContextManager[object] | None:
-    """Return a context manager that makes an app's context current, or None if one is current already."""
+    """Return a context manager that makes a context of `app` current, or None if one already is."""
     wanted = app()
     current = _cv_app.get(None)
     if wanted is None or (current is not None and current.app is wanted):
         return None
-    return _pushed(wanted)
+    return _current_context(wanted)
 
 
 @contextmanager
-def _pushed(app: Flask) -> Iterator[None]:
+def _current_context(app: Flask) -> Iterator[None]:
     """Make an app context current without pushing it.
 
-    Popping it again would run the app's teardown functions. They are for requests and commands, and one that uses the
-    pool would have another connection opened, in a context of its own, and so on.
+    Popping a pushed context runs the app's teardown functions, which are for requests and commands. If one of them used
+    the pool, that could open another connection, in another context, and so on without end.
     """
     token = _cv_app.set(app.app_context())
     try:

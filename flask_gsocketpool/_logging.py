@@ -1,4 +1,4 @@
-"""Where the lines of the log go in a process that does not configure logging."""
+"""Write the log with Flask's handler in a process that does not configure logging."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ logger = logging.getLogger("gsocketpool")
 
 
 def use_default_handler() -> None:
-    """Have Flask's default handler write the lines, as those of ``app.logger``, unless logging is configured.
+    """Let Flask's default handler write the log, as for ``app.logger``, unless logging is configured.
 
-    That is decided at the first line, for an app may configure logging after it has registered the extension.
+    This is decided at the first record, because an app may configure logging after it has registered the extension.
     """
     logger.addFilter(_add_default_handler)
 

@@ -1,4 +1,4 @@
-"""What may be shown of where a pool connects to, and with what: never a credential."""
+"""Mask credentials in addresses, options, URLs and error texts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from gsocketpool.exceptions import shown
 
 MASK = "***"
 
-#: A secret that is shorter is none, and masking it would leave nothing legible.
-SHORTEST = 3
+#: Shorter values are not treated as secrets: masking each of their occurrences would make texts unreadable.
+MIN_SECRET_LENGTH = 3
 
 _WORDS = r"pass|pwd|secret|token|(?<!val)key|cred|auth|private|dsn|conninfo|cookie|login|sasl"
 _SECRET_NAME = re.compile(_WORDS, re.IGNORECASE)
-#: Up to the last @ before a blank or a quote. These may be in a password: it is one if no port follows the colon.
-#: Bounded, lest a long text take for ever.
+#: User and password in a URL, up to the last @ before a blank or a quote. A password may contain these: text after the
+#: colon that does not start like a port is a password. The lengths are bounded to bound the time.
 _USER_IN_URL = re.compile(r"://(?:[^\s'\"]{0,1000}|[^\s/:@'\"]{0,200}:[^\d\s/@][^@\n]{0,1000})@")
-#: As in ``password=…``, ``password: …``, ``Authorization: Bearer …``, and a mapping that is shown: ``'password': …``.
+#: ``password=…``, ``password: …``, ``Authorization: Bearer …``, and the repr of a mapping: ``'password': …``.
 _ASSIGNMENT = re.compile(
     rf"((?:{_WORDS})\w*(?:\s*=\s*|['\"]?\s*:\s*)(?:(?:Basic|Bearer)\s+)?)(?:b?\"(?:\\.|[^\"\\])*\"|b?'(?:\\.|[^'\\])*'|[^\s,;&)\]}}]+)",
     re.IGNORECASE,
@@ -29,12 +29,12 @@ _ASSIGNMENT = re.compile(
 
 
 def looks_secret(name: object) -> bool:
-    """Return whether a value called `name` may be a secret. A part of the name decides, rather too often than not."""
+    """Return whether `name` suggests a secret. Any part of the name counts, so some harmless names match, too."""
     return _SECRET_NAME.search(str(name)) is not None
 
 
 def address_of(options: Mapping[str, Any]) -> str | None:
-    """Return where a pool with these options connects to: ``host:port``, a path, or None if they don't say."""
+    """Return the address in these options: ``host:port``, a path, a URL without its query, or None."""
     host, port, path = (options.get(name) for name in ("host", "port", "path"))
     if isinstance(host, str) and host:
         if port is None:
@@ -47,16 +47,16 @@ def address_of(options: Mapping[str, Any]) -> str | None:
 
 
 def masked_value(name: object, value: object) -> Any:
-    """Return what may be shown of the option called `name`, as a value for JSON.
+    """Return the value of the option called `name` as JSON data with its secrets masked.
 
-    Of a value that is neither a str, a number, nor made of those, this is the type.
+    A value that JSON has no type for is replaced by the name of its type.
     """
     if value is None or isinstance(value, bool):
         return value
     if looks_secret(name):
         return MASK
     if isinstance(value, int | float):
-        # There is no infinity in JSON.
+        # JSON has no infinity.
         return value if math.isfinite(value) else str(value)
     if isinstance(value, str):
         return masked_text(value, {str(name): value})
@@ -70,28 +70,28 @@ def masked_value(name: object, value: object) -> Any:
 
 
 def masked_url(url: str) -> str:
-    """Return a URL without its user and password, and without the secrets in its query."""
+    """Return a URL with its user and password, and the secrets in its query, masked."""
     target, mark, query = url.partition("?")
     shown = []
     for part in query.split("&"):
         name, equals, value = part.partition("=")
-        # One that holds a URL, or a mapping as JSON, may have a secret inside.
-        is_legible = not equals or masked_value(unquote_plus(name), unquote_plus(value)) == unquote_plus(value)
-        shown.append(part if is_legible else f"{name}={MASK}")
+        # A value that is a URL, or a mapping as JSON, may contain a secret.
+        is_public = not equals or masked_value(unquote_plus(name), unquote_plus(value)) == unquote_plus(value)
+        shown.append(part if is_public else f"{name}={MASK}")
     return masked_text(target, {"url": target}) + mark + "&".join(shown)
 
 
 def masked_text(text: str, options: Mapping[str, Any] | None = None) -> str:
-    """Return a text, such as an error's, without the secrets in it.
+    """Return a text, such as an error message, with the secrets in it masked.
 
-    These are the secrets among `options`, users and passwords in URLs, and values with the name of a secret:
+    Secrets are those among `options`, users and passwords in URLs, and values after a secret's name, as in
     ``password=…``.
     """
     if options is not None:
         for secret in sorted(set(_secrets("", options)), key=len, reverse=True):
             for spelling in _spellings(secret):
                 if spelling.isdigit():
-                    # Not within another number, a port for instance.
+                    # Only as a whole number, not as part of another one, such as a port.
                     text = re.sub(rf"(?<!\w){spelling}(?!\w)", MASK, text)
                 else:
                     text = text.replace(spelling, MASK)
@@ -99,15 +99,15 @@ def masked_text(text: str, options: Mapping[str, Any] | None = None) -> str:
 
 
 def _spellings(secret: str) -> set[str]:
-    """Return the spellings of a secret in a text: as it is, and quoted for Python, for JSON or for a URL."""
+    """Return how a text may spell a secret: plain, or quoted for Python, JSON or a URL."""
     as_literals = {literal(secret)[1:-1] for literal in (repr, ascii, json.dumps)}
     in_urls = {quoted(secret, safe=safe, errors="replace") for quoted in (quote, quote_plus) for safe in ("", "/")}
     return {secret, *as_literals, *in_urls}
 
 
 def error_as_dict(error: BaseException, options: Mapping[str, Any]) -> dict[str, str]:
-    """Return the type and the message of an error that a pool with these `options` has raised, for JSON."""
-    # In this order, for a secret may have spaces and line breaks, too.
+    """Return the type and the masked message of an error of a pool with these `options`, for JSON."""
+    # Mask before joining lines: a secret may contain spaces and line breaks.
     return {"type": type(error).__name__, "message": " ".join(masked_text(_text_of(error), options).split())}
 
 
@@ -119,12 +119,12 @@ def _text_of(error: BaseException) -> str:
 
 
 def _is_pair(value: Sequence[Any]) -> bool:
-    """Return whether a sequence is the name and the value of a secret, as headers are often given."""
+    """Return whether a sequence is the name and value of a secret, as libraries often pass headers."""
     return len(value) == 2 and isinstance(value[0], str) and looks_secret(value[0])
 
 
 def _secrets(name: object, value: object) -> Iterator[str]:
-    """Yield the secrets in an option, as a text would have them."""
+    """Yield the secrets in an option, as they would appear in a text."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _secrets(name if looks_secret(name) else key, inner)
@@ -136,18 +136,19 @@ def _secrets(name: object, value: object) -> Iterator[str]:
                 yield from _secrets(name, inner)
     elif isinstance(value, bytes | bytearray):
         yield from _secrets(name, value.decode("utf-8", "replace"))
-        # As its repr shows it.
+        # As its repr shows it, too.
         yield from _secrets(name, repr(bytes(value))[2:-1])
     elif isinstance(value, str | int | float) and not isinstance(value, bool):
         text = str(value)
         found = [*_passwords_in_urls(text), *([text] if looks_secret(name) else [])]
-        yield from (secret for secret in found if len(secret) >= SHORTEST)
+        yield from (secret for secret in found if len(secret) >= MIN_SECRET_LENGTH)
 
 
 def _passwords_in_urls(text: str) -> Iterator[str]:
-    """Yield the passwords in the URLs of an option, and in the option as one URL: a password may have :// inside.
+    """Yield the passwords in the URLs of an option.
 
-    A password that is not quoted may have an @ inside, too, and so may a path.
+    Read the option also as one URL, because a password may contain ://. Look for the first and for the last @, because
+    an unquoted password, or a path, may contain one.
     """
     _, *urls = text.split("://")
     for url in (*urls, "://".join(urls)):

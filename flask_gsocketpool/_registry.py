@@ -1,4 +1,4 @@
-"""The pools of an app, and their end."""
+"""The pools of an app: start them, override them, close them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from flask_gsocketpool import _sigterm
 from flask_gsocketpool._app_pool import AppPool, QuietEvents
 from flask_gsocketpool._request_scope import Scopes
 from flask_gsocketpool.config import DEFAULT, PREFIX, AppConfig
+from flask_gsocketpool.exceptions import UnknownPoolError
 from gsocketpool import InvalidArgumentError, Pool, PoolClosedError, PoolError, PoolNotReadyError
 
 logger = logging.getLogger("gsocketpool")
@@ -28,7 +29,7 @@ EXTENSION = "gsocketpool"
 def pools_of(app: Flask) -> Pools:
     """Return the pools of `app`.
 
-    :raises RuntimeError: if it was not registered.
+    :raises RuntimeError: if the extension is not registered on it.
     """
     pools: Pools | None = app.extensions.get(EXTENSION)
     if pools is None:
@@ -36,39 +37,31 @@ def pools_of(app: Flask) -> Pools:
     return pools
 
 
-class UnknownPoolError(PoolError, KeyError):
-    """The app has no pool of that name."""
-
-    def __str__(self) -> str:
-        # A KeyError shows the repr of what it was given.
-        return str(self.args[0])
-
-
 class Pools(Mapping[str, Pool[Any]]):
-    """The pools of an app by name, each made when it is first asked for.
+    """The pools of an app by name. Each pool is made on first access.
 
-    Under gevent all of a process runs in one thread. Under a server with threads, every thread gets pools of its own,
-    for a pool can't be shared between event loops.
+    Under gevent, a process runs in one thread. Under a server with threads, every thread gets its own pools, because
+    event loops can't share a pool.
     """
 
     def __init__(self, app: Flask, config: AppConfig, scopes: Scopes) -> None:
         self._app = app
         self._config = config
         self.scopes = scopes
-        #: What returns each pool that is shown and is not the app's.
+        #: A function for each pool that the health endpoint shows beside the app's own.
         self._shown: dict[str, Callable[[], Pool[Any]]] = {}
-        #: What has taken the place of each pool, the last one in force.
+        #: The overrides of each pool. The last one is in force.
         self._overrides: dict[str, dict[object, Any]] = {}
         self._options = {
-            name: Remembering(pool.options) if callable(pool.options) else pool.options
+            name: CallableOptions(pool.options) if callable(pool.options) else pool.options
             for name, pool in config.pools.items()
         }
-        # Patched, it would be local to a greenlet.
+        # A patched one would be greenlet-local.
         self._of_thread = get_original("threading", "local")()
-        _alive.add(self)
+        _registries.add(self)
         if config.drain_timeout is not None:
             _sigterm.close_after_term(self, config.drain_timeout)
-            _sigterm.listen()
+            _sigterm.install_handler()
 
     def __getitem__(self, name: str) -> Pool[Any]:
         overrides = self._overrides.get(name)
@@ -76,8 +69,8 @@ class Pools(Mapping[str, Pool[Any]]):
             override: Pool[Any] = next(reversed(overrides.values()))
             return override
         if self._config.drain_timeout is not None:
-            # Again, for this may be a process that was forked after the app was made.
-            _sigterm.listen()
+            # Again: this process may have been forked after the app was made.
+            _sigterm.install_handler()
         try:
             pool: Pool[Any] = self._of_thread.pools[name]
             return pool
@@ -86,61 +79,61 @@ class Pools(Mapping[str, Pool[Any]]):
         return self._start(name)
 
     def _start(self, name: str) -> Pool[Any]:
-        """Make the pool called `name` for this thread, and return it."""
+        """Return this thread's pool called `name`, made now."""
         self._require(name)
         pools = self.of_this_thread()
-        # Making one may take time. Callers that ask for it meanwhile wait for the same one, or for the same error.
-        making = pools.making.get(name)
-        if making is None or making.ready():
-            making = pools.making[name] = gevent.spawn(self._make, pools, name)
-        error = making.get()
+        # Making a pool may take time. Other callers meanwhile wait for the same greenlet, and get its pool or error.
+        maker = pools.makers.get(name)
+        if maker is None or maker.ready():
+            maker = pools.makers[name] = gevent.spawn(self._make, pools, name)
+        error = maker.get()
         if isinstance(error, gevent.GreenletExit):
-            # Raised as it is, it would end the caller without a word.
-            raise PoolError(f"pool {name!r} was not made, for the greenlet that was making it was killed")
+            # Raised unchanged, it would end the caller silently.
+            raise PoolError(f"pool {name!r} was not made: the greenlet that made it was killed")
         if error is not None:
             raise error
         return pools[name]
 
-    def _make(self, pools: PoolsOfThread, name: str) -> BaseException | None:
+    def _make(self, pools: ThreadPools, name: str) -> BaseException | None:
         config = self._config.pools[name]
         settings = dict(config.settings)
         initial_connections = settings.pop("initial_connections", 0)
         try:
             if not pools.closed:
-                # It is noted before it opens them, so that it can be closed meanwhile.
-                pool = pools.unfinished[name] = AppPool(
+                # Record the pool before it opens connections, so that it can be closed meanwhile.
+                pool = pools.filling[name] = AppPool(
                     self._app, self.scopes, config.factory, self._options[name], **settings
                 )
                 pool.fill(initial_connections)
                 pools[name] = pool
         except (Exception, gevent.Timeout) as error:
-            # For the callers. Raised here, it would be printed as well.
+            # The callers raise it. Raised here, it would be printed, too.
             if not pools.closed:
                 return error
         finally:
-            unfinished = pools.unfinished.pop(name, None)
-            if unfinished is not None and name not in pools:
-                # In the background, for the callers need not wait for what it has opened to be closed.
-                gevent.spawn(unfinished.close, timeout=0)
-        return PoolClosedError(f"pool {name!r} is closed, as all of the app's are") if pools.closed else None
+            failed = pools.filling.pop(name, None)
+            if failed is not None and name not in pools:
+                # Close it in the background: the callers need not wait for that.
+                gevent.spawn(failed.close, timeout=0)
+        return PoolClosedError(f"pool {name!r} is closed, like all pools of the app") if pools.closed else None
 
     def fill(self, timeout: float) -> dict[str, BaseException]:
         """Make all pools, and wait until their ``min_connections`` and ``initial_connections`` are open.
 
-        :param timeout: the most seconds to wait. What is not open by then is opened in the background.
-        :returns: an error for each pool whose connections are not open, by its name.
+        :param timeout: how long to wait, in seconds. The pools open the rest in the background.
+        :returns: by name, an error for each pool whose connections are not all open.
         """
         deadline = time.monotonic() + timeout
-        filling = {name: gevent.spawn(self._fill, name, deadline) for name in self}
-        gevent.joinall(list(filling.values()))
-        return {name: one.value for name, one in filling.items() if one.value is not None}
+        fills = {name: gevent.spawn(self._fill, name, deadline) for name in self}
+        gevent.joinall(list(fills.values()))
+        return {name: fill.value for name, fill in fills.items() if fill.value is not None}
 
     def _fill(self, name: str, deadline: float) -> BaseException | None:
-        late = PoolNotReadyError(f"pool {name!r} still opens its initial connections")
+        late = PoolNotReadyError(f"pool {name!r} is still opening its initial connections")
         try:
             with gevent.Timeout(max(0.0, deadline - time.monotonic()), late):
                 pool = self[name]
-                # Those that the pool has opened before a fork are not this process's.
+                # Again: connections that the pool opened before a fork do not belong to this process.
                 pool.fill(self._config.pools[name].settings.get("initial_connections", 0))
             pool.wait_ready(max(0.0, deadline - time.monotonic()))
         except (Exception, gevent.Timeout) as error:
@@ -148,14 +141,14 @@ class Pools(Mapping[str, Pool[Any]]):
         return None
 
     def close(self, why: str = "") -> None:
-        """Close the pools of this thread for good, and connections in use under their users. No more pools are made.
+        """Close the pools of this thread for good, including connections in use. Make no more pools.
 
-        :param why: If given, log this reason for every pool that still has connections in use.
+        :param why: if given, log this reason for every pool that still has connections in use.
         """
-        pools = self.of_this_thread().shut()
+        pools = self.of_this_thread().begin_close()
         for pool in pools:
             if why and pool.stats().in_use:
-                logger.warning("app %r: closing what is in use, %s: %r", self._app.name, why, pool)
+                logger.warning("app %r: closing connections in use, %s: %r", self._app.name, why, pool)
         _close(pools)
 
     def __contains__(self, name: object) -> bool:
@@ -167,12 +160,12 @@ class Pools(Mapping[str, Pool[Any]]):
     def __len__(self) -> int:
         return len(self._config.pools)
 
-    # Not a mapping's, which would make every pool to compare them.
+    # Mapping's own would make every pool to compare them.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
     def override(self, name: str, pool: Any) -> Callable[[], None]:
-        """Put `pool` in the place of the one called `name`, and return a function that undoes this."""
+        """Put `pool` in the place of the pool called `name`, and return a function that undoes this."""
         self._require(name)
         overrides = self._overrides.setdefault(name, {})
         token = object()
@@ -185,36 +178,36 @@ class Pools(Mapping[str, Pool[Any]]):
 
     @property
     def config(self) -> AppConfig:
-        """Return the configuration that the pools are made from."""
+        """The configuration that the pools are made from."""
         return self._config
 
     def options_of(self, name: str) -> Mapping[str, Any]:
-        """Return the options of a pool. Those that a callable returns are known from its first call on."""
+        """Return the options of a pool. If a callable returns them, these are its latest, if any."""
         options = self._options.get(name, {})
-        return options.last if isinstance(options, Remembering) else options
+        return options.latest if isinstance(options, CallableOptions) else options
 
     def started(self) -> dict[str, Pool[Any]]:
-        """Return the pools that this thread has used so far, or the overrides in their place, by name."""
+        """Return the pools that this thread has used so far, or their overrides, by name."""
         overriding = {name: self[name] for name, overrides in self._overrides.items() if overrides}
         started = {**self.of_this_thread(), **overriding}
         return {name: started[name] for name in self if isinstance(started.get(name), Pool)}
 
     def show(self, name: str, pool: Callable[[], Pool[Any]]) -> None:
-        """Have :meth:`shown` return what `pool` returns, too."""
+        """Have :meth:`shown` include the pool that `pool` returns."""
         if name in self or name in self._shown:
             raise InvalidArgumentError("name", name, "a name that no other pool has")
         self._shown[name] = pool
 
     def shown(self) -> dict[str, Pool[Any]]:
-        """Return the pools that this thread has used so far, and those that are shown beside them."""
+        """Return the pools that this thread has used so far, and those registered by :meth:`show`."""
         return self.started() | {name: pool() for name, pool in self._shown.items()}
 
     def private_copy(self, name: str, **settings: Any) -> Pool[Any]:
-        """Make a pool like the one called `name`, for the caller alone, who closes it.
+        """Return a new pool like the one called `name`. The caller closes it.
 
-        It opens nothing before it is asked for a connection, and sends no signals.
+        It opens no connection before the first acquire, and sends no signals.
 
-        :param settings: what is different about it.
+        :param settings: settings that differ from those of the app's pool.
         """
         self._require(name)
         config = self._config.pools[name]
@@ -222,15 +215,15 @@ class Pools(Mapping[str, Pool[Any]]):
         return AppPool(self._app, self.scopes, config.factory, self._options[name], QuietEvents, **changed)
 
     def clone(self) -> Pools:
-        """Return the same pools, none of them made yet."""
+        """Return a new mapping of the same pools, none of them made yet."""
         return Pools(self._app, self._config, self.scopes)
 
-    def of_this_thread(self) -> PoolsOfThread:
+    def of_this_thread(self) -> ThreadPools:
         """Return the pools that this thread has used."""
         try:
-            pools: PoolsOfThread = self._of_thread.pools
+            pools: ThreadPools = self._of_thread.pools
         except AttributeError:
-            pools = self._of_thread.pools = PoolsOfThread()
+            pools = self._of_thread.pools = ThreadPools()
         return pools
 
     def _require(self, name: str) -> None:
@@ -243,46 +236,46 @@ class Pools(Mapping[str, Pool[Any]]):
         raise UnknownPoolError(f"{complaint} (pools: {', '.join(self._config.pools) or 'none'})")
 
 
-class Remembering:
-    """Options that a callable returns, and the last ones: the secrets among these are kept out of errors."""
+class CallableOptions:
+    """Options that a callable returns. It records the latest, so that errors can mask the secrets among them."""
 
-    def __init__(self, ask: Callable[[], Mapping[str, Any]]) -> None:
-        self._ask = ask
-        self.last: Mapping[str, Any] = {}
+    def __init__(self, function: Callable[[], Mapping[str, Any]]) -> None:
+        self._function = function
+        self.latest: Mapping[str, Any] = {}
 
     def __call__(self) -> Mapping[str, Any]:
-        options = self._ask()
+        options = self._function()
         if isinstance(options, Mapping):
-            self.last = options
+            self.latest = options
         return options
 
 
-class PoolsOfThread(dict[str, Pool[Any]]):
+class ThreadPools(dict[str, Pool[Any]]):
     """The pools that one thread has used."""
 
     def __init__(self) -> None:
-        #: The greenlet that makes a pool, or has made it, by the pool's name.
-        self.making: dict[str, gevent.Greenlet] = {}
-        #: The pools that still open their initial connections.
-        self.unfinished: dict[str, Pool[Any]] = {}
-        #: Whether they are closed, all together.
+        #: By name, the greenlet that makes, or made, a pool.
+        self.makers: dict[str, gevent.Greenlet] = {}
+        #: The pools that are still opening their initial connections.
+        self.filling: dict[str, Pool[Any]] = {}
+        #: Whether the pools are closed. Then no more are made.
         self.closed = False
 
-    def shut(self) -> list[Pool[Any]]:
-        """End the making of pools, and return the pools that the caller has to close."""
+    def begin_close(self) -> list[Pool[Any]]:
+        """Make no more pools, and return those that the caller must close."""
         self.closed = True
-        return [*self.values(), *self.unfinished.values()]
+        return [*self.values(), *self.filling.values()]
 
 
-# Registered once for all apps, since an atexit handler keeps alive whatever it belongs to. Nothing need be known about
-# processes here: what a fork has copied is forgotten by the pools themselves.
-_alive: weakref.WeakSet[Pools] = weakref.WeakSet()
+# One atexit handler serves all apps: a handler of each app would keep the app alive. It is safe after a fork, because
+# the pools themselves forget the connections of the parent process.
+_registries: weakref.WeakSet[Pools] = weakref.WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
     """Close every pool that this thread has used, without waiting: the requests are done by now."""
-    _close(pool for registered in list(_alive) for pool in registered.of_this_thread().shut())
+    _close(pool for pools in list(_registries) for pool in pools.of_this_thread().begin_close())
 
 
 def _close(pools: Iterable[Pool[Any]]) -> None:

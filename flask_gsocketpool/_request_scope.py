@@ -1,7 +1,7 @@
-"""The scope of a request: its own connections, the other leases that it has acquired, and its deadline.
+"""The scope of a request: its own connections, its other leases, and its deadline.
 
-A scope belongs to a request's context, or to an app context that has no request. A copy of a context, as
-``copy_current_request_context`` makes one for a greenlet that runs at the same time, has a scope of its own.
+A scope belongs to a request context, or to an app context without a request. A copy of a context, such as
+``copy_current_request_context`` makes for another greenlet, has its own scope.
 """
 
 from __future__ import annotations
@@ -25,40 +25,37 @@ from werkzeug.local import LocalProxy
 from flask_gsocketpool import _server_check
 from flask_gsocketpool._streaming import Body, is_pending
 from flask_gsocketpool.config import DEFAULT, PREFIX
+from flask_gsocketpool.exceptions import UnreleasedConnectionWarning
 from gsocketpool import ConnectionNotFoundError, Lease, PoolExhaustedError
 from gsocketpool.exceptions import shown
 from gsocketpool.settings import check_seconds
 
 logger = logging.getLogger("gsocketpool")
 
-# Flask's proxies for these take ten times as long. From Flask 3.2 on a request has no context apart from the app's.
+# Flask's proxies for these are ten times slower. From Flask 3.2 on, a request has no context apart from the app's.
 _cv_request: ContextVar[Any] | None = vars(flask.globals).get("_cv_request")
 
-#: The attribute of a context that has its scope. Flask's `g` would not do: requests within an app context share it.
+#: The attribute of a context that holds its scope. Flask's `g` won't do: requests within one app context share it.
 SCOPE = "_flask_gsocketpool_scope"
 
-#: The modules between the app's code and an acquire. A place is never in one of them.
+#: The modules between the app's code and an acquire. A place is never in any of them.
 OWN_MODULES = {"flask_gsocketpool.globals", "flask_gsocketpool._app_pool", __name__, "werkzeug.local", "contextlib"}
 
 TIMEOUT_KEY = f"{PREFIX}REQUEST_TIMEOUT"
 
-#: Seconds that a request has for all of its acquires, or a callable that returns them for a request.
+#: How long all acquires of a request may take together, in seconds, or a callable that returns it for a request.
 RequestTimeout = float | Callable[[Any], float | None] | None
 
 
-class UnreleasedConnectionWarning(RuntimeWarning):
-    """A request did not give back a connection, or left something open on its own one, such as a transaction."""
-
-
 class Place:
-    """The line of the app's code that is being run."""
+    """The line that the app's code is running."""
 
     __slots__ = ("_code", "_instruction")
 
     def __init__(self, frame: FrameType) -> None:
         while frame.f_back is not None and frame.f_globals.get("__name__") in OWN_MODULES:
             frame = frame.f_back
-        # To look up the line takes time, and most places are never shown.
+        # Looking up the line takes time, and most places are never shown.
         self._code = frame.f_code
         self._instruction = frame.f_lasti
 
@@ -68,17 +65,17 @@ class Place:
 
 
 class CurrentConnection(LocalProxy[Any]):
-    """The type of ``current_connection``, which tells it from every other proxy."""
+    """The type of ``current_connection``. No other proxy has it."""
 
     __slots__ = ()
 
 
 class Own(NamedTuple):
-    """A connection of the request's own."""
+    """A request's own connection."""
 
     block: Any
     connection: Any
-    #: Kept, so that no other pool can have its identity.
+    #: Held, so that no other pool can get its id().
     pool: Any
 
 
@@ -88,67 +85,69 @@ class Scope:
     __slots__ = ("_manual", "_own", "_prune_at", "began", "body", "deadline", "is_over", "noted")
 
     def __init__(self, began: float) -> None:
-        #: The body of the response, if the scope ends with that. Weakly, for the body refers to the scope.
+        #: The body of the response, if the scope ends with it. A weak reference, since the body refers to the scope.
         self.body: weakref.ref[Body] | None = None
         self.is_over = False
-        #: When the request began and until when it may wait, by time.monotonic().
+        #: When the request began, and until when it may wait, by time.monotonic().
         self.began = began
         self.deadline: float | None = None
-        #: By the name and the identity of the pool: threads that share the scope have pools of their own.
+        #: By name and id() of the pool: threads that share the scope have different pools of that name.
         self._own: dict[tuple[str, int], Own] = {}
-        #: Every lease that may be active, those of the own connections included, in the order of acquiring.
+        #: Every lease that may be active, in the order of acquiring, including those of the own connections.
         self.noted: list[Lease[Any]] = []
-        #: Where code other than a block acquired those of them that it did, by the identity of the lease.
+        #: Where the leases without a block were acquired, by id() of the lease.
         self._manual: dict[int, Place] = {}
         self._prune_at = 16
 
     def own(self, name: str, pool: Any) -> Own | None:
-        """Return the own connection of `pool`, which has that name now. None if there is none."""
+        """Return the request's own connection of `pool`, which is called `name` now, or None."""
         own = self._own.get((name, id(pool)))
-        # It may have been given back by hand. What has been put in the place of a pool may have blocks of any kind.
+        # The app may have given it back by hand. The blocks of an overriding pool may be of any kind.
         if own is None or not getattr(own.block, "is_active", True):
             return None
         return own
 
     def adopt(self, name: str, own: Own) -> None:
-        """Make a connection the request's own, until the end."""
+        """Make a connection the request's own until the scope ends."""
         self._own[name, id(own.pool)] = own
         block = own.block
         if isinstance(block, Lease) and not any(lease is block for lease in self.noted):
-            # Only what is acquired in a request is noted by the app's pools themselves.
+            # The app's pools note leases themselves only in a request.
             self.note(block)
 
     def note(self, lease: Lease[Any], place: Place | None = None) -> None:
-        """Note a lease that begins now.
+        """Note a new lease.
 
-        :param place: where code other than a block acquired it.
+        :param place: where it was acquired, if not by a block.
         """
         self.noted.append(lease)
         if place is not None:
             self._manual[id(lease)] = place
         if len(self.noted) > self._prune_at:
-            # A request may be a long one, and use many connections one after the other.
+            # A long request may use many connections one after the other.
             self.noted = self.leases()
-            # Together, for another lease may get the identity of one that is not kept any more.
+            # Prune this, too: a new lease may get the id() of a forgotten one.
             self._manual = {id(lease): self._manual[id(lease)] for lease in self.noted if id(lease) in self._manual}
             self._prune_at = max(16, 2 * len(self.noted))
 
     def leases(self) -> list[Lease[Any]]:
-        """Return the leases that are active."""
+        """Return the active leases."""
         return [lease for lease in self.noted if lease.is_active]
 
     def describe(self, lease: Lease[Any], connection: object) -> str:
-        """Return what errors say of a lease and its connection. The lease need not be active any more."""
+        """Return a description of a lease and its connection for errors. The lease may have ended."""
         return f"{shown(connection)} of pool {lease.pool.name!r}, acquired at {self._place_of(lease)}"
 
     def _place_of(self, lease: Lease[Any]) -> Place | None:
         return getattr(lease, "place", None) or self._manual.get(id(lease))
 
     def end(self, error: BaseException | None) -> list[tuple[str, str]]:
-        """Give back the request's own connections, and discard what else it has not given back.
+        """Give back the request's own connections, and discard its other active leases.
 
-        What is left open on an own connection is reset, and never completed: a COMMIT after the response has left could
-        fail unseen. Return the complaints, each with the place that it is about.
+        Work left open on an own connection is reset, never completed: a COMMIT after the response was sent could fail
+        unnoticed.
+
+        :returns: complaints, each as a key that identifies its place, and a text.
         """
         self.is_over = True
         if not self._own:
@@ -168,16 +167,16 @@ class Scope:
                     is_settled = pool.settings.reset == "never" or kept.block.is_settled
                     resetting = pool.stats().resetting
                     kept.block.release(warn=False)
-                    # One that was lost has nothing to reset.
+                    # A lost connection has nothing to reset.
                     if not is_settled and pool.stats().resetting > resetting:
                         which = self.describe(kept.block, kept.connection)
-                        about = f"a request has left something open, which is not completed: {which}"
+                        about = f"a request left work open, which is reset, not completed: {which}"
                         complaints.append((f"open {self._place_of(kept.block)}", about))
                 else:
                     kept.block.__exit__(None if error is None else type(error), error, None)
             except BaseException as failure:
                 raised.append(failure)
-        # Those of other threads are given back there, a little later.
+        # Connections of other threads are given back there, a little later.
         blocks = [kept.block for kept in own.values()]
         left = [(lease, lease.connection) for lease in self.leases() if not any(lease is block for block in blocks)]
         self.noted.clear()
@@ -191,8 +190,8 @@ class Scope:
         return complaints
 
     def __del__(self) -> None:
-        # Flask did not end it before its context went: another teardown function has failed, or the response was never
-        # sent. This may run anywhere, and so may giving back.
+        # Flask dropped the context without ending the scope: another teardown function failed, or the response was not
+        # sent. A finalizer may run anywhere, and discarding is safe anywhere.
         if self.noted:
             for lease in self.leases():
                 _discard(lease)
@@ -206,19 +205,20 @@ def _discard(lease: Lease[Any]) -> None:
 class Scopes:
     """The scopes of an app.
 
-    :param request_timeout: seconds that a request has for all of its acquires, or a callable that returns them.
+    :param request_timeout: how long all acquires of a request may take together, in seconds, or a callable that returns
+        it. None for no limit.
     :param answer: returns the response to a request that gets no connection.
     """
 
     def __init__(
         self, app: Flask, request_timeout: RequestTimeout, answer: Callable[[PoolExhaustedError], Response]
     ) -> None:
-        # Weakly: the app's pools know this.
+        # A weak reference, since the app's pools refer to this object.
         self._app = weakref.ref(app)
         self._request_timeout = request_timeout
         self._answer = answer
         self.has_timeout = request_timeout is not None
-        #: The places where something was acquired and not given back. Each is reported once.
+        #: The keys of complaints reported so far. Each is reported once.
         self._reported: set[str] = set()
         self._watches_app_contexts = False
         got_request_exception.connect(self.drop_body, app)
@@ -232,15 +232,19 @@ class Scopes:
         return self._scope_of(context)
 
     def _watch_app_contexts(self) -> None:
-        """Have Flask end the scopes of app contexts, from the first that has one: it would ask at each request, too."""
+        """Have Flask end the scopes of app contexts.
+
+        Start with the first app context that has a scope, because Flask calls the receiver after every request, too.
+        """
         if not self._watches_app_contexts:
             self._watches_app_contexts = True
-            # Sent after the app's own functions, which may use a connection, and also if one of them is running now.
+            # Flask sends this signal after the app's teardown functions, which may use a connection. It does so even if
+            # one of them is running now.
             appcontext_tearing_down.connect(self.end_app_context, cast(Any, self._app()))
 
     def of_request(self) -> Scope | None:
         """Return the scope of the current request, or None outside of the app's requests."""
-        # Written out, as all that each request passes through.
+        # Written out, without helper calls: every acquire in a request runs this.
         current = _cv_app.get(None)
         app = self._app()
         if current is None or current.app is not app:
@@ -252,13 +256,13 @@ class Scopes:
         return self._begin_scope(context) if scope is None else scope
 
     def note(self, scope: Scope, lease: Lease[Any], place: Place | None = None) -> None:
-        """Note a lease that begins now, in a request that had this scope when it began to acquire."""
+        """Note a new lease of the request that had this scope when it began to acquire."""
         if scope.is_over:
-            # It has ended meanwhile: other greenlets may share the context.
+            # The scope ended meanwhile. Other greenlets may share the context.
             scope = self.of_request() or scope
         scope.note(lease, place)
-        if _server_check.is_unknown:
-            _server_check.look(request.environ)
+        if _server_check.is_unchecked:
+            _server_check.check_server(request.environ)
 
     def _scope_of(self, context: Any) -> Scope:
         scope: Scope | None = getattr(context, SCOPE, None)
@@ -270,12 +274,12 @@ class Scopes:
         return scope
 
     def connection(self, name: str, pool: Any) -> Any:
-        """Return the own connection of `pool` that the current scope has, acquired now if it has none."""
+        """Return the current scope's own connection of `pool`. Acquire it if there is none."""
         own = self.current().own(name, pool)
         if own is None:
             block = pool.connection()
             connection = block.__enter__()
-            # Meanwhile the scope may have ended, or have got one by another greenlet that shares its context.
+            # Meanwhile, the scope may have ended, or another greenlet with the same context may have acquired one.
             own = self.current().own(name, pool)
             if own is None:
                 self.current().adopt(name, Own(block, connection, pool))
@@ -286,18 +290,18 @@ class Scopes:
     # What Flask calls
 
     def begin_request(self) -> None:
-        """Begin to count the time of the current request."""
+        """Start the clock of the current request."""
         self.current()
 
     def hold_for_body(self, response: Response) -> Response:
-        """Let the scope end with the body of the response, if that is pending."""
+        """Let the scope end with the body of the response, if the app has yet to produce that."""
         if response.is_streamed and is_pending(response):
             context = _context()
             scope = self._scope_of(context)
             response.response = body = Body(response.response, partial(self._end, context, scope))
             scope.body = weakref.ref(body)
             if _server_check.server_of(request.environ) is not None:
-                # A server has sent nothing before the first part. The client of a test reads it when it likes.
+                # Make the first part now: the server has not sent the status yet. A test client reads the body later.
                 try:
                     body.begin()
                 except PoolExhaustedError as error:
@@ -306,10 +310,10 @@ class Scopes:
         return response
 
     def drop_body(self, app: Flask, exception: BaseException, **_: Any) -> None:
-        """Close the body of a response in whose place Flask answers with an error.
+        """Close the body of a response that Flask replaces by an error.
 
-        What runs after :meth:`hold_for_body` may fail: saving the session, for one. Once it has begun, a body has its
-        context pushed, so that Flask would not end the request.
+        Code that runs after :meth:`hold_for_body` may fail, such as saving the session. A body that has begun keeps its
+        context pushed, so Flask would not end the request.
         """
         scope: Scope | None = getattr(_context(), SCOPE, None)
         body = None if scope is None or scope.body is None else scope.body()
@@ -317,20 +321,20 @@ class Scopes:
             body.drop(exception)
 
     def end_request(self, error: BaseException | None) -> None:
-        """End the scope of the current request, unless the body of its response is still to come."""
-        # Flask has made it the current one.
+        """End the scope of the current request, unless the body of its response is still pending."""
+        # Flask has made the request's context the current one.
         context = _cv_app.get() if _cv_request is None else _cv_request.get()
         scope: Scope | None = getattr(context, SCOPE, None)
-        # Some versions of Flask call this before the body, others after it, and others twice.
+        # Depending on its version, Flask calls this before the body, after it, or twice.
         if scope is not None and (error is not None or scope.body is None):
-            # Written out: _end() has more to look at.
+            # Written out: _end() would check more.
             delattr(context, SCOPE)
             scope.body = None
             if complaints := scope.end(error):
                 self._report(complaints)
 
     def end_app_context(self, app: Flask, exc: BaseException | None, **_: Any) -> None:
-        """End the scope of the current app context, if it has one: code outside of a request has used a connection."""
+        """End the scope of the current app context. It has one if code outside a request used a connection."""
         context = _cv_app.get()
         scope: Scope | None = getattr(context, SCOPE, None)
         if scope is not None and (exc is not None or scope.body is None):
@@ -358,7 +362,7 @@ class Scopes:
     # Deadlines
 
     def remaining(self, scope: Scope) -> float:
-        """Return the seconds that the current request, whose scope it is, has left for acquiring."""
+        """Return how many seconds the current request, to which `scope` belongs, may still spend in acquires."""
         if not self.has_timeout:
             return math.inf
         if scope.deadline is None:
@@ -366,7 +370,7 @@ class Scopes:
         return max(0.0, scope.deadline - time.monotonic())
 
     def used_up(self, scope: Scope) -> str:
-        """Return what an error says of a request that has no time left for acquiring, or nothing if it has."""
+        """Return a text for an error if the request has no time left for acquires, or an empty string."""
         if scope.deadline is None or time.monotonic() < scope.deadline:
             return ""
         return f"; {TIMEOUT_KEY} ({scope.deadline - scope.began:g} s) is used up"
@@ -378,32 +382,34 @@ class Scopes:
 
 
 def _request_context() -> Any:
-    """Return the context of the current request, if there is one and it is the current app's."""
+    """Return the context of the current request if it belongs to the current app, or None."""
     app_context = _cv_app.get(None)
     if app_context is None:
         return None
     if _cv_request is None:
         return app_context if has_request_context() else None
     context = _cv_request.get(None)
-    # There may be a context of another app on top of the request's.
+    # The context of another app may lie on top of the request's.
     return context if context is not None and context.app is app_context.app else None
 
 
 def _context() -> Any:
-    """Return the context of the current request, or else the current app context, or None if there is none either."""
+    """Return the context of the current request, else the current app context, else None."""
     return _request_context() or _cv_app.get(None)
 
 
 def unwrapped(connection: Any, pool: Any) -> Any:
-    """Return the request's own connection of `pool` for ``current_connection``, and anything else as it is.
+    """Return the request's own connection of `pool` for ``current_connection``, and any other object unchanged.
 
-    :raises ConnectionNotFoundError: if the request has none, or none any more: the proxy would acquire another one.
+    :raises ConnectionNotFoundError: if the request has no own connection now. The proxy would acquire a new one.
     """
-    # Its class is what isinstance() would ask.
+    # Not isinstance(): it would ask the proxy for its connection's class.
     if type(connection) is not CurrentConnection:
         return connection
     scope: Scope | None = getattr(_context(), SCOPE, None)
     own = None if scope is None else scope.own(DEFAULT, pool)
     if own is None:
-        raise ConnectionNotFoundError("current_connection was not acquired yet, or was given back already")
+        raise ConnectionNotFoundError(
+            "the request has no current_connection: it was not acquired yet, or was already given back"
+        )
     return own.connection

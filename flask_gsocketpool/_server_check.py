@@ -1,4 +1,4 @@
-"""A warning where the server does not run requests in greenlets."""
+"""Warn if the server does not run requests in greenlets, or if gevent patches Python too late."""
 
 from __future__ import annotations
 
@@ -13,76 +13,76 @@ from gevent.hub import Hub
 
 logger = logging.getLogger("gsocketpool")
 
-#: Whether no request of a server's has used a pool yet. One is enough, for a process has one server.
-is_unknown = True
+#: Whether the server is still to be checked, by the first request that uses a pool. A process has one server.
+is_unchecked = True
 
-#: Where the environ of a request says whether that began in a greenlet of gevent's.
+#: The key in a request's environ that says whether the request began in a gevent greenlet.
 BEGAN_IN_GREENLET = "flask_gsocketpool.began_in_greenlet"
 
-# Threads may come here at the same time: the first one tells.
-_tellers = itertools.count()
+# Threads may warn at the same time: the first one does.
+_warnings = itertools.count()
 
-#: Whether an app was made before gevent had patched what client libraries wait by, and no warning has said so yet.
+#: Whether an app was made before gevent patched the modules that client libraries use, and no warning was logged yet.
 _is_made_unpatched = False
 
 
-def watch() -> None:
-    """Note where each request begins, until one has used a pool, perhaps in a greenlet or a thread that it starts.
+def watch_requests() -> None:
+    """Record where each request begins, until a request has used a pool, perhaps in a greenlet or thread it starts.
 
-    Note also whether gevent has patched Python when an app is made.
+    Record also whether gevent has patched Python by now, when an app is made.
     """
     global _is_made_unpatched
     _is_made_unpatched = _is_made_unpatched or not _is_patched()
-    if is_unknown:
-        # Not before_request(): what is registered there would be called for good.
+    if is_unchecked:
+        # Not before_request(): Flask would call such a function for good.
         request_started.connect(_request_begins)
 
 
 def _request_begins(app: Flask, **_: Any) -> None:
-    note(request.environ)
+    record_start(request.environ)
 
 
-def note(environ: MutableMapping[str, Any]) -> None:
-    """Note whether a request begins in a greenlet of gevent's."""
+def record_start(environ: MutableMapping[str, Any]) -> None:
+    """Record whether a request begins in a gevent greenlet."""
     environ[BEGAN_IN_GREENLET] = _is_in_greenlet()
 
 
-def look(environ: Mapping[str, Any]) -> None:
-    """Warn in the log, once a process, if the current request did not begin in a greenlet of gevent's.
+def check_server(environ: Mapping[str, Any]) -> None:
+    """Warn in the log, once a process, if the current request did not begin in a gevent greenlet.
 
-    Call this in a request that uses a pool, as long as :data:`is_unknown`.
+    Call this in a request that uses a pool, while :data:`is_unchecked` is true.
 
-    :param environ: the request's. One that was made without a server, as by a test client, tells nothing, and nor does
-        one that has not begun, which happens in a context that was pushed by hand.
+    :param environ: the request's. Ignored if it comes from no server, as a test client's does, or if the request never
+        started, as in a context pushed by hand.
     """
-    global is_unknown
+    global is_unchecked
     server = server_of(environ)
     if server is None or BEGAN_IN_GREENLET not in environ:
         return
-    if not environ[BEGAN_IN_GREENLET] and next(_tellers) == 0:
+    if not environ[BEGAN_IN_GREENLET] and next(_warnings) == 0:
         logger.warning(
-            "a pool is used under %s, which does not run requests in greenlets: each thread has pools of its own, a"
-            " request blocks its thread while it waits, and connections end with their thread. That will do for"
-            " development; deploy with: gunicorn -k gevent",
+            "a pool is used under %s, which does not run requests in greenlets: each thread has its own pools, a"
+            " waiting request blocks its thread, and connections end with their thread. That is fine for development;"
+            " deploy with: gunicorn -k gevent",
             server,
         )
-    is_unknown = False
+    is_unchecked = False
     request_started.disconnect(_request_begins)
     warn_if_patched_late()
 
 
 def warn_if_patched_late() -> None:
-    """Warn in the log, once a process, if gevent has patched Python after an app was made.
+    """Warn in the log, once a process, if gevent patched Python after an app was made.
 
-    Where nothing is patched there is no warning: our own connections need no patch.
+    Don't warn if nothing is patched: our own connections need no patching.
     """
     global _is_made_unpatched
     if _is_made_unpatched and _is_patched():
-        # The log may switch.
+        # Reset first: logging may switch greenlets.
         _is_made_unpatched = False
         logger.warning(
-            "the app was made before gevent patched Python, as by gunicorn's --preload: a client library that was"
-            " imported with it can block the whole process. Begin gunicorn.conf.py with:"
+            "the app was made before gevent patched Python, as happens with gunicorn's --preload: client libraries"
+            " imported with the app can block the whole process. Begin gunicorn.conf.py with:"
             " from gevent import monkey; monkey.patch_all()"
         )
 
@@ -92,15 +92,15 @@ def _is_patched() -> bool:
 
 
 def server_of(environ: Mapping[str, Any]) -> str | None:
-    """Return the name that the server gives itself, or None without a server."""
+    """Return the server's name for itself, or None without a server."""
     if "SERVER_SOFTWARE" in environ:
         return str(environ["SERVER_SOFTWARE"])
-    # It has no other name for itself.
+    # uWSGI does not set SERVER_SOFTWARE.
     return "uWSGI" if "uwsgi.version" in environ else None
 
 
 def _is_in_greenlet() -> bool:
-    # All that the event loop runs descends from it, also what others have made of plain greenlets.
+    # Every greenlet that the event loop runs descends from the hub, including plain ones that a library started.
     greenlet = getcurrent()
     while greenlet is not None and not isinstance(greenlet, Hub):
         greenlet = greenlet.parent

@@ -1,7 +1,7 @@
-"""Closing pools a while after a worker was told to end, as long as there is a process that can do it.
+"""Close an app's pools some time after a worker was told to stop, before the server kills it.
 
-A server that has asked a worker to end kills it when it has waited for long enough. No code runs then, so whatever a
-request that is stuck keeps in use would end without a goodbye.
+A server kills a worker that does not stop in time. Then no code runs, so the connections of a stuck request would end
+without a goodbye.
 """
 
 from __future__ import annotations
@@ -18,30 +18,33 @@ import gevent
 
 
 class Closable(Protocol):
-    def close(self, why: str) -> None: ...
+    """The pools of an app."""
+
+    def close(self, why: str) -> None:
+        """Close all pools. Log `why` for those that still have connections in use."""
 
 
-#: Seconds between two looks at a worker. Gunicorn's own loop looks as often.
-LOOK_INTERVAL = 1.0
+#: How often to check whether a worker still runs, in seconds. Gunicorn's own loop checks as often.
+POLL_INTERVAL = 1.0
 
-#: The pools to close, and how many seconds after the signal. Those of a collected app leave by themselves.
+#: The pools to close, and how many seconds after the signal. An app that is collected disappears from here.
 _timeouts: weakref.WeakKeyDictionary[Closable, float] = weakref.WeakKeyDictionary()
 
 
 def close_after_term(pools: Closable, seconds: float) -> None:
-    """Call ``pools.close()`` `seconds` after SIGTERM, if :func:`listen` has been called by then."""
+    """Call ``pools.close()`` `seconds` after SIGTERM, if :func:`install_handler` was called before the signal."""
     _timeouts[pools] = seconds
 
 
-def listen() -> None:
-    """Notice SIGTERM from now on, and call the handler of before as well.
+def install_handler() -> None:
+    """Handle SIGTERM from now on, and call the previous handler as well.
 
-    This is quick where it has been done. Repeat it: a server may install its handler later than the app is made, and
-    reset it in the processes that it forks.
+    Call this repeatedly: a server may install its own handler after the app is made, or reset it in a forked process.
+    Installing it again is quick, and does nothing.
 
-    It does nothing where it can't: outside the main thread, and where no handler was installed from Python. With none
-    at all the process dies at once, or ignores the signal, and so it shall stay; one of the event loop's or of C can't
-    be called from here.
+    Do nothing outside the main thread, or if Python has no handler for the signal. Without a handler, the process dies
+    at once or ignores the signal, and that must not change. Handlers of the event loop or of C can't be called from
+    here.
     """
     previous = signal.getsignal(signal.SIGTERM)
     if isinstance(previous, _Handler) or not callable(previous):
@@ -53,11 +56,11 @@ def listen() -> None:
         return
 
 
-def watch(worker: Any) -> None:
-    """Count the time also from when one of gunicorn's workers ends by itself, as after ``--max-requests``.
+def watch_worker(worker: Any) -> None:
+    """Close the pools also `seconds` after a gunicorn worker stops on its own, as after ``--max-requests``.
 
-    Gunicorn sends no signal at that moment and calls no hook; it clears ``worker.alive``. Call this when the apps of
-    the worker are made.
+    Gunicorn then sends no signal and calls no hook: it clears ``worker.alive``. Call this when the worker's apps are
+    made.
     """
     if _timeouts:
         gevent.spawn(_watch, worker, os.getpid())
@@ -65,25 +68,25 @@ def watch(worker: Any) -> None:
 
 def _watch(worker: Any, pid: int) -> None:
     while worker.alive:
-        gevent.sleep(LOOK_INTERVAL)
-    _count(pid, time.monotonic(), "the worker began to end")
+        gevent.sleep(POLL_INTERVAL)
+    _schedule_close(pid, time.monotonic(), "the worker began to stop")
 
 
 class _Handler:
-    """Note when SIGTERM comes, and call the previous handler. There is one for all apps."""
+    """Schedules the closing of the pools, and calls the previous handler. One handler serves all apps."""
 
     def __init__(self, previous: Callable[[int, FrameType | None], Any]) -> None:
         self._previous = previous
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        # Python calls this between any two instructions of whatever runs, in the middle of a pool's bookkeeping. So
-        # nothing is done here: it is left to the event loop, by a call that takes no lock.
-        gevent.get_hub().loop.run_callback_threadsafe(_count, os.getpid(), time.monotonic(), "SIGTERM")
+        # Python may call this between any two instructions, even in the middle of a pool's bookkeeping. So leave the
+        # work to the event loop, by a call that takes no lock.
+        gevent.get_hub().loop.run_callback_threadsafe(_schedule_close, os.getpid(), time.monotonic(), "SIGTERM")
         self._previous(number, frame)
 
 
-def _count(pid: int, when: float, since: str) -> None:
-    # Told again, it counts again: to close what is closed does no harm.
+def _schedule_close(pid: int, when: float, since: str) -> None:
+    # A second signal schedules a second close. Closing closed pools does no harm.
     for pools, seconds in list(_timeouts.items()):
         why = f"{seconds} s after {since}"
         gevent.spawn_later(max(0.0, when + seconds - time.monotonic()), _close, weakref.ref(pools), pid, why)
@@ -91,6 +94,6 @@ def _count(pid: int, when: float, since: str) -> None:
 
 def _close(reference: weakref.ref[Closable], pid: int, why: str) -> None:
     pools = reference()
-    # A child that was forked meanwhile has got a copy of this greenlet, but was not told to end.
+    # A child that was forked meanwhile has a copy of this greenlet, but was not told to stop.
     if pools is not None and os.getpid() == pid:
         pools.close(why)

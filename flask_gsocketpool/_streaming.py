@@ -1,4 +1,4 @@
-"""Streamed bodies: the request's connections stay its own until the body has ended."""
+"""Keep a request's connections until its streamed body has ended."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gsocketpool import PoolExhaustedError
 
 
 def is_pending(response: Response) -> bool:
-    """Return whether code that may use connections has still to make the body of a response that is streamed."""
+    """Return whether the app's code has yet to produce the body of a streamed response, and may use connections."""
     if response.direct_passthrough and _is_file(response.response):
         return False
     if isinstance(response.response, ClosingIterator) and response.content_length is not None:
-        # A response within this one, such as the page of an HTTPException, whose body is there.
+        # This response wraps another one with a complete body, such as the page of an HTTPException.
         response.make_sequence()
         return False
     return True
@@ -28,23 +28,23 @@ class _Items:
         raise IndexError
 
 
-#: What iterates over an object that has items only, as gunicorn's wrapper for files.
+#: The type of an iterator over an object that has only ``__getitem__``, such as gunicorn's file wrapper.
 _ItemsIterator: type = type(iter(_Items()))
 
 
 def _is_file(body: Any) -> bool:
-    """Return whether a body is a file, as of ``send_file``. The server may know how to send that, so it must stay."""
+    """Return whether a body is a file, as from ``send_file``. A server may send an unwrapped file faster."""
     kinds: list[type] = [FileWrapper, io.IOBase]
-    # A server has a wrapper of its own, or takes the file as it is.
+    # A server may have its own wrapper, or accept the file itself.
     server_wrapper = request.environ.get("wsgi.file_wrapper")
     if isinstance(server_wrapper, type):
         kinds.append(server_wrapper)
-    # The part of it that answers a request for a range is in one more wrapper, which keeps what iterates over the file.
+    # The answer to a range request has one more wrapper, which holds an iterator over the file.
     return isinstance(getattr(body, "iterable", body), (*kinds, _ItemsIterator))
 
 
 class Body:
-    """The body of a response. It calls `end` when it ends, perhaps more than once: the first call counts."""
+    """The body of a response. It calls `end` when it ends, possibly more than once; the first call counts."""
 
     def __init__(self, parts: Iterable[Any], end: Callable[[BaseException | None], None]) -> None:
         self._source = parts
@@ -54,9 +54,9 @@ class Body:
         self._first: Callable[[], Any] | None = None
 
     def begin(self) -> None:
-        """Make the first part now, before the server asks for it.
+        """Produce the first part now, before the server asks for it.
 
-        :raises PoolExhaustedError: if it gets no connection. All other errors are raised when the body is read.
+        :raises PoolExhaustedError: if it gets no connection. Any other error is raised when the body is read.
         """
         self._has_begun = True
         try:
@@ -91,10 +91,10 @@ class Body:
         return part
 
     def close(self) -> None:
-        """End the scope. The server calls this in any case, even if the client has gone before the end of the body."""
+        """End the scope. The server always calls this, even if the client leaves before the end of the body."""
         try:
             if not self._has_begun:
-                # No exchange was begun here, either. Some versions of Flask end the request when they close their part.
+                # No exchange has begun: end without an error. Some Flask versions end the request in their own close().
                 self._end(None)
         finally:
             self.drop(GeneratorExit())

@@ -1,4 +1,4 @@
-"""What views use: the pools of the app that handles the request, and the request's own connections."""
+"""For views: the pools of the current app, and the request's own connections."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ C = TypeVar("C")
 
 
 def _pools() -> Pools:
-    # current_app, which is a proxy for this, takes ten times as long.
+    # The proxy current_app would be ten times slower.
     context = _cv_app.get(None)
     if context is None:
         raise RuntimeError(
-            "There is no application context here, and so no app whose pools these could be."
-            " In a view there is one; in a generator that streams use stream_with_context(), and elsewhere"
-            " `with app.app_context():`."
+            "There is no application context here, and pools belong to an app. A view has a context. In a generator"
+            " that streams a response, use stream_with_context(); elsewhere, use `with app.app_context():`."
         )
     return pools_of(context.app)
 
@@ -31,22 +30,22 @@ def _pools() -> Pools:
 def _default_pool() -> Pool[Any]:
     context = _cv_app.get(None)
     pools: Pools | None = None if context is None else context.app.extensions.get(EXTENSION)
-    # Without any, this raises.
+    # _pools() raises if there is no context or no extension.
     return (_pools() if pools is None else pools)[DEFAULT]
 
 
 class _CurrentPool(LocalProxy[Pool[Any]]):
     """The proxy for the default pool.
 
-    What every view calls does without the detour through the proxy. Whatever the pool is, ``current_connection`` may be
-    given back.
+    ``connection()``, which most views call, skips the proxy's slow lookup. The methods below it accept
+    ``current_connection``, even if a test has put another pool in place.
     """
 
     __slots__ = ()
 
     def connection(self, *arguments: Any, **keywords: Any) -> Lease[Any]:
         pool = _default_pool()
-        # As given, for what has taken the place of a pool need not take all that a pool does.
+        # Pass only what was given: an overriding pool may not accept every argument.
         return pool.connection(*arguments, **keywords) if arguments or keywords else pool.connection()
 
     def release(self, connection: Any) -> None:
@@ -76,9 +75,9 @@ def _default_connection() -> Any:
 
 
 class _ByName(Mapping[str, Any]):
-    """What there is for each pool of the current app."""
+    """A mapping with an item for each pool of the current app."""
 
-    # No LocalProxy: Python would turn the error of one that is iterated over without a context into "is not iterable".
+    # Not a LocalProxy: without a context, iterating over one fails with a misleading "is not iterable".
 
     def __contains__(self, name: object) -> bool:
         return name in _pools()
@@ -98,35 +97,36 @@ class CurrentPools(_ByName):
 
 
 class CurrentConnections(_ByName):
-    """The request's own connections by the names of their pools."""
+    """The request's own connections by pool name."""
 
     def __getitem__(self, name: str) -> Any:
         return _connection(name)
 
 
 #: The pools of the current app by name: ``current_pools["cache"]``.
-current_pools = CurrentPools()
+current_pools: CurrentPools = CurrentPools()
 
-#: The current app's default pool, that of the plain ``SOCKETPOOL_*`` keys.
+#: The current app's default pool, which the plain ``SOCKETPOOL_*`` keys describe.
 current_pool: Pool[Any] = _CurrentPool(_default_pool)  # type: ignore[assignment]
 
 
 def named_pool(name: str, kind: type[C] | None = None) -> Pool[C]:
-    """Return a stand-in for the pool called `name` of the current app, for a module to keep.
+    """Return a proxy for the pool called `name` of the current app.
 
-    ``db = named_pool("db", psycopg.Connection)`` at the top of a module, and ``with db.connection() as conn:`` in a
-    view.
+    Write ``db = named_pool("db", psycopg.Connection)`` at the top of a module, and ``with db.connection() as conn:`` in
+    a view. The proxy looks the pool up at each use, and raises :exc:`UnknownPoolError` if the app has none.
 
-    :param kind: the type of the pool's connections, for type checkers.
+    :param name: the pool's name in ``SOCKETPOOL_POOLS``, or ``"default"``.
+    :param kind: the type of the pool's connections, for type checkers only.
     """
     proxy: Any = LocalProxy(lambda: _pools()[name])
-    stand_in: Pool[C] = proxy
-    return stand_in
+    pool: Pool[C] = proxy
+    return pool
 
 
 #: The request's own connection of each pool: ``current_connections["cache"]``.
-current_connections = CurrentConnections()
+current_connections: CurrentConnections = CurrentConnections()
 
-#: The request's own connection of the default pool. It is acquired when it is first touched, and given back when the
-#: response is done.
+#: The request's own connection of the default pool. It is acquired when first used, and given back when the response is
+#: done.
 current_connection: Any = CurrentConnection(_default_connection)

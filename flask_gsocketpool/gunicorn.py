@@ -1,6 +1,6 @@
-"""Hooks for a ``gunicorn.conf.py``. Import those that you want there; each works without the other.
+"""Hooks for ``gunicorn.conf.py``. Import one or both there; each works without the other.
 
-Nothing of gunicorn's is imported here, and nothing is connected to before a worker has started.
+This module does not import gunicorn, and opens no connection before a worker has started.
 """
 
 from __future__ import annotations
@@ -19,37 +19,36 @@ from gsocketpool.settings import check_seconds
 
 __all__ = ["post_worker_init", "worker_exit"]
 
-logger = logging.getLogger("gsocketpool")
+logger: logging.Logger = logging.getLogger("gsocketpool")
 
-#: Where middleware keeps what it is wrapped around. The last two lead from a method to its object, into a decorator.
-INWARDS = ("app", "wsgi_app", "application", "wsgi", "wrapped", "__self__", "__wrapped__")
+#: Attributes in which middleware keeps the app that it wraps. The last two lead from a method to its object, and from a
+#: decorated function to the original.
+WRAPPED_ATTRIBUTES = ("app", "wsgi_app", "application", "wsgi", "wrapped", "__self__", "__wrapped__")
 
-#: How many things the search for an app looks at, for some objects have any attribute that they are asked for.
-FAR_ENOUGH = 100
+#: How many objects the search for an app visits at most. Some objects have every attribute that is looked up.
+SEARCH_LIMIT = 100
 
 
 def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = None) -> None:
-    """Make all pools of the app that `worker` serves, and fill them before the first request comes.
+    """Make all pools of the app that `worker` serves, and open their connections before the first request.
 
-    This opens their ``min_connections`` and ``initial_connections``.
+    Open their ``min_connections`` and ``initial_connections``. Log a warning for a pool that can't open them; the
+    worker starts anyway. Requests try again later, and so does the pool for its ``min_connections``. Under gunicorn's
+    gthread worker, do nothing but log a warning: the threads that handle requests have their own pools.
 
-    What can't be opened is a warning in the log, and the worker starts all the same: the requests try again, and so
-    does the pool for its ``min_connections``. Under gunicorn's gthread worker this does nothing, for the threads that
-    handle requests have pools of their own.
+    With this hook, the time of ``SOCKETPOOL_DRAIN_TIMEOUT`` also starts when ``--max-requests`` ends the worker. The
+    hook logs a warning if the app was made before gevent patched Python.
 
-    With this hook, ``SOCKETPOOL_DRAIN_TIMEOUT`` counts as well from when the worker ends after ``--max-requests``. The
-    hook warns in the log if the app was made before gevent patched Python.
-
-    :param timeout: the most seconds that all of this may take, and no more than half of gunicorn's ``timeout``, after
-        which the worker would be killed.
-    :param app: the app, where it can't be found by itself: within middleware that hides it. Import it in your own hook,
-        not on top of the file, which gunicorn reads before gevent patches anything.
-    :raises InvalidArgumentError: if `timeout` is not a number of seconds.
+    :param timeout: how long all of this may take, in seconds. The hook takes at most half of gunicorn's ``timeout``,
+        after which gunicorn would kill the worker.
+    :param app: the app, if the hook can't find it because middleware hides it. Import it in your own hook, not at the
+        top of the file, which gunicorn reads before gevent patches Python.
+    :raises InvalidArgumentError: if `timeout` is not a number of seconds of at least 0.
     """
     timeout = check_seconds("timeout", timeout, zero=True)
     _server_check.warn_if_patched_late()
-    if _is_of_threads(worker):
-        logger.warning("no pool is filled: under gunicorn's gthread worker each thread has pools of its own")
+    if _is_gthread(worker):
+        logger.warning("no pool is filled: under gunicorn's gthread worker, each thread has its own pools")
         return
     apps = _apps_of(worker) if app is None else [app]
     registered = _registered(apps)
@@ -59,15 +58,15 @@ def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = N
         return
     if not registered:
         logger.warning(
-            "no pool is filled: no Flask app with pools was found behind %r. Say which one it is, by a hook that"
-            " calls this one: post_worker_init(worker, app=...)",
+            "no pool is filled: no Flask app with pools was found behind %r. Write a hook that passes the app to this"
+            " one: post_worker_init(worker, app=...)",
             worker.wsgi,
         )
         return
-    _sigterm.watch(worker)
+    _sigterm.watch_worker(worker)
     # Importing the app may have taken most of the time after which gunicorn kills a worker.
     worker.notify()
-    # What a worker is told is half of gunicorn's setting, or 0 for no limit.
+    # A worker's timeout is half of gunicorn's setting, or 0 for no limit.
     seconds = min(timeout, worker.timeout or timeout) / len(registered)
     for found in registered:
         pools = pools_of(found)
@@ -79,20 +78,20 @@ def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = N
 
 
 def worker_exit(server: Any, worker: Any, *, app: Flask | None = None) -> None:
-    """Close the pools of the app that `worker` has served, whatever is still in use.
+    """Close the pools of the app that `worker` served, including connections in use.
 
-    Without this hook they are closed a little later, by an ``atexit`` handler.
+    Without this hook, an ``atexit`` handler closes them a little later.
 
     :param app: as for :func:`post_worker_init`.
     """
-    # Gunicorn calls this in its master, too, for a worker that is gone; and in one that could not load its app.
+    # Gunicorn also calls this in its master, for a dead worker, and in a worker that could not load its app.
     if worker.pid != os.getpid() or not hasattr(worker, "wsgi"):
         return
     for found in _registered(_apps_of(worker) if app is None else [app]):
         pools_of(found).close()
 
 
-def _is_of_threads(worker: Any) -> bool:
+def _is_gthread(worker: Any) -> bool:
     return any(base.__module__ == "gunicorn.workers.gthread" for base in type(worker).__mro__)
 
 
@@ -101,23 +100,23 @@ def _registered(apps: list[Flask]) -> list[Flask]:
 
 
 def _apps_of(worker: Any) -> list[Flask]:
-    """Return the Flask apps that a worker serves, behind any middleware that shows what it is wrapped around."""
+    """Return the Flask apps that a worker serves. Look inside middleware that keeps them in a known attribute."""
     found: list[Flask] = []
-    # All are kept, so that no two of them have the same identity.
+    # Keep every object, so that no two of them get the same id().
     seen: list[Any] = [worker.wsgi]
     for one in seen:
         if isinstance(one, Flask):
             found.append(one)
-        elif len(seen) < FAR_ENOUGH:
-            for inner in _within(one):
+        elif len(seen) < SEARCH_LIMIT:
+            for inner in _wrapped_by(one):
                 if not any(inner is another for another in seen):
                     seen.append(inner)
     return found
 
 
-def _within(outer: Any) -> list[Any]:
-    inner = [_attribute(outer, name) for name in INWARDS]
-    # Werkzeug's dispatcher has more than one.
+def _wrapped_by(outer: Any) -> list[Any]:
+    inner = [_attribute(outer, name) for name in WRAPPED_ATTRIBUTES]
+    # Werkzeug's DispatcherMiddleware wraps several apps.
     mounts = _attribute(outer, "mounts")
     if isinstance(mounts, Mapping):
         inner += mounts.values()
@@ -128,5 +127,5 @@ def _attribute(outer: Any, name: str) -> Any:
     try:
         return getattr(outer, name, None)
     except Exception:
-        # A property, and not what was looked for.
+        # A property raised: it is not the app.
         return None

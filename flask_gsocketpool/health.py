@@ -1,7 +1,7 @@
-"""What load balancers and monitors ask a worker: whether it lives, whether its pools give connections, what they do.
+"""Health checks for load balancers and monitors: is the worker alive, are its pools ready, what are their statistics.
 
-It is off until an app registers it: ``app.register_blueprint(blueprint, url_prefix="/health")``. The statistics are for
-the inside only: ``make_blueprint(guard)`` returns a blueprint with a guard in front of them.
+An app turns them on: ``app.register_blueprint(blueprint, url_prefix="/health")``. Don't expose the statistics to the
+public: ``make_blueprint(guard)`` returns a blueprint that guards them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from flask_gsocketpool._registry import Pools, pools_of
 
 __all__ = ["blueprint", "make_blueprint"]
 
-#: Seconds in which each pool has to give a connection, all of them at the same time.
+#: How long each pool may take to answer a ping, in seconds. All pools are checked at the same time.
 READY_TIMEOUT = 1.0
 
 
 def make_blueprint(guard: Callable[[], ResponseReturnValue | None] | None = None) -> Blueprint:
     """Return a blueprint like :data:`blueprint`, with a guard in front of ``/pools``.
 
-    :param guard: called without arguments before the statistics are shown. It may abort the request, or return the
-        response in their place; if it returns None, they are shown. None for no guard.
+    :param guard: called without arguments before ``/pools`` answers. It may abort the request, or return a response to
+        send instead. If it returns None, ``/pools`` answers. None for no guard.
     """
 
     def guarded_pools() -> ResponseReturnValue:
@@ -49,42 +49,44 @@ def _forbid_storing(response: Response) -> Response:
 
 
 def live() -> Response:
-    """Answer with status 200: the worker lives."""
+    """Answer with status 200: the worker is alive."""
     return jsonify(ok=True, pid=os.getpid())
 
 
 def ready() -> tuple[Response, int]:
-    """Answer with status 200 if there are pools and each gives a connection within a second, or else with 503."""
+    """Answer with status 200 if the app has pools and each answers a ping within a second, or else with 503."""
     app: Flask = cast(Any, current_app)._get_current_object()
     pools = pools_of(app)
-    # In greenlets, which are not the request: they don't use up its time, and hold nothing of its.
+    # In greenlets of their own, outside the request: they don't use up its time, and it holds no connection.
     probes = {name: gevent.spawn(_probe, app, pools, name) for name in pools}
     gevent.joinall(list(probes.values()), timeout=READY_TIMEOUT)
     answers = {name: _answer_of(probe, pools, name) for name, probe in probes.items()}
-    # What has not ended is not waited for: a connection that is closed, or initial ones being opened.
+    # Don't wait for unfinished probes: they may be closing a connection, or opening initial ones.
     gevent.killall(list(probes.values()), block=False)
     is_ready = bool(answers) and all(answer["ok"] for answer in answers.values())
     return jsonify(ok=is_ready, pid=os.getpid(), pools=answers), 200 if is_ready else 503
 
 
 def pools() -> Response:
-    """Answer with the statistics of each pool that this worker has made so far."""
-    known = pools_of(current_app)
-    every = known.shown().items()
-    shown = {name: {"address": address_of(known.options_of(name)), **pool.stats().as_dict()} for name, pool in every}
-    return jsonify(pid=os.getpid(), pools=shown)
+    """Answer with the statistics of each pool that this worker has used so far."""
+    app_pools = pools_of(current_app)
+    answer = {
+        name: {"address": address_of(app_pools.options_of(name)), **pool.stats().as_dict()}
+        for name, pool in app_pools.shown().items()
+    }
+    return jsonify(pid=os.getpid(), pools=answer)
 
 
 def _probe(app: Flask, pools: Pools, name: str) -> BaseException | None:
     """Return the error if the pool gives no connection, or the backend does not answer a ping.
 
-    Raised here, it would be printed as well.
+    Raised here, the error would be printed, too.
     """
     deadline = time.monotonic() + READY_TIMEOUT
     try:
         with app.app_context():
             pool = pools[name]
-            # A little less than the time there is, for the pool's own error says more than that it was over.
+            # Leave time for the pool's own error, which says more than a timeout here.
             pool.ping(timeout=max(0.0, deadline - time.monotonic() - READY_TIMEOUT / 10))
             return None
     except (Exception, gevent.Timeout) as error:
@@ -100,5 +102,5 @@ def _answer_of(probe: gevent.Greenlet, pools: Pools, name: str) -> dict[str, Any
     return {"ok": False, "error": error_as_dict(error, pools.options_of(name))}
 
 
-#: Without a guard.
-blueprint = make_blueprint()
+#: The blueprint with ``/live``, ``/ready`` and ``/pools``, without a guard.
+blueprint: Blueprint = make_blueprint()

@@ -1,4 +1,4 @@
-"""What it takes to test apps with pools."""
+"""Helpers to test apps with pools."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["fresh_pools", "override_pool"]
 
 @contextmanager
 def fresh_pools(app: Flask) -> Iterator[None]:
-    """Give `app` pools of its own for the length of a block, and close them at its end, under any users they have.
+    """Give `app` new pools for a block. Close them at its end, including connections in use.
 
-    :raises RuntimeError: if the app has no pools to begin with.
+    :raises RuntimeError: if the extension is not registered on the app.
     """
     usual = pools_of(app)
     fresh = app.extensions[EXTENSION] = usual.clone()
@@ -29,14 +29,15 @@ def fresh_pools(app: Flask) -> Iterator[None]:
 
 
 def override_pool(app: Flask, name: str, pool: Any) -> AbstractContextManager[object]:
-    """Put `pool` in the place of the app's pool called `name`, or ``"default"``, at once.
+    """Put `pool` in the place of the app's pool called `name`, immediately.
 
-    :param pool: a :class:`~gsocketpool.Pool`, a :class:`~gsocketpool.testing.FakePool`, or anything that does for one.
-        It is not closed by the app.
-    :returns: a context manager that puts things back at the end of its block; so does the end of
-        :func:`fresh_pools`, and of a test with the fixture ``socketpool_app``.
-    :raises RuntimeError: if the app has no pools to begin with.
-    :raises UnknownPoolError: if none of them is called `name`.
+    :param name: the pool's name in ``SOCKETPOOL_POOLS``, or ``"default"``.
+    :param pool: a :class:`~gsocketpool.Pool`, a :class:`~gsocketpool.testing.FakePool`, or any object with the methods
+        that the app uses. The app does not close it.
+    :returns: a context manager that undoes this at the end of its block. The end of :func:`fresh_pools`, and of a test
+        with the ``socketpool_app`` fixture, undo it, too.
+    :raises RuntimeError: if the extension is not registered on the app.
+    :raises UnknownPoolError: if the app has no pool called `name`.
     """
     undo = ExitStack()
     undo.callback(pools_of(app).override(name, pool))

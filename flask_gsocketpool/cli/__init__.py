@@ -1,6 +1,6 @@
-"""What operators ask at a shell: ``flask socketpool check``, ``config`` and ``bench``.
+"""Commands for operators: ``flask socketpool check``, ``config`` and ``bench``.
 
-The pools that are used here are made for the occasion. Those of the app are not touched.
+The commands make pools of their own, and don't touch the app's pools.
 """
 
 from __future__ import annotations
@@ -9,6 +9,6 @@ from flask.cli import AppGroup
 
 from flask_gsocketpool.cli import bench, check, config
 
-group = AppGroup("socketpool", help="Look at the socket pools of the app.")
-for command in (bench.bench, check.check, config.config):
-    group.add_command(command)
+group: AppGroup = AppGroup("socketpool", help="Check, show and measure the app's connection pools.")
+for _command in (bench.bench, check.check, config.config):
+    group.add_command(_command)

@@ -1,4 +1,4 @@
-"""``flask socketpool bench``: how fast a pool is, and its backend."""
+"""``flask socketpool bench``: measure how fast a pool and its backend are."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from flask.cli import with_appcontext
 
 from flask_gsocketpool._redaction import address_of, error_as_dict
 from flask_gsocketpool._registry import Pools
+from flask_gsocketpool._target import import_name
 from flask_gsocketpool.cli.common import (
     NO_POOLS,
     Seconds,
@@ -27,33 +28,38 @@ from flask_gsocketpool.cli.common import (
     print_table,
     printable,
 )
-from flask_gsocketpool.config import DEFAULT, import_name
+from flask_gsocketpool.config import DEFAULT
 from gsocketpool import Pool
 from gsocketpool.settings import timer_seconds
 
-#: Seconds that a benchmark waits, after its time, for what is still under way.
+#: How long a benchmark waits, after its time, for actions that are still running, in seconds.
 GRACE = 10.0
-#: Seconds between two looks at how far a benchmark is.
+#: How often the progress bar moves, in seconds.
 TICK = 0.1
 
 
 @click.command()
-@click.option("--seconds", type=Seconds(), default=3.0, show_default=True, help="How long, for each.")
+@click.option("--seconds", type=Seconds(), default=3.0, show_default=True, help="How long each measurement takes.")
 @click.option(
-    "--greenlets", type=click.IntRange(min=1), default=10, show_default=True, help="How many at the same time."
+    "--greenlets",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="How many greenlets work at the same time.",
 )
-@click.option("--pool", "name", help="Which pool; by default the default one, or the only one.")
-@click.option("--exchange", metavar="MODULE:FUNCTION", help="What to call with a connection, over and over.")
+@click.option("--pool", "name", help="The pool to measure [default: the default pool, or the only one].")
+@click.option("--exchange", metavar="MODULE:FUNCTION", help="A function to call repeatedly with a connection.")
 @as_json_option
 @with_appcontext
 def bench(seconds: float, greenlets: int, name: str | None, exchange: str | None, as_json: bool) -> None:
-    """Measure how fast a pool is, and its backend.
+    """Measure how fast a pool and its backend are.
 
-    First connections are opened and closed, then acquired and released, each of them kept for one turn of the event
-    loop, as the others' work is. With --exchange, a connection is acquired, given to that function, and released; the
-    times shown are for all of that. The limits of waiting don't apply; max_connections and max_opening do.
+    First open and close connections. Then acquire and release them, and hold each for one turn of the event loop. With
+    --exchange, acquire a connection, call the function with it, and release it; the percentiles shown are the times
+    of these three steps together. The limits max_connections and max_opening apply; acquire_timeout and max_waiting
+    don't.
 
-    It puts load on the backend.
+    This puts load on the backend.
     """
     app, pools = app_and_pools()
     if not pools:
@@ -80,7 +86,7 @@ def bench(seconds: float, greenlets: int, name: str | None, exchange: str | None
 def _chosen(name: str | None, pools: Pools) -> str:
     if name is None:
         if DEFAULT not in pools and len(pools) > 1:
-            raise click.UsageError(f"Say which pool by --pool: {', '.join(pools)}.")
+            raise click.UsageError(f"Choose a pool with --pool: {', '.join(pools)}.")
         return DEFAULT if DEFAULT in pools else next(iter(pools))
     if name not in pools:
         raise click.UsageError(f"There is no pool {name!r} (pools: {', '.join(pools)}).")
@@ -99,7 +105,7 @@ def _imported(exchange: str) -> Callable[[Any], object]:
 
 
 def _measure(app: Flask, pool: Pool[Any], function: Callable[[Any], object] | None, result: dict[str, Any]) -> None:
-    """Measure, and add each figure to `result` at once: the next step may fail."""
+    """Measure, and add each figure to `result` immediately, because the next step may fail."""
     seconds, greenlets = result["seconds"], result["greenlets"]
 
     def open_one() -> None:
@@ -111,7 +117,7 @@ def _measure(app: Flask, pool: Pool[Any], function: Callable[[Any], object] | No
 
     rate, _ = _repeat(app, "opening", open_one, seconds, greenlets)
     result["opened_per_second"] = round(rate, 1)
-    # What is opened is none of the next.
+    # Open connections now, so that the next step does not measure that.
     _repeat(app, "warming", acquire_one, 0, greenlets)
     rate, _ = _repeat(app, "acquiring", acquire_one, seconds, greenlets)
     result["acquired_per_second"] = round(rate, 1)
@@ -131,9 +137,9 @@ def _measure(app: Flask, pool: Pool[Any], function: Callable[[Any], object] | No
 def _repeat(
     app: Flask, label: str, action: Callable[[], None], seconds: float, greenlets: int
 ) -> tuple[float, Sequence[float]]:
-    """Repeat an action in `greenlets` for so many seconds. Return how often a second, and how long each time took.
+    """Repeat an action in this many greenlets for this many seconds. Pass on an exception of the action.
 
-    This raises what the action raises.
+    :returns: the actions per second, and the time of each action in seconds.
     """
     times = array("d")
     clock = time.perf_counter
@@ -144,7 +150,7 @@ def _repeat(
         try:
             with app.app_context():
                 now = clock()
-                # Once at least, however late it is.
+                # Run at least once, however late it is.
                 while True:
                     action()
                     before, now = now, clock()
@@ -152,7 +158,7 @@ def _repeat(
                     if now >= end:
                         return None
         except (Exception, gevent.Timeout) as error:
-            # Raised here, it would be printed as well.
+            # Raised here, the error would be printed, too.
             return error
 
     workers = [gevent.spawn(work) for _ in range(greenlets)]
@@ -169,7 +175,7 @@ def _repeat(
                 raise worker.value
         late = sum(not worker.ready() for worker in workers)
         if late:
-            raise TimeoutError(f"{label}: {late} of {greenlets} were still under way {GRACE:g} s after the end")
+            raise TimeoutError(f"{label}: {late} of {greenlets} greenlets were still working {GRACE:g} s after the end")
     finally:
         gevent.killall(workers, timeout=GRACE)
     return len(times) / elapsed, times
@@ -177,7 +183,7 @@ def _repeat(
 
 @contextmanager
 def _progress(label: str, seconds: float) -> Iterator[Callable[[float], None]]:
-    """Show how many seconds are over, on a terminal."""
+    """Show a progress bar, on a terminal."""
     if not sys.stderr.isatty():
         yield lambda elapsed: None
         return
@@ -186,7 +192,7 @@ def _progress(label: str, seconds: float) -> Iterator[Callable[[float], None]]:
 
 
 def _percentile(times: Sequence[float], percent: float) -> float:
-    """Return the least of the times that so many percent of them do not exceed."""
+    """Return the smallest of the times that at least `percent` percent of them do not exceed."""
     return sorted(times)[max(0, math.ceil(len(times) * percent / 100) - 1)]
 
 

@@ -1,4 +1,4 @@
-"""``flask socketpool check``: whether the backends can be reached."""
+"""``flask socketpool check``: check that the backends can be reached."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flask_gsocketpool.cli.common import (
 from gsocketpool import Pool
 from gsocketpool.settings import Settings
 
-#: Seconds for a pool where neither the option nor the pool has a limit.
+#: The limit for a pool, in seconds, if neither the option nor the pool sets one.
 OPEN_TIMEOUT = 10.0
 
 
@@ -32,18 +32,18 @@ OPEN_TIMEOUT = 10.0
 @click.option(
     "--timeout",
     type=Seconds(),
-    help="The most seconds that this takes for each pool; by default the pool's open_timeout.",
+    help="How long each pool may take [default: the pool's open_timeout].",
 )
 @as_json_option
 @with_appcontext
 def check(timeout: float | None, as_json: bool) -> None:
-    """Open one connection of each pool, ping the backend if the connection can do that, and close it.
+    """Open one connection of each pool, ping the backend if the connection can, and close it.
 
-    All pools are tried at the same time, so that all of it takes --timeout at the most, and the import of the app
-    before it. What is not closed by then ends with the process. What blocks the whole process, as a client of the
-    standard library does without monkey patching, is bounded by its own timeouts only.
+    All pools are checked at the same time, so the check takes at most --timeout, after the import of the app. A
+    connection that is not closed by then ends with the process. Code that blocks the whole process, as a client of the
+    standard library does without monkey patching, is bounded only by its own timeouts.
 
-    The exit status is 1 if any of the pools fails, or there is none.
+    The exit status is 1 if a pool fails, or if there is none.
     """
     _, pools = app_and_pools()
     checks = {name: gevent.spawn(_check, pools, name, timeout) for name in pools}
@@ -66,7 +66,7 @@ def _check(pools: Pools, name: str, timeout: float | None) -> dict[str, Any]:
     limit = timeout or defaults.open_timeout or OPEN_TIMEOUT
     pool = pools.private_copy(name, open_timeout=limit, close_timeout=min(limit, defaults.close_timeout))
     began = time.perf_counter()
-    # In a greenlet, for an opening may not heed its limit, nor a closing.
+    # In greenlets, because open() and close() may ignore their limits.
     opening = gevent.spawn(_open_one, pool)
     opening.join(limit)
     seconds = time.perf_counter() - began
@@ -82,9 +82,9 @@ def _check(pools: Pools, name: str, timeout: float | None) -> dict[str, Any]:
 
 
 def _open_one(pool: Pool[Any]) -> BaseException | None:
-    """Return the error if a connection can't be opened. Raised here, it would be printed as well."""
+    """Return the error if a connection can't be opened. Raised here, the error would be printed, too."""
     try:
-        # Its opening is what is bounded.
+        # The pool's open_timeout is the limit.
         pool.ping(timeout=math.inf)
     except (Exception, gevent.Timeout) as error:
         return error

@@ -1,4 +1,4 @@
-"""``flask socketpool config``: what the pools were told, and where."""
+"""``flask socketpool config``: show the settings of the pools, and where they come from."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from gsocketpool.settings import Settings
 @as_json_option
 @with_appcontext
 def config(as_json: bool) -> None:
-    """Show the settings in force, and the key that each of them comes from.
+    """Show the settings in force, and the key that each comes from.
 
-    Secrets are shown as ***, and of options that a callable returns nothing is shown.
+    Secrets are shown as ***. Options that a callable returns are not shown.
     """
     _, pools = app_and_pools()
     in_force = {
@@ -92,10 +92,7 @@ def _setting(value: Any, key: str | None) -> dict[str, Any]:
 
 
 def _name_of(value: Any) -> str:
-    """Return the name for the configuration, or else the type, of a callable or a connector.
-
-    Its repr may show anything.
-    """
+    """Return the import name, or else the type, of a callable or a connector. Its repr might show a secret."""
     kind = type(value)
     name = getattr(value, "__qualname__", None)
     return f"{value.__module__}:{name}" if name else f"<{kind.__module__}:{kind.__qualname__}>"

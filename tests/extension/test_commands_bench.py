@@ -106,14 +106,14 @@ def test_bench_ends_though_an_exchange_does_not(backend: Backend, monkeypatch: p
     app = make_app(SOCKETPOOL_FACTORY=backend.connect)
     arguments = *QUICK, "--exchange", f"{__name__}:exchange_for_ever"
     error = run_json(app, "bench", *arguments, status=1)["error"]
-    assert error["message"] == "exchanging: 3 of 3 were still under way 0.02 s after the end"
+    assert error["message"] == "exchanging: 3 of 3 greenlets were still working 0.02 s after the end"
     assert not backend.open
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "Say which pool by --pool: one, two"),
+        ([], "Choose a pool with --pool: one, two"),
         (["--pool", "three"], "no pool 'three' (pools: one, two)"),
         (["--pool", "one", "--exchange", "tests.nowhere:function"], "'tests.nowhere:function' can't be imported"),
         (["--pool", "one", "--exchange", "tests.support.scripted:PATIENCE"], "must name a function"),

@@ -320,14 +320,14 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         # The app's as a whole.
         (
             {"POOLS": {"a": {"url": URL, "drain_timeout": 5}}},
-            "_POOLS['a']['drain_timeout'] is for the app as a whole: set SOCKETPOOL_DRAIN_TIMEOUT",
+            "_POOLS['a']['drain_timeout'] applies to the whole app: set SOCKETPOOL_DRAIN_TIMEOUT",
         ),
         ({"URL": URL, "DRAIN": 5}, "_DRAIN is not a known key; did you mean SOCKETPOOL_DRAIN_TIMEOUT?"),
         # Nothing to connect to.
-        ({"MAX_CONNECTIONS": 5}, "_MAX_CONNECTIONS says nothing about where to connect to: set SOCKETPOOL_URL"),
+        ({"MAX_CONNECTIONS": 5}, "_MAX_CONNECTIONS does not say where to connect to: set SOCKETPOOL_URL"),
         (
             {"POOLS": {"a": {}}},
-            "_POOLS['a']['url'] says nothing about where to connect to: set SOCKETPOOL_POOLS['a']['url']",
+            "_POOLS['a']['url'] does not say where to connect to: set SOCKETPOOL_POOLS['a']['url']",
         ),
         # Wrong factories.
         ({"FACTORY": "no.such:Thing"}, "_FACTORY can't be imported from 'no.such:Thing': No module named 'no'"),
@@ -347,16 +347,16 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"FACTORY": "Name"}, "_FACTORY can't be imported from 'Name': No module named 'Name'"),
         (
             {"FACTORY": __name__},
-            f"_FACTORY must look like 'package.module:Name', and is '{__name__}'",
+            f"_FACTORY must look like 'package.module:Name', and '{__name__}' is a module",
         ),
         (
             {"FACTORY": f"{__name__}:URL"},
-            "_FACTORY must be a class, a callable, a connector or the name of one, and is",
+            "_FACTORY must be a class, a callable, a connector, or the import name of one, not ",
         ),
-        ({"FACTORY": 5}, "_FACTORY must be a class, a callable, a connector or the name of one, and is 5"),
+        ({"FACTORY": 5}, "_FACTORY must be a class, a callable, a connector, or the import name of one, not 5"),
         # Wrong options.
-        ({"OPTIONS": [1]}, "_OPTIONS must map names to values, and is of type list"),
-        ({"OPTIONS": {1: 2}}, "_OPTIONS must have str for names"),
+        ({"OPTIONS": [1]}, "_OPTIONS must map names to values, not be of type list"),
+        ({"OPTIONS": {1: 2}}, "_OPTIONS must have names of type str"),
         ({"OPTIONS": {"host": "h"}}, "_OPTIONS does not fit TcpConnection: missing a required argument: 'port'"),
         (
             {"OPTIONS": {"host": "h", "port": 0}},
@@ -366,7 +366,7 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
             {"OPTIONS": {"host": "h", "port": 99999}},
             "_OPTIONS can't be used: port must be a whole number from 1 to 65535",
         ),
-        ({"URL": URL, "OPTIONS": dict}, "_OPTIONS can't be a callable beside SOCKETPOOL_URL"),
+        ({"URL": URL, "OPTIONS": dict}, "_OPTIONS can't be a callable if SOCKETPOOL_URL is set"),
         ({"FACTORY": Options, "URL": "unix:///x"}, "_URL does not fit Options: "),
         # Wrong URLs.
         ({"URL": 5}, "_URL must be a str, and is of type int"),
@@ -405,12 +405,12 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
             "_URL can't be used: timeout must be a number of seconds of at least 0, not 'soon'",
         ),
         # Wrong pools.
-        ({"POOLS": {5: {"url": URL}}}, "_POOLS[5] must have a str for a name, not of type int"),
-        ({"POOLS": ["a"]}, "_POOLS must map names to settings, and is of type list"),
-        ({"POOLS": {"a": URL}}, "_POOLS['a'] must map settings to values, and is of type str"),
+        ({"POOLS": {5: {"url": URL}}}, "_POOLS[5] must have a pool name of type str, not int"),
+        ({"POOLS": ["a"]}, "_POOLS must map pool names to settings, not be of type list"),
+        ({"POOLS": {"a": URL}}, "_POOLS['a'] must map settings to values, not be of type str"),
         (
             {"URL": URL, "POOLS": {"default": {"url": URL}}},
-            "_POOLS['default'] is what the plain SOCKETPOOL_ keys describe already",
+            "_POOLS['default'] is already described by the plain SOCKETPOOL_ keys",
         ),
     ],
     ids=lambda value: repr(value)[:50],

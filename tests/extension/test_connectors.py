@@ -95,7 +95,7 @@ def begin() -> str:
 def test_what_a_request_leaves_open_is_reset_and_told_and_not_completed() -> None:
     connector = Configured()
     app = make_app(connector)
-    with pytest.warns(UnreleasedConnectionWarning, match="left something open, which is not completed"):
+    with pytest.warns(UnreleasedConnectionWarning, match="left work open, which is reset, not completed"):
         ask(app, begin)
     with app.app_context():
         eventually(lambda: numbers(current_pool) == (0, 1, 0, 0))

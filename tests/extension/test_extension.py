@@ -24,7 +24,8 @@ from flask_gsocketpool import (
     current_pools,
     named_pool,
 )
-from flask_gsocketpool._registry import Pools, UnknownPoolError
+from flask_gsocketpool._registry import Pools
+from flask_gsocketpool.exceptions import UnknownPoolError
 from gsocketpool import Pool, PoolError, PoolExhaustedError
 from tests.support.scripted import (
     PATIENCE,
@@ -198,7 +199,7 @@ def test_killing_the_greenlet_that_makes_a_pool_ends_no_view_without_a_word(back
         return "told"
 
     def kill() -> None:
-        app.extensions["gsocketpool"].of_this_thread().making["default"].kill(block=False)
+        app.extensions["gsocketpool"].of_this_thread().makers["default"].kill(block=False)
 
     requests = [gevent.spawn(request) for _ in range(2)]
     if begun:
@@ -227,7 +228,7 @@ def test_registering_too_late_registers_nothing(backend: Backend) -> None:
 
 def test_registering_twice_is_an_error(backend: Backend) -> None:
     app = make_app(backend)
-    with pytest.raises(RuntimeError, match="GSocketPool is registered on app 'app' already"):
+    with pytest.raises(RuntimeError, match="GSocketPool is already registered on app 'app'"):
         GSocketPool(app)
 
 

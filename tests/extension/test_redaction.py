@@ -11,7 +11,14 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from flask_gsocketpool._redaction import SHORTEST, address_of, error_as_dict, masked_text, masked_url, masked_value
+from flask_gsocketpool._redaction import (
+    MIN_SECRET_LENGTH,
+    address_of,
+    error_as_dict,
+    masked_text,
+    masked_url,
+    masked_value,
+)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +167,7 @@ def test_secrets_in_pairs_are_masked() -> None:
 
 # No asterisk, which a mask is made of.
 PASSWORDS = st.text(
-    st.sampled_from("'\" \n\\:/@%+?#&=[],;\0\udcff") | st.characters(exclude_characters="*"), min_size=SHORTEST
+    st.sampled_from("'\" \n\\:/@%+?#&=[],;\0\udcff") | st.characters(exclude_characters="*"), min_size=MIN_SECRET_LENGTH
 )
 URL = "redis://me:{}@db:1/0"
 

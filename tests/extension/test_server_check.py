@@ -39,8 +39,8 @@ SERVER = {"SERVER_SOFTWARE": "a server/1.0"}
 
 @pytest.fixture(autouse=True)
 def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_server_check, "is_unknown", True)
-    monkeypatch.setattr(_server_check, "_tellers", itertools.count())
+    monkeypatch.setattr(_server_check, "is_unchecked", True)
+    monkeypatch.setattr(_server_check, "_warnings", itertools.count())
 
 
 @pytest.fixture
@@ -77,13 +77,13 @@ def site() -> Flask:
 def begun(environ: dict[str, Any]) -> dict[str, Any]:
     """That of a request which begins here."""
     environ = dict(environ)
-    _server_check.note(environ)
+    _server_check.record_start(environ)
     return environ
 
 
 def look() -> None:
     """What a request does that begins here and uses a pool."""
-    _server_check.look(begun(SERVER))
+    _server_check.check_server(begun(SERVER))
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -99,7 +99,7 @@ def test_the_first_use_warns_and_no_other(site: Flask, caplog: pytest.LogCapture
     assert (record.name, record.levelno) == ("gsocketpool", logging.WARNING)
     said = record.getMessage()
     assert "a server/1.0" in said
-    assert "each thread has pools of its own" in said
+    assert "each thread has its own pools" in said
     assert "gunicorn -k gevent" in said
 
 
@@ -117,7 +117,7 @@ def test_threads_that_come_at_the_same_time_warn_once(site: Flask, caplog: pytes
 
 
 def test_a_server_that_tells_its_name_in_its_own_way(caplog: pytest.LogCaptureFixture) -> None:
-    _server_check.look(begun({"uwsgi.version": b"2.0"}))
+    _server_check.check_server(begun({"uwsgi.version": b"2.0"}))
     (said,) = warnings(caplog)
     assert "under uWSGI" in said
 
@@ -139,7 +139,7 @@ def test_without_a_server_there_is_no_warning_and_nothing_is_known(
         with site.test_request_context(environ_overrides=environ), current_pool.connection():
             pass
     assert not caplog.records
-    assert _server_check.is_unknown
+    assert _server_check.is_unchecked
 
 
 @pytest.mark.parametrize("path", ["/", "/in-a-greenlet", "/in-a-thread"])
@@ -149,7 +149,7 @@ def test_in_a_greenlet_there_is_no_warning(site: Flask, caplog: pytest.LogCaptur
 
     assert gevent.spawn(ask).get(timeout=PATIENCE) == "used"
     assert not caplog.records
-    assert not _server_check.is_unknown
+    assert not _server_check.is_unchecked
 
 
 def test_nor_in_a_plain_greenlet_within_one(caplog: pytest.LogCaptureFixture) -> None:
@@ -174,7 +174,7 @@ def test_under_pywsgi_there_is_no_warning(site: Flask, caplog: pytest.LogCapture
         client.close()
         server.stop()
     assert not caplog.records
-    assert not _server_check.is_unknown
+    assert not _server_check.is_unchecked
 
 
 @pytest.fixture

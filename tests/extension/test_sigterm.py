@@ -74,7 +74,7 @@ def test_all_pools_are_closed_under_their_users(
         for name in current_pools:
             with pytest.raises(PoolClosedError):
                 current_pools[name].acquire()
-    assert caplog.text.count("closing what is in use, 0.01 s after SIGTERM: <AppPool 'default': 1 in use") == 1
+    assert caplog.text.count("closing connections in use, 0.01 s after SIGTERM: <AppPool 'default': 1 in use") == 1
     assert len(caplog.records) == 1
     assert len(backend.connections) == 2
 

@@ -225,7 +225,7 @@ def test_current_connection_never_commits_by_itself_and_each_place_is_reported_o
             assert not is_there(site, str(number))
         site.ask(f"/own/commit/{number}")
         assert is_there(site, str(number))
-    reports = [line for line in site.log.splitlines() if "has left something open" in line]
+    reports = [line for line in site.log.splitlines() if "left work open" in line]
     assert [line.split()[-1] for line in reports] == ["one_place", "another_place"]
     assert not site.pool("default")["discarded"]
 

@@ -288,7 +288,7 @@ def test_the_drain_timeout_counts_from_when_a_worker_ends_by_itself(
         eventually(lambda: not backend.open)
         with pytest.raises(PoolClosedError):
             current_pool.acquire()
-    assert "closing what is in use, 0.01 s after the worker began to end: " in caplog.text
+    assert "closing connections in use, 0.01 s after the worker began to stop: " in caplog.text
 
 
 # In real workers
@@ -425,7 +425,7 @@ def test_a_worker_starts_though_its_backend_does_not_answer(
     config = written(tmp_path, HOOKS.format(timeout=0.2))
     with lines.holding("hello"):
         gunicorn = start("--workers", "1", *config, SOCKETPOOL_INITIAL_CONNECTIONS=1)
-        gunicorn.wait_for_log("(still opens its initial connections)")
+        gunicorn.wait_for_log("(is still opening its initial connections)")
         asking = gunicorn.begin_to_ask("text")
         lines.wait_until_held(1)
     assert [answer.text for answer in results(asking)] == ["text"]

@@ -73,7 +73,8 @@ FLOORS = [
     {"gsocketpool.testing._run"},
     {"gsocketpool.testing._torture"},
     {"gsocketpool.testing"},
-    {"flask_gsocketpool._redaction"},
+    {"flask_gsocketpool._redaction", "flask_gsocketpool.exceptions"},
+    {"flask_gsocketpool._target"},
     {
         "flask_gsocketpool._logging",
         "flask_gsocketpool.config",
@@ -311,8 +312,9 @@ def test_nothing_imports_a_connector_for_a_library() -> None:
     assert not [name for name, path in MODULES.items() if "gsocketpool.sqlalchemy" in imports(path)]
 
 
-def test_the_configuration_needs_no_flask() -> None:
-    assert not any(name.startswith(("flask.", "werkzeug")) for name in imports(MODULES["flask_gsocketpool.config"]))
+@pytest.mark.parametrize("module", ["config", "_target", "exceptions"])
+def test_the_configuration_needs_no_flask(module: str) -> None:
+    assert not any(name.startswith(("flask.", "werkzeug")) for name in imports(MODULES[f"flask_gsocketpool.{module}"]))
 
 
 def test_every_package_is_shipped() -> None:
