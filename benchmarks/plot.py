@@ -1,4 +1,4 @@
-"""A picture of the results, for the documentation."""
+"""Draw the results, for the documentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.contestants import OURS, OWN_CONNECTION
 from benchmarks.report import number
 from benchmarks.results import Results
 
-#: What is drawn: a case, a figure of it, and a title.
+#: The panels: a case, one of its figures, and a title.
 PANELS = [
     ("uncontended", "pair, alone", "acquire and release, ns (less is better)"),
     ("contended", "rate, 500", "500 greenlets over 10 connections,\nuses a second (more is better)"),
@@ -25,13 +25,13 @@ OUR_COLOUR, THEIR_COLOUR = "#3776ab", "#b8b8b8"
 
 
 def draw(results: Results, file: Path) -> None:
-    """Writes a picture of the kind that the file's name ends with."""
+    """Write a chart. The suffix of the file name decides its format."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in PANELS if results.values.get(panel[0], {}).get(panel[1])]
+    panels = [panel for panel in PANELS if results.contestants(panel[0], panel[1])]
     rows = max(1, (len(panels) + 1) // 2)
-    # The same results make the same file.
+    # With a fixed salt and no date, the same results make the same file.
     with matplotlib.rc_context({"svg.hashsalt": "gsocketpool", "svg.fonttype": "none", "font.size": 8}):
         figure = Figure(figsize=(10, 3 * rows), layout="constrained")
         axes: list[Any] = list(figure.subplots(rows, 2, squeeze=False).flat)
@@ -44,11 +44,12 @@ def draw(results: Results, file: Path) -> None:
 
 
 def _bars(axis: Any, results: Results, case: str, name: str) -> None:
-    medians = {who: results.median(case, name, who) or 0 for who in results.values[case][name]}
+    summaries = {who: results.summary(case, name, who) for who in results.contestants(case, name)}
+    found = {who: summary for who, summary in summaries.items() if summary is not None}
     is_more_better = cases.load(case).figures[name].is_more_better
-    names = sorted(medians, key=lambda who: medians[who], reverse=not is_more_better)
-    heights = [medians[who] for who in names]
-    spreads = [results.spread(case, name, who) for who in names]
+    names = sorted(found, key=lambda who: found[who].median, reverse=not is_more_better)
+    heights = [found[who].median for who in names]
+    spreads = [found[who].quartiles for who in names]
     errors = [
         [height - low for height, (low, _) in zip(heights, spreads, strict=True)],
         [high - height for height, (_, high) in zip(heights, spreads, strict=True)],
@@ -58,7 +59,7 @@ def _bars(axis: Any, results: Results, case: str, name: str) -> None:
     bars = axis.barh(shown, heights, xerr=errors, color=colours, error_kw={"elinewidth": 0.8})
     axis.bar_label(bars, [number(height) for height in heights], padding=4)
     axis.margins(x=0.2)
-    # Each bar has its number.
+    # Each bar shows its number.
     axis.xaxis.set_visible(False)
     axis.spines[["top", "right", "bottom"]].set_visible(False)
     for label in axis.get_yticklabels():
@@ -67,7 +68,7 @@ def _bars(axis: Any, results: Results, case: str, name: str) -> None:
 
 
 def _remark(results: Results, case: str, name: str, who: str) -> str:
-    """What has to be known of a contestant before its bar is compared with another."""
+    """Return a remark for a contestant whose bar can't be compared with the others."""
     crowd = name.partition(", ")[2]
     if results.median(case, f"refused, {crowd}", who):
         return " (refuses some)"

@@ -1,4 +1,4 @@
-"""Results as text."""
+"""Show results as text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from benchmarks.goals import Verdict
 from benchmarks.results import Results
 
 MISSING = "-"
-#: In a table. A longer one stands below it.
+#: The longest problem that a table cell shows, in characters. Longer ones appear below the table.
 LONGEST_PROBLEM = 16
 
 
 def number(value: float) -> str:
-    """With three digits that count, and a comma between thousands."""
+    """Return a number with three significant digits or more, and commas between thousands."""
     if value == 0:
         return "0"
     if abs(value) >= 100:
@@ -23,20 +23,20 @@ def number(value: float) -> str:
 
 
 def cell(results: Results, case: str, figure: Figure, contestant: str) -> str:
-    """The median, and half of the distance between the quartiles as a share of it."""
-    median = results.median(case, figure.name, contestant)
-    if median is None:
+    """Return the median, with half the distance between the quartiles as a share of it."""
+    summary = results.summary(case, figure.name, contestant)
+    if summary is None:
         problem = results.problems.get(case, {}).get(contestant, {}).get(figure.name, MISSING)
         return problem if len(problem) <= LONGEST_PROBLEM else "error"
     if figure.unit in ("count", "%"):
-        return number(median)
-    low, high = results.spread(case, figure.name, contestant)
-    share = 100 * (high - low) / 2 / median if median else 0
-    return f"{number(median)} ±{share:.0f}%"
+        return number(summary.median)
+    low, high = summary.quartiles
+    share = 100 * (high - low) / 2 / summary.median if summary.median else 0
+    return f"{number(summary.median)} ±{share:.0f}%"
 
 
 def rows(results: Results, case: Case, table: Table) -> Iterator[list[str]]:
-    """The table's lines, the first of which is its heading."""
+    """Yield the rows of a table, its heading first."""
     yield ["", *(f"{figure.heading}{_unit(figure)}" for figure in table.figures)]
     for contestant in case.contestants:
         cells = [cell(results, case.name, figure, contestant) for figure in table.figures]
@@ -49,7 +49,7 @@ def _unit(figure: Figure) -> str:
 
 
 def problems(results: Results, case: Case) -> Iterator[str]:
-    """What could not be measured, and why."""
+    """Yield a line for each thing that could not be measured, with the reason."""
     for contestant, by_figure in results.problems.get(case.name, {}).items():
         reasons: dict[str, list[str]] = {}
         for figure, problem in by_figure.items():
@@ -61,6 +61,7 @@ def problems(results: Results, case: Case) -> Iterator[str]:
 
 
 def verdict_rows(verdicts: Iterable[Verdict]) -> Iterator[list[str]]:
+    """Yield the rows of the table of goals, its heading first."""
     yield ["", "goal", "reached", "against", ""]
     for verdict in verdicts:
         goal = verdict.goal
@@ -73,10 +74,10 @@ def verdict_rows(verdicts: Iterable[Verdict]) -> Iterator[list[str]]:
 
 
 def text(results: Results, cases: Sequence[Case], verdicts: Sequence[Verdict]) -> str:
-    """Everything, for a terminal."""
+    """Return the whole report, for a terminal."""
     parts = [_about(results)]
     for case in cases:
-        if case.name not in results.values and case.name not in results.problems:
+        if not results.has(case.name):
             continue
         parts.append(f"{case.name.upper()}: {case.method}")
         for table in case.tables:
@@ -96,7 +97,7 @@ def _about(results: Results) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """The cells below each other: the first to the left, the others to the right."""
+    """Return rows with aligned columns: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

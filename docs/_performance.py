@@ -22,7 +22,7 @@ def reference() -> str:
     verdicts = [goals.judge(goal, found) for goal in goals.GOALS]
     lines = [*about(found), *section("Goals"), *table(list(report.verdict_rows(verdicts)))]
     for name in cases.NAMES:
-        if name not in found.values and name not in found.problems:
+        if not found.has(name):
             # It is younger than the results.
             continue
         case = cases.load(name)
