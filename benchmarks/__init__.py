@@ -1,1 +1,1 @@
-"""How fast the pool is, as ratios to something else in the same run: ``python -m benchmarks``."""
+"""Measure how fast the pool is, as a ratio to something else in the same run: ``python -m benchmarks``."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measures, and prints what came of it."""
+"""``python -m benchmarks``: measure, and print the results."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from benchmarks.workers import Workers
 ROUNDS, QUICK_ROUNDS, QUICK_EFFORT = 5, 3, 0.3
 
 
-@click.command(help="Measures gsocketpool, other pools and what is no pool at all, and compares them.")
-@click.option("--rounds", type=click.IntRange(1), help=f"How often all is measured: {ROUNDS} times by default.")
-@click.option("--only", type=click.Choice(cases.NAMES), multiple=True, help="Measure this and nothing else.")
-@click.option("--quick", is_flag=True, help="Take less time, for figures that are less certain.")
-@click.option("--check", is_flag=True, help="Look only whether something has become slower, and fail if so.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the results to this file, as JSON.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the results into this file, SVG or PNG.")
+@click.command(help="Compare the speed of gsocketpool, of other pools, and of no pool at all.")
+@click.option("--rounds", type=click.IntRange(1), help=f"How many rounds to measure [default: {ROUNDS}].")
+@click.option(
+    "--only", type=click.Choice(cases.NAMES), multiple=True, help="Measure only this case; may be given several times."
+)
+@click.option("--quick", is_flag=True, help="Take less time, for less precise figures.")
+@click.option("--check", is_flag=True, help="Only check whether something has become slower, and fail if so.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Write the medians and quartiles to this file, as JSON."
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the results into this SVG or PNG file.")
 def main(
     rounds: int | None, only: tuple[str, ...], quick: bool, check: bool, output: Path | None, plot: Path | None
 ) -> None:
+    """Run the benchmarks."""
     log = Path(tempfile.gettempdir()) / "gsocketpool-benchmarks.log"
     if check:
         if rounds or only or quick or output or plot:
-            raise click.UsageError("--check goes with no other option.")
+            raise click.UsageError("--check can't be combined with another option.")
         sys.exit(guard.check(log))
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
     effort = QUICK_EFFORT if quick else 1.0
@@ -48,6 +53,7 @@ def main(
 
 
 def measure(chosen: list[Case], found: results.Results, log: Path, rounds: int, effort: float) -> None:
+    """Add the results of the chosen cases to `found`, and show the progress."""
     steps = rounds * sum(len(case.contestants) for case in chosen)
     with (
         click.progressbar(length=steps, file=sys.stderr, item_show_func=lambda text: text, show_pos=True) as bar,

@@ -1,6 +1,6 @@
-"""What a pool of a real client is hit by.
+"""The blows that hit a pool of a real client: kills, Timeouts, restarts and forks.
 
-Each blow wants a process of its own, for it may leave greenlets that hang.
+Each blow needs its own process, because it may leave greenlets that hang.
 """
 
 from __future__ import annotations
@@ -30,33 +30,34 @@ from benchmarks.subjects.base import EXCHANGING, GIVING_BACK, PHASES, WAITING, R
 from benchmarks.timing import now, percentile
 
 SEED = 1
-#: Seconds that a pool lets a caller wait, in the blows where some callers hang.
+#: How long a pool lets a caller wait, in seconds, in the blows where some callers hang.
 PATIENCE = 2.0
 
 # Kills
-#: Uses, how many there are at the same time, and the seconds after which those that have begun must do.
+#: The number of uses, how many run at the same time, and the time after which no new ones start, in seconds.
 USES, CROWD, LIMIT = 2_400, 30, 9.0
-#: The share of uses that are left alone.
+#: The share of uses that are not hit.
 BYSTANDERS = 0.4
-#: The longest time from the beginning of a phase to the shot, in seconds.
+#: The longest time from the start of a phase to the shot, in seconds.
 SPREAD = {WAITING: 0.006, EXCHANGING: 0.0005, GIVING_BACK: 0.0005}
-#: Seconds in which a pool may mend itself.
+#: How long a pool may take to recover, in seconds.
 MENDING = 3.0
 TRIES = 4
 
 # Restarts and forks
-#: Seconds that the requests may take, beyond a pool's patience.
+#: How long all requests together may take, in seconds.
 REQUESTS_LIMIT = 3.0
 
 # Waits
-#: Rounds, how often a connection is had in each, for as many greenlets wait at its end, and the seconds that must do.
-#: Of the rounds it is the median, for machines stall now and then.
+#: The number of rounds, how many uses are served in each, and how long a round may take, in seconds. The figures are
+#: the medians of the rounds, because machines stall now and then.
 ROUNDS, SERVED, SPAN = 3, 2_000, 3.0
 
-# Exchanges that are given up
-#: Greenlets, how often each of them gives up, after how many seconds, and how long the server would take.
+# Abandoned exchanges
+#: The number of greenlets, how often each abandons an exchange, after how many seconds, and how long the server would
+#: take for it.
 IMPATIENT, GIVEN_UP, AFTER, LATE = 10, 8, 0.1, 5.0
-#: Seconds after which the server is asked once more.
+#: The pause before the sessions are counted once more, in seconds.
 QUIET = 0.5
 
 THROWN = (gevent.GreenletExit, gevent.Timeout)
@@ -65,18 +66,18 @@ KILL, TIMEOUT, CAUGHT = "kill", "Timeout", "Timeout caught in the block"
 
 @dataclass(frozen=True)
 class Shot:
-    """An exception that is thrown into a use."""
+    """An exception to throw into a use."""
 
     phase: str
     kind: str
-    #: Seconds from the beginning of the phase. None: when another use begins to give back.
+    #: Seconds from the start of the phase. None: when another use starts to give back its connection.
     delay: float | None
-    #: Turns of the event loop that it comes later.
+    #: How many turns of the event loop later it is thrown.
     turns: int
 
 
 def plan(number: int) -> Shot | None:
-    """Return how a use is hit; None if it is left alone. It is the same in each run, for each pool."""
+    """Return how a use is hit, or None if it is not. The plan is the same in each run, for each pool."""
     choose = random.Random(f"{SEED} {number}")
     if choose.random() < BYSTANDERS:
         return None
@@ -89,7 +90,7 @@ def plan(number: int) -> Shot | None:
 
 
 class Use:
-    """What is known of a use that is under way."""
+    """The state of a use that is under way."""
 
     def __init__(self, shot: Shot | None) -> None:
         self.shot = shot
@@ -98,19 +99,20 @@ class Use:
 
 
 class Crowd:
-    """Greenlets that use a pool, and are shot at."""
+    """Greenlets that use a pool, and are hit."""
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._under_way: dict[object, Use] = {}
-        #: Who is shot when another use begins to give back. The first of them is the one to be served next.
+        #: The greenlets to hit when another use starts to give back. The first one is the next to be served.
         self._targets: dict[Any, Use] = {}
-        #: How many shots have hit, by phase.
+        #: How many shots hit, by phase.
         self.hits: Counter[str] = Counter()
         self.wrong = self.failed = self.stuck = 0
         subject.mark = self._mark
 
     def run(self, uses: int) -> None:
+        """Run this many uses, and count those that are stuck at the end."""
         crew = Crew(CROWD)
         with gevent.Timeout(LIMIT, False):
             for number in range(uses):
@@ -122,7 +124,7 @@ class Crowd:
         me = gevent.getcurrent()
         shot = plan(number)
         if shot is not None and shot.phase == EXCHANGING:
-            # One with a long reply, so that there is something to hit.
+            # A number with a long reply, so that the shot can hit the exchange.
             number *= 3
         use = self._under_way[me] = Use(shot)
         self._mark(WAITING)
@@ -131,7 +133,7 @@ class Crowd:
         except THROWN:
             self.hits[use.phase] += 1
         except Exception:
-            # In a use that is shot at, the exception may have taken the place of the one that was thrown.
+            # In a use that is hit, another exception may have replaced the one that was thrown.
             self.failed += use.shot is None
         else:
             self.wrong += reply is not None and reply != self._subject.word(number)
@@ -152,7 +154,7 @@ class Crowd:
         except gevent.Timeout as error:
             if error is not timeout:
                 raise
-            # As a view does that can do without the answer.
+            # As in a view that can go on without the answer.
             self.hits[use.phase] += 1
             return None
         finally:
@@ -164,7 +166,7 @@ class Crowd:
         if use is None:
             return
         if isinstance(sys.exc_info()[1], THROWN):
-            # It is on its way out, and gives back what it was hit with.
+            # The use was hit, and is giving back its connection.
             return
         use.phase = phase
         if phase != WAITING:
@@ -189,7 +191,7 @@ class Crowd:
 
 
 def _throw_later(target: Any, shot: Shot) -> None:
-    """Throw into a greenlet, after as many turns of the event loop as the shot says."""
+    """Throw the exception into a greenlet, after as many turns of the event loop as the shot says."""
     error = gevent.Timeout() if shot.kind == TIMEOUT else gevent.GreenletExit
     run_callback = gevent.get_hub().loop.run_callback
 
@@ -203,7 +205,7 @@ def _throw_later(target: Any, shot: Shot) -> None:
 
 
 def insist(subject: Subject, exchange: Callable[[Any], Any]) -> Any:
-    """Use the pool. A caller that it refuses asks again in a millisecond, until its patience ends."""
+    """Use the pool. If it refuses the caller, try again every millisecond, until the caller's patience ends."""
     deadline = now() + subject.patience * 1e9
     while True:
         try:
@@ -215,7 +217,7 @@ def insist(subject: Subject, exchange: Callable[[Any], Any]) -> Any:
 
 
 def begin(subject: Subject) -> None:
-    """Make the pool, and see what there is beside it."""
+    """Make the pool, and count the sessions beside it."""
     subject.watch()
     subject.fill()
     subject.others = subject.sessions()
@@ -223,7 +225,7 @@ def begin(subject: Subject) -> None:
 
 
 def count_usable(subject: Subject, limit: float) -> int:
-    """Return how many connections can be held at the same time, each of which answers."""
+    """Return how many working connections callers can hold at the same time."""
     usable = 0
     is_over = Event()
 
@@ -233,7 +235,7 @@ def count_usable(subject: Subject, limit: float) -> int:
             try:
                 with subject.lease() as connection:
                     if subject.ask_held(connection, number) != subject.word(number):
-                        raise LookupError("a wrong answer")
+                        raise LookupError("wrong answer")
                     usable += 1
                     if usable == subject.size:
                         is_over.set()
@@ -253,7 +255,7 @@ def count_usable(subject: Subject, limit: float) -> int:
 
 @contextmanager
 def counting_sessions(subject: Subject) -> Iterator[Callable[[], int]]:
-    """Ask the server again and again how many sessions it has. What is yielded returns how many were too many."""
+    """Count the server's sessions repeatedly. Yield a function that returns the most there were above the limit."""
     most = 0
 
     def look() -> int:
@@ -294,7 +296,7 @@ def kills(subject: Subject, effort: float) -> Figures:
 
 
 def given_up(subject: Subject, effort: float) -> Figures:
-    """Let Timeouts end exchanges for which the server takes seconds, and go on with short ones."""
+    """Let Timeouts end exchanges for which the server needs seconds, and go on with short ones."""
     begin(subject)
 
     def use() -> None:
@@ -321,18 +323,18 @@ def restart(subject: Subject, effort: float) -> Figures:
 
 
 def fork(subject: Subject, effort: float) -> Figures:
-    """Fork while all connections are idle. Then both processes use the pool."""
+    """Fork while all connections are idle. Then use the pool in both processes."""
     begin(subject)
     count_usable(subject, MENDING)
     reading, writing = os.pipe()
     gevent.os.make_nonblocking(reading)
     child = os.fork()
     if not child:
-        # Whatever happens, it ends, and it never gets to what its parent does.
+        # The child must end in any case, and never run its parent's code.
         signal.alarm(int(4 * REQUESTS_LIMIT))
         try:
             subject.after_fork()
-            # Other words than those of the parent, for memcached has only so many.
+            # Use other words than the parent: memcached has a limited number.
             os.write(writing, json.dumps(_count_failures(subject, FORK_REQUESTS, FORK_REQUESTS)).encode())
         finally:
             os._exit(0)
@@ -351,7 +353,7 @@ def fork(subject: Subject, effort: float) -> Figures:
 
 
 def _count_failures(subject: Subject, first: int, requests: int) -> int:
-    """Return how many requests get an error, a wrong answer or none. Twice as many as connections run at a time."""
+    """Return how many requests get an error, a wrong answer or none. Run two requests for each connection at a time."""
     right = 0
 
     def request(number: int) -> None:
@@ -369,7 +371,7 @@ def _count_failures(subject: Subject, first: int, requests: int) -> int:
 
 
 def waits(subject: Subject, effort: float) -> Figures:
-    """Have many greenlets share the connections, and hit none of them."""
+    """Let many greenlets share the connections, and hit none of them."""
     begin(subject)
     count_usable(subject, MENDING)
     rounds = [_wait(subject, max(1, int(SERVED * effort))) for _ in range(ROUNDS)]
@@ -378,7 +380,7 @@ def waits(subject: Subject, effort: float) -> Figures:
 
 
 def _wait(subject: Subject, served: int) -> tuple[float, float, float]:
-    """Return the longest wait of a round, the median, and how many times longer that one is."""
+    """Return the longest wait of a round, the median wait, and the ratio of the two."""
     asking: dict[object, int] = {}
     found: list[int] = []
     is_over = False
@@ -394,7 +396,7 @@ def _wait(subject: Subject, served: int) -> tuple[float, float, float]:
     def use(number: int) -> None:
         me = gevent.getcurrent()
         while not is_over:
-            # Of a caller that is refused, the wait began when it first asked.
+            # The wait of a refused caller began with its first try.
             asking.setdefault(me, now())
             with suppress(Exception):
                 insist(subject, lambda connection: subject.ask(connection, number))
@@ -402,7 +404,7 @@ def _wait(subject: Subject, served: int) -> tuple[float, float, float]:
     subject.mark = mark
     group = Group()
     for number in range(WAITERS):
-        # Replies that are all of a kind.
+        # Numbers whose replies are all short.
         group.spawn(use, 3 * number + 1)
     enough.wait(SPAN)
     ended = now()

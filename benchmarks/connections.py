@@ -1,4 +1,4 @@
-"""What the pools are given to pool."""
+"""The connections that the pools hold."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _poll = get_original("select", "poll")
 
 
 class Nothing:
-    """A connection to nowhere, so that the pool alone is measured.
+    """A connection to nowhere, to measure the pool alone.
 
-    An adapter derives from it together with whatever its pool insists on.
+    An adapter derives its connection class from this one and from the base class that its pool needs.
     """
 
-    #: How many were opened, how many are open now, and how many were at the most.
+    #: How many connections were opened, how many are open now, and the most that were open at a time.
     opened: ClassVar[int] = 0
     open_now: ClassVar[int] = 0
     most_open: ClassVar[int] = 0
@@ -29,7 +29,7 @@ class Nothing:
 
     @classmethod
     def forget(cls) -> None:
-        """Counts from zero again."""
+        """Reset the counters."""
         Nothing.opened = Nothing.open_now = Nothing.most_open = 0
 
     def open(self) -> None:
@@ -47,12 +47,12 @@ class Nothing:
         return self._is_open
 
     def is_alive(self) -> bool:
-        """For pools that have a place for a check and bring none of their own: the one that gsocketpool makes."""
+        """Make the check that gsocketpool makes. Pools with a hook for a check, and no check of their own, call it."""
         return self._is_open
 
 
 class Wire(Nothing):
-    """A socket to an echo server, of which everybody gets the same kind."""
+    """A socket to an echo server. Every pool gets the same kind."""
 
     def __init__(self, kind: str, address: Any, authority: str = "") -> None:
         self._kind = kind
@@ -96,14 +96,14 @@ class Wire(Nothing):
         return False
 
     def exchange(self, message: bytes) -> None:
-        """Sends a message and waits until it is back. As clients do, it closes itself at an error."""
+        """Send a message and wait for its echo. Close the connection on an error, as clients do."""
         try:
             self.socket.sendall(message)
             missing = len(message)
             while missing:
                 data = self.socket.recv(4096)
                 if not data:
-                    raise ConnectionResetError("the server has closed the connection")
+                    raise ConnectionResetError("the server closed the connection")
                 missing -= len(data)
         except OSError:
             self.close()
@@ -112,7 +112,7 @@ class Wire(Nothing):
 
 @functools.cache
 def context_trusting(authority: str) -> ssl.SSLContext:
-    """The context of a client that trusts the authority in this file, and nobody else."""
+    """Return the context of a client that trusts only the authority in this file."""
     context: ssl.SSLContext = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(authority)
     return context

@@ -1,7 +1,7 @@
 """A server that sends everything back, over TCP, a Unix socket and TLS: ``python echo_server.py DIRECTORY``.
 
-The directory has ``certificate.pem`` for TLS. When it listens, it prints its addresses as JSON. At SIGHUP it does what
-a restart would do: it closes its listeners and all connections, and then listens again.
+The directory contains ``certificate.pem`` for TLS. Once the server listens, it prints its addresses as JSON. On SIGHUP
+it does what a restart would do: it closes its listeners and all connections, and listens again.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ HOST = "127.0.0.1"
 class Echo(asyncio.Protocol):
     """One connection."""
 
-    everybody: ClassVar[set[Echo]] = set()
+    open_connections: ClassVar[set[Echo]] = set()
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self.everybody.add(self)
+        self.open_connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         self.transport.write(data)
 
     def connection_lost(self, error: object) -> None:
-        self.everybody.discard(self)
+        self.open_connections.discard(self)
 
 
 class Listeners:
-    """The three, at the same addresses each time."""
+    """The three listeners, which keep their addresses over a restart."""
 
     def __init__(self, directory: str) -> None:
         self._path = os.path.join(directory, "echo")
@@ -54,9 +54,9 @@ class Listeners:
     async def restart(self) -> None:
         for server in self._servers:
             server.close()
-        for connection in list(Echo.everybody):
+        for connection in list(Echo.open_connections):
             connection.transport.abort()
-        while Echo.everybody:
+        while Echo.open_connections:
             await asyncio.sleep(0)
         await self.start()
 

@@ -11,7 +11,7 @@ MESSAGE = b"thirty bytes and a line feed.\n"
 
 
 def exchanging(pool: OpenPool) -> Prepare:
-    """One exchange, by the pool's own context manager if it has one."""
+    """Return one exchange, in the pool's own context manager if it has one."""
     raw = pool.raw
 
     def with_block() -> None:
@@ -30,7 +30,7 @@ def exchanging(pool: OpenPool) -> Prepare:
 
 
 def exchanging_lines(pool: OpenPool) -> Prepare:
-    """The same by the methods of gsocketpool's own connections, as its users write it."""
+    """Return one exchange with the methods of gsocketpool's own connections, as users write it."""
 
     def act() -> None:
         assert pool.block is not None
@@ -42,7 +42,7 @@ def exchanging_lines(pool: OpenPool) -> Prepare:
 
 
 def exchanging_alone(pool: OpenPool) -> Prepare:
-    """The same over a connection that a greenlet keeps for itself."""
+    """Return one exchange over a connection that the greenlet keeps."""
 
     def prepare() -> Callable[[], object]:
         exchange = pool.acquire().exchange

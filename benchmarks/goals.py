@@ -1,4 +1,4 @@
-"""What is to be reached, as ratios of medians of one run."""
+"""The goals, as ratios of medians of one run."""
 
 from __future__ import annotations
 
@@ -14,45 +14,46 @@ OTHERS = tuple(each.name for each in RIVALS if each is not PREDECESSOR)
 
 @dataclass(frozen=True)
 class Goal:
-    """That a figure of ours is at most, or at least, some multiple of another figure."""
+    """A figure of ours that must be at most, or at least, some multiple of another figure."""
 
     title: str
     case: str
     figure: str
     factor: float
-    #: Whose figure is the measure: the best of these. None for no measure: the factor is the limit itself.
+    #: The contestants to compare with: the best of them counts. None if the factor itself is the limit.
     rivals: tuple[str, ...] | None
-    #: Which figure of theirs, if it is another one.
+    #: The figure of theirs to compare with, if it differs from `figure`.
     measure: str | None = None
     is_more_better: bool = False
-    #: Whose figure it is.
+    #: The contestant whose figure it is.
     subject: str = OURS.name
-    #: Figures which are 0 for a rival that counts: one that refuses callers is no rival to who serves them.
+    #: Figures that must be 0 for a rival to count. A pool that refuses callers is no match for one that serves all.
     none_of: tuple[str, ...] = ()
-    #: The limit that this figure may not exceed for a rival that counts.
+    #: A figure and its limit: a rival that exceeds the limit does not count.
     within: tuple[str, float] | None = None
-    #: Whether the guard against regressions looks at it.
+    #: Whether ``--check`` checks this goal.
     is_guarded: bool = True
-    #: What has been reached, where the goal was missed or beaten by far: the guard holds this instead.
+    #: The ratio reached before, if the goal was missed or beaten by far. ``--check`` compares with this instead.
     held: float | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What has become of a goal."""
+    """The outcome of a goal."""
 
     goal: Goal
-    #: The ratio that was reached; None if something it needs was not measured.
+    #: The ratio reached, or None if a figure it needs was not measured.
     reached: float | None
-    #: Whose figure was the measure.
+    #: The contestant that the figure was compared with.
     against: str = ""
 
     @property
     def is_reached(self) -> bool:
+        """Whether the ratio meets the goal."""
         return self._is_within(1.0, self.goal.factor)
 
     def is_kept(self, tolerance: float) -> bool:
-        """Whether it is worse by no more than this factor than the goal, or than what was reached of it before."""
+        """Return whether the ratio is at most this factor worse than the goal, or than the ratio held."""
         return self._is_within(tolerance, self.goal.factor if self.goal.held is None else self.goal.held)
 
     def _is_within(self, tolerance: float, factor: float) -> bool:
@@ -64,6 +65,7 @@ class Verdict:
 
 
 def judge(goal: Goal, results: Results) -> Verdict:
+    """Return the outcome of a goal in these results."""
     ours = results.median(goal.case, goal.figure, goal.subject)
     if ours is None:
         return Verdict(goal, None)
@@ -105,18 +107,18 @@ def _flat(what: str, heading: str) -> list[Goal]:
 
 GOALS: Sequence[Goal] = [
     Goal("with block, to 0.1.6", "uncontended", "with, alone", 0.6, (PREDECESSOR.name,), held=1.2),
-    # Which looks at nothing.
+    # 0.1.6 checks nothing when it hands a connection out.
     Goal("acquire and release, to 0.1.6", "uncontended", "pair, alone", 3.0, (PREDECESSOR.name,), held=8.1),
     Goal("acquire and release, to the fastest other pool", "uncontended", "pair, alone", 0.4, OTHERS, held=1.0),
     *_flat("pair", "acquire and release"),
     *_flat("with", "with block"),
     Goal("500 greenlets, to a bare hand-over", "contended", "rate, 500", 0.75, (HAND_OVER.name,), is_more_better=True),
     Goal(
-        "500 greenlets, to the fastest other pool that keeps its limit and refuses nobody",
+        "500 greenlets, to the fastest other pool that keeps its limit and refuses no caller",
         "contended",
         "rate, 500",
         1.0,
-        # 0.1.6 is none: it polls, and who does not find a connection within a second is refused.
+        # 0.1.6 refuses callers: it polls, and gives up after a second.
         OTHERS,
         is_more_better=True,
         none_of=("refused, 500", "lost, 500"),
@@ -169,7 +171,7 @@ GOALS: Sequence[Goal] = [
         Goal(f"PostgreSQL SELECT 1, to {rival}", "postgres", "select", 1.0, (rival,), is_more_better=True)
         for rival in (postgres.PSYCOPG_POOL, postgres.SQLALCHEMY)
     ),
-    # A connector looks at more than a class of a few lines does. What that costs must be within the noise.
+    # A connector checks more than a class of a few lines does. The cost of that must be within the noise.
     *(
         Goal(
             f"{title}, to {rival}",

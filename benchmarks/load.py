@@ -1,4 +1,4 @@
-"""Requests to a web server: by wrk where it is installed, else by a small client of our own."""
+"""Send requests to a web server, with wrk if it is installed, or else with a small client of our own."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import gevent.socket
 from benchmarks.exchanges import MESSAGE
 from benchmarks.throughput import rate
 
-#: HTTP connections, each of which asks for one page after another.
+#: How many HTTP connections request pages, each one page after another.
 CLIENTS = 20
 
 
 def client() -> str:
-    """What :func:`ask` uses."""
+    """Return the name of the client that :func:`ask` uses."""
     return "wrk" if shutil.which("wrk") else "a client over gevent"
 
 
 def ask(port: int, seconds: float) -> float:
-    """Asks for the page ``/`` for so long. Returns the requests a second.
+    """Request the page ``/`` repeatedly for this many seconds, and return the requests per second.
 
-    :raises RuntimeError: if an answer is none.
+    :raises RuntimeError: if an answer is wrong.
     """
     if shutil.which("wrk"):
         return _wrk(port, seconds)
@@ -57,13 +57,13 @@ class Client:
         self._socket.close()
 
     def ask(self) -> None:
-        """Asks for the page ``/``."""
+        """Request the page ``/``."""
         self._socket.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answer = b""
         while not answer.endswith(MESSAGE):
             data = self._socket.recv(4096)
             if not data:
-                raise ConnectionResetError("the web server has closed the connection")
+                raise ConnectionResetError("the web server closed the connection")
             answer += data
         if not answer.startswith(b"HTTP/1.1 200 "):
             raise RuntimeError(answer.decode(errors="replace"))

@@ -1,4 +1,4 @@
-"""Where it was measured, with what, and how."""
+"""Describe the machine, the versions and the method of a run."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ MORE_PACKAGES = [
 ]
 
 METHOD = (
-    "Every contestant is measured in a process of its own, one at a time, while the others wait; round by round, each"
-    " round in another order. All are monkey-patched, as under gunicorn -k gevent. Figures are the medians of the"
-    " rounds, with half the distance between the quartiles as their spread. The garbage collector has run before each"
-    " measurement, and stays on during it. Pools have their default settings, but for their sizes, and wait at their"
-    " limit, with a long patience, where that is a choice."
+    "Every contestant runs in its own process, one at a time, while the others wait. Each round has another order."
+    " All are monkey-patched, as under gunicorn -k gevent. Figures are the medians of the rounds, and the spread is"
+    " half the distance between the quartiles. The garbage collector runs before each measurement, and stays on during"
+    " it. Pools have their default settings except for their sizes; those that can wait at their limit do so, with a"
+    " long timeout."
 )
 
 
 def describe(arguments: list[str], rounds: int, effort: float) -> dict[str, Any]:
+    """Return the facts about a run."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
@@ -54,14 +55,14 @@ def describe(arguments: list[str], rounds: int, effort: float) -> dict[str, Any]
 
 
 def versions() -> dict[str, str]:
-    """Of everything that takes part, by its name on PyPI or, for a program, its own."""
+    """Return the versions of packages, by their names on PyPI, and of programs."""
     packages = {each.package for each in ALL.values() if each is not PREDECESSOR} | set(MORE_PACKAGES)
     found = {package: version_of(package) for package in sorted(packages, key=str.lower)}
     return {**found, f"{PREDECESSOR.package} (predecessor)": "0.1.6", "mariadbd": program_version("mariadbd")}
 
 
 def program_version(name: str) -> str:
-    """Return the version of a program of Debian's."""
+    """Return the version of an installed program."""
     program = servers.find_program(name)
     if program is None:
         return "not installed"
@@ -71,6 +72,7 @@ def program_version(name: str) -> str:
 
 
 def version_of(package: str) -> str:
+    """Return the version of an installed package."""
     try:
         return version(package)
     except PackageNotFoundError:

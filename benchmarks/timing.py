@@ -1,4 +1,4 @@
-"""How time is taken."""
+"""Take times."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from collections.abc import Callable, Sequence
 
 now = time.perf_counter_ns
 
-#: Seconds that one repetition of a loop lasts, and how many there are.
+#: How long one repetition of a loop lasts, in seconds, and how many repetitions there are.
 REPETITION, REPETITIONS = 0.02, 3
 
 
 def tidy_up() -> None:
-    """Makes what there is no business of the garbage collector, which stays on: its work for a pool is a cost of it."""
+    """Hide existing objects from the garbage collector. It stays on: its work for a pool is a cost of the pool."""
     gc.collect()
     gc.freeze()
 
 
 def per_call(loop: Callable[[int], None], effort: float) -> float:
-    """Nanoseconds a call, of a loop that makes as many calls as it is told.
+    """Return the nanoseconds per call of `loop`, which makes as many calls as its argument says.
 
-    The number is found by doubling, so that a repetition lasts long enough whatever a call takes. Of the repetitions it
-    is the median.
+    Find that number by doubling it, so that a repetition lasts long enough. Return the median of the repetitions.
     """
     tidy_up()
     wanted = REPETITION * effort * 1e9
@@ -42,6 +41,6 @@ def _time(loop: Callable[[int], None], count: int) -> int:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that this share of the values does not exceed."""
+    """Return the smallest value that this share of the values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]

@@ -1,14 +1,14 @@
-"""A process that measures one contestant: it reads requests from its standard input, one JSON object a line.
+"""A process that measures one contestant. It reads requests from its standard input, one JSON object a line.
 
-It is started in the contestant's own Python environment, which may have another gsocketpool than the one here. It
-imports nothing else than what the case at hand needs.
+It runs in the contestant's own Python environment, which may have another version of gsocketpool. It imports only what
+the current case needs.
 """
 
 from __future__ import annotations
 
 from gevent import monkey
 
-# As under ``gunicorn -k gevent``, for all alike: most pools are made for threads and wait by their locks.
+# As under ``gunicorn -k gevent``, for all contestants: most pools are written for threads, and wait with their locks.
 monkey.patch_all()
 
 import json
@@ -25,7 +25,7 @@ from benchmarks.connections import Nothing
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The figures that are asked for; the error, if there are none."""
+    """Return the requested figures, or the error."""
     Nothing.forget()
     try:
         case = cases.load(request["case"])
@@ -36,14 +36,15 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    # Some pools print; what they do must not get between the answers.
+    """Answer requests until the standard input ends."""
+    # Some pools print. Their output must not get between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     logging.disable()
-    # gevent would wait for input in its event loop, and the event loop belongs to the contestant.
+    # Read unpatched: gevent would wait for input in the event loop, which belongs to the contestant.
     read_line = monkey.get_original("builtins", "open")(0, closefd=False).readline
     while line := read_line():
-        # In a greenlet, as requests are answered in one.
+        # In a greenlet, as under a web server.
         found = gevent.spawn(answer, json.loads(line)).get()
         print(json.dumps(found), file=answers, flush=True)
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The processes that measure: one for each contestant, started when it is first needed."""
+"""The processes that measure: one for each contestant, started on first use."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from benchmarks import predecessor
 from benchmarks.contestants import PREDECESSOR
 
 START = f"{predecessor.PATH_SETUP}; from benchmarks.worker import main; main()"
-#: Seconds that an answer may take: ten times what the slowest contestant needs for its longest case.
+#: How long an answer may take, in seconds: ten times what the slowest contestant needs for its longest case.
 LIMIT = 120.0
 
 
 class WorkerError(Exception):
-    """A worker could not be started, has ended, or has taken too long. The message says why."""
+    """A worker did not start, exited, or took too long. The message says why."""
 
 
 class WorkerHangsError(WorkerError):
-    """A worker has taken too long."""
+    """A worker took too long."""
 
 
 class Workers:
-    """All of them. While one is asked the others wait, and take no time from it."""
+    """All worker processes. While one measures, the others wait without using the processor."""
 
     def __init__(self, log: Path, limit: float = LIMIT) -> None:
         self._limit = limit
-        #: Where they write what is not an answer.
+        #: The file for the workers' other output.
         self._log = log.open("a")
         self._processes: dict[str, subprocess.Popen[str]] = {}
 
@@ -51,9 +51,9 @@ class Workers:
         self._log.close()
 
     def measure(self, case: str, contestant: str, effort: float, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """What :func:`benchmarks.worker.answer` says.
+        """Return the answer of :func:`benchmarks.worker.answer` in the contestant's worker.
 
-        :raises WorkerError: if it says nothing, or not in time. The next one to be asked is a new process.
+        :raises WorkerError: if there is no answer in time. The next call starts a new process.
         """
         process = self._process(contestant)
         assert process.stdin is not None
@@ -65,10 +65,10 @@ class Workers:
             line = _read_line(process.stdout, self._limit)
         except TimeoutError:
             process.kill()
-            self._bury(contestant)
+            self._remove(contestant)
             raise WorkerHangsError(f"it took longer than {self._limit:g} s") from None
         except EOFError:
-            self._bury(contestant)
+            self._remove(contestant)
             raise WorkerError(f"its process ended with status {process.returncode}, see {self._log.name}") from None
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -84,14 +84,14 @@ class Workers:
             )
         return self._processes[contestant]
 
-    def _bury(self, contestant: str) -> None:
+    def _remove(self, contestant: str) -> None:
         self._processes.pop(contestant).communicate()
 
 
 def _read_line(pipe: IO[str], limit: float) -> bytes:
-    """Reads a line, of which there may be a part while the rest never comes.
+    """Read a line, without blocking if only a part of it arrives.
 
-    :raises TimeoutError: if it is not there within so many seconds.
+    :raises TimeoutError: if the line is incomplete after `limit` seconds.
     :raises EOFError: if the pipe ends before the line does.
     """
     deadline = time.monotonic() + limit
@@ -113,4 +113,4 @@ def _interpreter(contestant: str) -> str:
     try:
         return predecessor.python()
     except subprocess.CalledProcessError as error:
-        raise WorkerError(f"no environment for it: {error.stderr.decode().strip()[-300:]}") from None
+        raise WorkerError(f"no environment for gsocketpool 0.1.6: {error.stderr.decode().strip()[-300:]}") from None

@@ -1,1 +1,1 @@
-"""Apps that ask an echo server for their answer, for gunicorn. The server's port is in ``ECHO_PORT``."""
+"""Flask apps for gunicorn that get their answer from an echo server, whose port is in ``ECHO_PORT``."""

@@ -1,4 +1,4 @@
-"""Without a backend: what Flask and gunicorn take by themselves."""
+"""An app without a backend, for the time that Flask and gunicorn take."""
 
 from __future__ import annotations
 

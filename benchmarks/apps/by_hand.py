@@ -1,4 +1,4 @@
-"""With a pool of gsocketpool 0.1.6, as it had to be done."""
+"""An app with a pool of gsocketpool 0.1.6."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from flask import Flask
 
-# It is not what mypy takes it for.
+# At run time this is 0.1.6; mypy sees its successor.
 import gsocketpool
 from benchmarks.exchanges import MESSAGE
 

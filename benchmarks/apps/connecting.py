@@ -1,4 +1,4 @@
-"""Without a pool."""
+"""An app without a pool: it connects for each request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""With the Flask extension."""
+"""An app with the Flask extension."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flask_gsocketpool import GSocketPool, current_pool
 
 app = Flask(__name__)
 app.config["SOCKETPOOL_URL"] = f"tcp://127.0.0.1:{os.environ['ECHO_PORT']}?timeout=none"
-# As the pool without the extension has: the benchmark compares the two.
+# The default of the pool without the extension: the benchmark compares the two.
 app.config["SOCKETPOOL_MAX_CONNECTIONS"] = 200
 GSocketPool(app)
 

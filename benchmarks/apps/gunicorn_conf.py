@@ -3,9 +3,9 @@
 worker_class = "gevent"
 workers = 1
 loglevel = "error"
-# Clients keep their connections for as long as they ask.
+# Clients keep their connections while they send requests.
 keepalive = 60
-# And they are not waited for when it is stopped.
+# A worker that stops does not wait for the clients.
 graceful_timeout = 1
-# Newer versions put a socket into the home directory otherwise; older ones pass over this.
+# Otherwise, recent gunicorn versions create a socket in the home directory. Older versions ignore this setting.
 control_socket_disable = True

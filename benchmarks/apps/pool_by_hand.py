@@ -1,4 +1,4 @@
-"""With a pool as it is here, and without the extension."""
+"""An app with a pool of this version, without the extension."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured, each case in a file of its own."""
+"""The cases to measure, one in each file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import importlib
 
 from benchmarks.cases.base import Case
 
-#: In the order in which they run. The kills have a command of their own, for they measure no speed.
+#: In the order in which they run. The kills have their own command, because they don't measure speed.
 NAMES = ["uncontended", "contended", "echo", "valkey", "postgres", "mysql", "flask_route", "recovery", "memory"]
 
 
 def load(name: str) -> Case:
-    """The case of this name. A worker imports no other: its environment may lack what they need."""
+    """Return the case of this name. Import no other: the environment of a worker may lack their packages."""
     case: Case = importlib.import_module(f"benchmarks.cases.{name}").CASE
     return case

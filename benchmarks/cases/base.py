@@ -1,4 +1,4 @@
-"""What the runner knows about a case."""
+"""The interface between the runner and the cases."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-#: What was measured, by the names of the figures. What a contestant can't do is a text that says why.
+#: The figures of a contestant, by name. If one can't be measured, the text says why.
 Figures: TypeAlias = "dict[str, float | str]"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number that is measured."""
+    """A number to measure."""
 
     name: str
     heading: str
     unit: str
-    #: Whether more is better; None where it is neither.
+    #: Whether more is better; None if neither more nor less is.
     is_more_better: bool | None = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """Figures that are shown together."""
+    """Figures to show together."""
 
     title: str
     figures: Sequence[Figure]
 
 
 def is_wanted(arguments: Mapping[str, Any], *figures: str) -> bool:
-    """Whether one of the figures is to be measured: all are, unless the arguments name those that are."""
+    """Return whether to measure any of the figures: all are wanted, unless the arguments name some."""
     return "figures" not in arguments or not set(figures).isdisjoint(arguments["figures"])
 
 
@@ -41,20 +41,21 @@ def _no_backend() -> AbstractContextManager[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Case:
-    """Something to be measured for several contestants."""
+    """Something to measure for several contestants."""
 
     name: str
-    #: What is done, for the report.
+    #: A description for the report.
     method: str
     tables: Sequence[Table]
     contestants: Sequence[str]
-    #: Measures one contestant, in a process that belongs to this contestant alone.
+    #: Measures one contestant, in its own process.
     measure: Callable[[str, float, Mapping[str, Any]], Figures]
-    #: What runs beside the contestants, and how they find it.
+    #: Runs the backend, and yields what the contestants need to reach it.
     backend: Callable[[], AbstractContextManager[Mapping[str, Any]]] = _no_backend
-    #: Whether `measure` is called by the runner itself, since the contestants are servers.
+    #: Whether the runner itself calls `measure`, because the contestants are servers.
     is_from_outside: bool = False
 
     @property
     def figures(self) -> dict[str, Figure]:
+        """The figures of all tables, by name."""
         return {figure.name: figure for table in self.tables for figure in table.figures}

@@ -1,4 +1,4 @@
-"""Many greenlets over few connections: how many are served, how long they wait, and who is forgotten."""
+"""Many greenlets share few connections: uses per second, waits, refusals and lost connections."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from benchmarks.timing import now, percentile, tidy_up
 
 CONNECTIONS = 10
 CROWDS = [500, 10_000]
-#: Uses of a connection that are measured, and the seconds after which what has been done must do.
+#: How many uses of a connection to measure, and the time after which fewer must do, in seconds.
 USES, LIMIT = 20_000, 1.5
-#: Greenlets that wait when some of them are killed.
+#: How many greenlets wait when half of them are killed.
 VICTIMS = 100
 
 
 class Crowd:
-    """Greenlets that all do the same: acquire, hold for a turn of the event loop, release, and again.
+    """Greenlets that repeat the same: acquire, hold for one turn of the event loop, release.
 
-    They go on until they are told to stop, so that all of them compete during all of what is measured.
+    They go on until the end, so that all of them compete during the whole measurement.
     """
 
     def __init__(self, pool: OpenPool, size: int) -> None:
@@ -36,7 +36,7 @@ class Crowd:
         self.refused = 0
 
     def measure(self, uses: int, limit: float) -> float:
-        """Uses a second. The first uses, two for each greenlet, do not count."""
+        """Return the uses per second. The first uses, two for each greenlet, do not count."""
         greenlets = [gevent.spawn(self._use) for _ in range(self.size)]
         gevent.sleep(0)
         tidy_up()
@@ -49,7 +49,7 @@ class Crowd:
             self._end()
         finally:
             self._is_over = True
-            # Everybody is served once more. Nobody may be killed for being slow: that would lose connections.
+            # Every greenlet gets one more connection. Killing slow ones now could lose connections.
             gevent.joinall(greenlets, timeout=PATIENCE)
             gevent.killall(greenlets, block=False)
         return rate
@@ -79,7 +79,7 @@ class Crowd:
                     finally:
                         pool.release(connection)
             except Exception:
-                # Who is refused comes back in the next turn.
+                # A refused caller tries again in the next turn.
                 self.refused += 1
                 sleep(0)
             else:
@@ -87,13 +87,13 @@ class Crowd:
 
 
 class TimedCrowd(Crowd):
-    """One whose members look at the clock, which takes time itself."""
+    """A crowd that takes its times, which itself takes time."""
 
     def __init__(self, pool: OpenPool, size: int) -> None:
         super().__init__(pool, size)
-        #: Nanoseconds from asking to holding.
+        #: The waits, from the call of acquire() to its return, in nanoseconds.
         self.waits: list[int] = []
-        #: Nanoseconds from a release to the run of the one who waited for it.
+        #: The delays, from a release to the moment when the next holder runs, in nanoseconds.
         self.delays: list[int] = []
         self._asking: dict[object, int] = {}
 
@@ -103,7 +103,7 @@ class TimedCrowd(Crowd):
         self.refused = 0
 
     def _end(self) -> None:
-        # Those who still wait have waited at least so long. The greenlets go on with the old lists.
+        # Count the waits that have not ended, too. The greenlets go on with the old lists.
         ended = now()
         self.waits = [*self.waits, *(ended - asked for asked in self._asking.values())]
         self.delays = list(self.delays)
@@ -112,7 +112,7 @@ class TimedCrowd(Crowd):
         acquire, release, raw, sleep = self._pool.acquire, self._pool.release, self._pool.raw, gevent.sleep
         waits, delays, asking, me = self.waits, self.delays, self._asking, object()
         while not self._is_over:
-            # Of who is refused, the wait began when it first asked.
+            # The wait of a refused caller began with its first try.
             asked = asking.setdefault(me, now())
             try:
                 connection = acquire()
@@ -134,7 +134,7 @@ class TimedCrowd(Crowd):
 
 
 class Stamped(Nothing):
-    """A connection to nowhere that knows when it was released."""
+    """A connection to nowhere that records when it was released."""
 
     released_at = 0
 
@@ -187,7 +187,7 @@ def _open(name: str) -> Any:
 
 
 def _count_lost(pool: OpenPool) -> int:
-    """How many connections can't be acquired any more, though all were given back."""
+    """Return how many connections can't be acquired any more, although all were given back."""
     held: list[Any] = []
 
     def acquire() -> None:
@@ -203,7 +203,7 @@ def _count_lost(pool: OpenPool) -> int:
 
 
 def _kill_waiters(name: str) -> int:
-    """How many of the connections are lost when half of those who wait are killed, some as they are being served."""
+    """Return how many connections are lost when half of the waiters are killed, some while they get a connection."""
 
     def wait() -> None:
         try:
@@ -219,7 +219,7 @@ def _kill_waiters(name: str) -> int:
         held = [pool.acquire() for _ in range(CONNECTIONS)]
         waiting = [gevent.spawn(wait) for _ in range(VICTIMS)]
         gevent.sleep(0)
-        # A kill may be on its way when a connection is passed on, or come after it.
+        # A kill may come before a connection is handed over, or after.
         for number, (connection, victim) in enumerate(zip(held, waiting, strict=False)):
             if number % 2:
                 victim.kill(block=False)
@@ -252,10 +252,10 @@ def _table(size: int) -> Table:
 
 CASE = Case(
     name="contended",
-    method="Greenlets acquire one of ten connections to nowhere, hold it for a turn of the event loop, release it and"
-    " ask again. Waits are from asking to holding, and the delay is from a release to the run of the greenlet it wakes;"
-    " they are taken apart from the rate, as looking at the clock takes time. Who is refused asks again in the next"
-    " turn.",
+    method="Greenlets acquire one of ten connections to nowhere, hold it for a turn of the event loop, release it, and"
+    " start again. A wait lasts from the call of acquire() to its return. The wake-up delay lasts from a release to the"
+    " moment when the woken greenlet runs. Both are measured separately from the rate, because reading the clock takes"
+    " time. A refused caller tries again in the next turn.",
     tables=[
         *map(_table, CROWDS),
         Table(

@@ -14,9 +14,9 @@ from benchmarks.throughput import rate
 
 KINDS = {"tcp": "TCP", "unix": "Unix socket", "tls": "TLS"}
 CONNECTIONS = 10
-#: Seconds that are measured.
+#: How long to measure, in seconds.
 SPAN = 0.4
-#: Who does not exchange messages as all others do.
+#: The contestants that exchange messages in another way than the others.
 EXCHANGING = {OWN_CONNECTION.name: exchanging_lines, DEDICATED.name: exchanging_alone}
 
 
@@ -35,8 +35,8 @@ def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
 CASE = Case(
     name="echo",
     method=f"{CONNECTIONS} greenlets send {len(MESSAGE)} bytes to a server in another process and read them back, over"
-    f" {CONNECTIONS} connections, each of which is a gevent socket and nothing else. gsocketpool is measured"
-    " with its own connections, too, as one uses them.",
+    f" {CONNECTIONS} connections. Each connection is a plain gevent socket. gsocketpool is also measured with its own"
+    " connections, as users use them.",
     tables=[
         Table(
             "Exchanges with an echo server",

@@ -1,4 +1,4 @@
-"""What is left of it all in a Flask app: a page for which a backend has to be asked."""
+"""What a pool gains in a Flask app: a page that needs an answer from a backend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXTENSION, POOL_BY_HAND, BY_HAND, CONNECTING, ALONE = (
     "connecting each time",
     "no backend",
 )
-#: By the names of those who take part, modules of :mod:`benchmarks.apps`.
+#: The modules of :mod:`benchmarks.apps`, by contestant.
 APPS = {
     EXTENSION: "extension",
     POOL_BY_HAND: "pool_by_hand",
@@ -35,9 +35,9 @@ def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
 CASE = Case(
     name="flask_route",
     method="Flask under gunicorn -k gevent, one worker. A view exchanges one message with an echo server and returns"
-    f" it. {load.CLIENTS} HTTP connections ask for it, by wrk where it is installed and otherwise by a client over"
-    " gevent. All are started anew for each round.",
-    # How long the slowest take says more about whom gunicorn answers first: it swings tenfold, also without a backend.
+    f" it. {load.CLIENTS} HTTP connections request the page, with wrk if it is installed, or else with a client over"
+    " gevent. Each round starts new servers.",
+    # The slowest requests are not shown: they depend on whom gunicorn answers first, and vary tenfold even alone.
     tables=[Table("A page", [Figure("rate", "requests a second", "/s", is_more_better=True)])],
     contestants=list(APPS),
     measure=measure,

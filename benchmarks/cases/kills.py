@@ -1,4 +1,4 @@
-"""What kills, Timeouts, restarts and forks leave of pools of real clients. ``python -m benchmarks.kills`` runs it."""
+"""What kills, Timeouts, restarts and forks leave of pools of real clients: ``python -m benchmarks.kills``."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ OURS_SAYS = "A kill or a Timeout loses no capacity, wherever it falls. A forked 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A pool with a client, what it was told, and what its docstrings or its guide say."""
+    """A pool with a client, its options, and what its documentation says."""
 
     name: str
     #: One of :data:`benchmarks.servers.RESTARTABLE`.
     server: str
     #: The class of :mod:`benchmarks.subjects`, in the module of the server's name.
     subject: str
-    #: What it is called on PyPI, and so is its client.
+    #: The names on PyPI of the pool and its client.
     packages: tuple[str, ...]
     options: str
     says: str
@@ -46,7 +46,7 @@ CONTESTANTS = [
         "postgres",
         "GeventPool",
         ("gsocketpool", "SQLAlchemy", "psycopg"),
-        "``max_overflow=0``, and no ``pool_pre_ping``.",
+        "``max_overflow=0``, without ``pool_pre_ping``.",
         f"{OURS_SAYS} It needs no ``dispose()``.",
     ),
     Contestant(
@@ -55,7 +55,7 @@ CONTESTANTS = [
         "PsycopgPool",
         ("psycopg-pool", "psycopg"),
         "``min_size`` is ``max_size``, ``check=ConnectionPool.check_connection``.",
-        "``check`` verifies a connection before the caller gets it. Of kills and forks it says nothing.",
+        "``check`` verifies a connection before the caller gets it. It says nothing about kills and forks.",
     ),
     Contestant(
         "SQLAlchemy QueuePool",
@@ -72,7 +72,7 @@ CONTESTANTS = [
         "DBUtils",
         ("DBUtils", "psycopg"),
         '``blocking=True``, ``reset=True``, ``ping="SELECT 1"``.',
-        "It is thread-safe. Connections that were lost in a restart are reopened. Of forks it says nothing.",
+        "It is thread-safe. It reopens connections that were lost in a restart. It says nothing about forks.",
     ),
     Contestant(
         f"{OURS.name}, RedisConnector",
@@ -87,8 +87,8 @@ CONTESTANTS = [
         "valkey",
         "RedisPy",
         ("redis",),
-        "``health_check_interval=1``, and the ten retries that a client without a pool of one's own has.",
-        "It is thread-safe. It looks whether the process was forked, and begins anew in the child.",
+        "``health_check_interval=1``, and the ten retries that a client with its default pool has.",
+        "It is thread-safe. It checks whether the process was forked, and starts again in the child.",
     ),
     Contestant(
         f"{OURS.name}, PymemcacheConnector",
@@ -104,8 +104,8 @@ CONTESTANTS = [
         "Pymemcache",
         ("pymemcache",),
         "``RetryingClient`` around it, with three attempts; not ``ignore_exc``, which makes errors look like misses.",
-        "It is thread-safe, and raises an error when ``max_pool_size`` is reached: a caller asks again here, every"
-        " millisecond. Of forks it says nothing.",
+        "It is thread-safe, and raises an error at ``max_pool_size``; here, the caller tries again every millisecond."
+        " It says nothing about forks.",
     ),
     Contestant(
         f"{OURS.name}, a connector by hand for happybase",
@@ -120,8 +120,8 @@ CONTESTANTS = [
         "hbase",
         "Happybase",
         ("happybase",),
-        "The defaults: there is nothing to turn on.",
-        "It is thread-safe. A connection that fails is replaced, and the error is passed on: it does not retry.",
+        "The defaults: there are no checks to turn on.",
+        "It is thread-safe. It replaces a connection that fails, and passes on the error: it does not retry.",
     ),
 ]
 
@@ -129,8 +129,8 @@ BY_NAME = {each.name: each for each in CONTESTANTS}
 
 
 def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
-    """Hit a pool by the blow that the arguments name. No other one follows in the same process."""
-    # Each of them has psycopg, redis-py and so on only where they are needed.
+    """Hit a pool with the blow that the arguments name. No other blow follows in the same process."""
+    # Import late: only some environments have psycopg, redis-py and so on.
     blows = importlib.import_module("benchmarks.blows")
     contestant = BY_NAME[name]
     subjects = importlib.import_module(f"benchmarks.subjects.{contestant.server}")
@@ -141,7 +141,7 @@ def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
     return figures
 
 
-#: The figures of each blow, all of which a pool misses that hangs.
+#: The figures of each blow. A pool that hangs gets none of them.
 FIGURES = {
     "kills": ["usable", "wrong", "failed", "stuck", "sessions", "hit waiting", "hit exchanging", "hit giving back"],
     "given up": ["sessions, late", "sessions, then"],
@@ -163,18 +163,18 @@ CASE = Case(
                 Figure("fork", f"failed after a fork, of {2 * FORK_REQUESTS}", "count"),
                 Figure("ratio", "longest wait to median", "count"),
                 Figure("sessions, late", "most sessions above the limit", "count"),
-                Figure("sessions, then", "above it after 0.5 s", "count"),
+                Figure("sessions, then", "above the limit 0.5 s later", "count"),
             ],
         ),
         Table(
-            "How it came about",
+            "Details",
             [
                 Figure("hit waiting", "hit while waiting", "count", is_more_better=None),
                 Figure("hit exchanging", "hit while exchanging", "count", is_more_better=None),
                 Figure("hit giving back", "hit while giving back", "count", is_more_better=None),
                 Figure("failed", "failed without being hit", "count"),
                 Figure("stuck", "stuck at the end", "count"),
-                Figure("sessions", "sessions above the limit meanwhile", "count"),
+                Figure("sessions", "most sessions above the limit", "count"),
                 Figure("longest", "longest wait, ms", "count"),
                 Figure("median", "median wait, ms", "count"),
             ],

@@ -1,4 +1,4 @@
-"""What a pool keeps in memory for an idle connection, and for a greenlet that waits."""
+"""How much memory a pool uses for an idle connection, and for a waiting greenlet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONNECTIONS, WAITERS = 2000, 1000
 
 
 def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
-    # What is made once, whatever the number, is made now.
+    # Let the pool make now what it makes only once.
     _idle(name, 1)
     tracemalloc.start()
     try:
@@ -28,8 +28,8 @@ def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
 
 
 def _grown(make: Callable[[], object]) -> int:
-    """By how many bytes the memory in use is larger while there is what is made."""
-    # What is left of greenlets before these goes in the event loop's next turns.
+    """Return by how many bytes the memory in use grows with the object that `make` returns."""
+    # The event loop frees earlier greenlets in its next turns.
     gevent.sleep(0.01)
     gc.collect()
     gevent.sleep(0.01)
@@ -42,7 +42,7 @@ def _grown(make: Callable[[], object]) -> int:
 
 
 def _alone(count: int) -> int:
-    """The connections without a pool."""
+    """Return the memory of the connections without a pool."""
 
     def make() -> list[Nothing]:
         connections = [Nothing() for _ in range(count)]
@@ -54,7 +54,7 @@ def _alone(count: int) -> int:
 
 
 def _idle(name: str, count: int) -> int:
-    """The connections with their pool."""
+    """Return the memory of the connections with their pool."""
     pools = []
 
     def make() -> None:
@@ -70,7 +70,7 @@ def _idle(name: str, count: int) -> int:
 
 
 def _waiter(name: str) -> float | str:
-    """What a greenlet in a pool's queue takes more than one that waits for nothing but a switch."""
+    """Return the memory of a greenlet in a pool's queue, less that of one that waits for a switch."""
     pool = ALL[name].open_pool(1, Nothing)
     held = pool.acquire()
     is_refused = False
@@ -109,7 +109,7 @@ def _crowd(wait: Callable[[], object]) -> int:
 
 CASE = Case(
     name="memory",
-    method="As Python's tracemalloc tells it. What the connection itself takes, and the greenlet that waits, is"
+    method="Measured by Python's tracemalloc. The memory of the connection itself, and of the waiting greenlet, is"
     " subtracted.",
     tables=[
         Table(

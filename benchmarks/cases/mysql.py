@@ -1,17 +1,17 @@
 """A client library that speaks MySQL's protocol in Python: PyMySQL.
 
-All connect to the same MariaDB server in autocommit mode, and ask the same in a block. What each does beside that:
+All connect to the same MariaDB server in autocommit mode, and send the same query in a block. In addition:
 
-- gsocketpool, by hand: looks at the socket before it hands a connection out, and whether a transaction is open when it
-  comes back.
-- gsocketpool with its connector: the same, and it notes the beginning and the end of each exchange. When a connection
-  comes back, it looks for unread rows and changed settings as well.
-- DBUtils: rolls back when a connection comes back, in one round trip. Before it hands one out it sends a PING, in
-  another one: that is its default.
-- SQLAlchemy: rolls back when a connection comes back, in one round trip.
+- gsocketpool, by hand, checks the socket before it hands a connection out. On return, it checks whether a transaction
+  is open.
+- gsocketpool with its connector does the same, and records the beginning and end of each exchange. On return, it also
+  checks for unread rows and changed settings.
+- DBUtils rolls back on return, in one round trip. Before it hands a connection out, it sends a PING, in another: that
+  is its default.
+- SQLAlchemy rolls back on return, in one round trip.
 
-Those that reset a session after each use all send COM_RESET_CONNECTION, the character set and the database, in three
-more round trips. In gsocketpool a greenlet of the pool's own does it, in the others the caller.
+The contestants that reset a session after each use all send COM_RESET_CONNECTION, the character set and the database,
+in three more round trips. In gsocketpool a greenlet of the pool does this, in the others the caller.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SPAN = 0.6
 CONNECTOR = f"{OURS.name}, PyMySQLConnector"
 DBUTILS, SQLALCHEMY = "DBUtils PooledDB", "SQLAlchemy QueuePool"
 
-#: By the names of those that take part, functions of :mod:`benchmarks.clients.mysql`.
+#: The functions of :mod:`benchmarks.clients.mysql`, by contestant.
 CLIENTS = {
     OURS.name: "pooled",
     CONNECTOR: "connector",
@@ -52,11 +52,11 @@ def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
 
 CASE = Case(
     name="mysql",
-    method=f"{CONNECTIONS} greenlets ask a MariaDB server over {CONNECTIONS} connections of PyMySQL's by a Unix"
-    " socket, in autocommit mode. gsocketpool looks at the socket, and whether the server has told of a transaction."
-    " DBUtils sends a PING before each use and a ROLLBACK after it, and SQLAlchemy a ROLLBACK after it; those are their"
-    " defaults. gsocketpool has a connection class of a few lines, or its connector, which looks at more. Those that"
-    " reset the session after each use send the same for it.",
+    method=f"{CONNECTIONS} greenlets query a MariaDB server over {CONNECTIONS} PyMySQL connections by a Unix socket, in"
+    " autocommit mode. gsocketpool checks the socket, and whether the server has reported a transaction. DBUtils sends"
+    " a PING before each use and a ROLLBACK after it, SQLAlchemy a ROLLBACK after it; these are their defaults."
+    " gsocketpool uses a connection class of a few lines, or its connector, which checks more. Those that reset the"
+    " session after each use send the same commands.",
     tables=[Table("Queries to MariaDB", [Figure("select", "SELECT 1", "/s", is_more_better=True)])],
     contestants=list(CLIENTS),
     measure=measure,

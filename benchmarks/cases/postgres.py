@@ -1,16 +1,15 @@
 """A pool around a client library that brings its own sockets, written in C: psycopg.
 
-All connect to the same server in autocommit mode, and ask the same in a block. What each does beside that:
+All connect to the same server in autocommit mode, and send the same query in a block. In addition:
 
-- gsocketpool, by hand: looks at the descriptor before it hands a connection out, and at the state of the transaction
-  when it comes back.
-- gsocketpool with its connector: the same, and when a connection comes back it looks for a pipeline, a kept generator
-  and changed settings as well.
-- psycopg_pool: looks at the state of the transaction when a connection comes back.
-- SQLAlchemy: rolls back when a connection comes back, which without a transaction is no round trip.
+- gsocketpool, by hand, checks the descriptor before it hands a connection out, and the transaction status on return.
+- gsocketpool with its connector does the same. On return, it also checks for a pipeline, an unfinished generator and
+  changed settings.
+- psycopg_pool checks the transaction status on return.
+- SQLAlchemy rolls back on return. Without a transaction, that is no round trip.
 
-Those that reset a session after each use all do so by the same statements, in one more round trip. In gsocketpool a
-greenlet of the pool's own does it, in psycopg_pool a worker, in SQLAlchemy the caller.
+The contestants that reset a session after each use all send the same statements, in one more round trip. In gsocketpool
+a greenlet of the pool does this, in psycopg_pool a worker, in SQLAlchemy the caller.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ SPAN = 0.6
 CONNECTOR = f"{OURS.name}, PsycopgConnector"
 PSYCOPG_POOL, SQLALCHEMY = "psycopg_pool", "SQLAlchemy QueuePool"
 
-#: By the names of those who take part, functions of :mod:`benchmarks.clients.postgres`.
+#: The functions of :mod:`benchmarks.clients.postgres`, by contestant.
 CLIENTS = {
     OURS.name: "pooled",
     CONNECTOR: "connector",
@@ -51,10 +50,10 @@ def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
 
 CASE = Case(
     name="postgres",
-    method=f"{CONNECTIONS} greenlets ask a PostgreSQL server over {CONNECTIONS} connections of psycopg's by a Unix"
-    " socket, in autocommit mode. gsocketpool and psycopg_pool look at the state of the transaction when a connection"
-    " comes back, and SQLAlchemy rolls back. gsocketpool has a connection class of a few lines, or its connector, which"
-    " looks at more. Those that reset the session after each use do so by the same statements.",
+    method=f"{CONNECTIONS} greenlets query a PostgreSQL server over {CONNECTIONS} psycopg connections by a Unix socket,"
+    " in autocommit mode. When a connection comes back, gsocketpool and psycopg_pool check the transaction status, and"
+    " SQLAlchemy rolls back. gsocketpool uses a connection class of a few lines, or its connector, which checks more."
+    " Those that reset the session after each use send the same statements.",
     tables=[Table("Queries to PostgreSQL", [Figure("select", "SELECT 1", "/s", is_more_better=True)])],
     contestants=list(CLIENTS),
     measure=measure,

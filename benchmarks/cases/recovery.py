@@ -1,4 +1,4 @@
-"""What happens to requests when the backend is restarted while connections to it are idle."""
+"""What happens to requests when the backend restarts while connections to it are idle."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
 
 
 def restart(pid: int, address: Any) -> None:
-    """Returns when the echo server has closed every connection and listens again."""
+    """Wait until the echo server has closed every connection and listens again."""
     watching = gevent.socket.create_connection(tuple(address))
     os.kill(pid, signal.SIGHUP)
     watching.recv(1)
@@ -72,9 +72,9 @@ def restart(pid: int, address: Any) -> None:
 
 CASE = Case(
     name="recovery",
-    method=f"{CONNECTIONS} connections to an echo server are idle when it is restarted. Then {CONNECTIONS} greenlets"
-    f" each try to exchange a message, {TRIES} times at the most. A connection closes itself at an error, and the"
-    " checks that a pool offers are turned on.",
+    method=f"{CONNECTIONS} connections to an echo server are idle when it restarts. Then {CONNECTIONS} greenlets each"
+    f" try to exchange a message, at most {TRIES} times. A connection closes itself on an error, and the checks that a"
+    " pool offers are turned on.",
     tables=[
         Table(
             "After a restart of the backend",

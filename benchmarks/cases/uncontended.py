@@ -1,4 +1,4 @@
-"""What it costs to acquire and release when nobody waits, however many connections there are."""
+"""What it costs to acquire and release without waiters, for any number of connections."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _measure(name: str, effort: float, others: int, are_idle: bool, where: str) 
     pool = ALL[name].open_pool(others + 1, Nothing)
     try:
         held = [pool.acquire() for _ in range(others)]
-        # Now there is one to be had that need not be opened first.
+        # Open one more connection, which stays idle, so that acquiring it opens none.
         pool.release(pool.acquire())
         while are_idle and held:
             pool.release(held.pop(0))
@@ -75,7 +75,7 @@ def _figures(what: str) -> list[Figure]:
 CASE = Case(
     name="uncontended",
     method="One greenlet acquires a connection to nowhere and releases it, again and again, while other connections of"
-    " the pool are in use or idle. There is no socket to look at: pools that check ask the connection whether it is"
+    " the pool are in use or idle. There is no socket to check: pools that check ask the connection whether it is"
     " open.",
     tables=[
         Table("Acquire and release", _figures("pair")),

@@ -1,16 +1,16 @@
-"""A real protocol: Valkey's, which Redis speaks, too.
+"""A real protocol: Valkey's, which is also that of Redis.
 
-All ask the same server by RESP2. What each does beside that:
+All send commands to the same server over RESP2. In addition:
 
-- gsocketpool: a connection class that speaks by hiredis alone, without a client library, as the dedicated ones do.
-- gsocketpool with redis-py by hand: a client for each connection, each exchange guarded by ``exchange()``, and a look
-  at the socket before it hands a connection out.
-- gsocketpool with a connector: the same look, when a connection comes back another one, and in between a note of each
-  command that leaves something open.
-- redis-py: looks at the socket before it hands a connection out.
+- gsocketpool uses a connection class with hiredis alone, without a client library, as the dedicated connections do.
+- gsocketpool with redis-py by hand has a client for each connection. It guards each exchange by ``exchange()``, and
+  checks the socket before it hands a connection out.
+- gsocketpool with a connector makes the same check, and another one on return. In between, it records each command that
+  leaves something open.
+- redis-py checks the socket before it hands a connection out.
 
-Those that reset a session after each use all send RESET, in one more round trip. In gsocketpool a greenlet of the
-pool's own does it, in redis-py the caller.
+The contestants that reset a session after each use all send RESET, in one more round trip. In gsocketpool a greenlet of
+the pool does this, in redis-py the caller.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REDIS, REDIS_POOL = "redis-py", "redis-py, its pool alone"
 BY_HAND = f"{OURS.name}, redis-py by hand"
 REDIS_CONNECTOR, VALKEY_CONNECTOR = f"{OURS.name}, RedisConnector", f"{OURS.name}, ValkeyConnector"
 
-#: By the names of those who take part, functions of :mod:`benchmarks.clients.valkey`.
+#: The functions of :mod:`benchmarks.clients.valkey`, by contestant.
 CLIENTS = {
     OURS.name: "pooled",
     BY_HAND: "by_hand",
@@ -59,11 +59,11 @@ def measure(name: str, effort: float, arguments: Mapping[str, Any]) -> Figures:
 
 CASE = Case(
     name="valkey",
-    method=f"{CONNECTIONS} greenlets ask a Valkey server over {CONNECTIONS} TCP connections; hiredis reads the replies"
-    " for all of them, and libvalkey, which is made of it, for valkey-py. redis-py is measured as one uses it, and"
-    " again without its client: taking a connection from its pool, sending, reading and giving it back. gsocketpool has"
-    " a connection class over hiredis alone, a class of a few lines around redis-py's client, or a connector, which"
-    " notes what each command leaves open. Those that reset the session after each use send RESET.",
+    method=f"{CONNECTIONS} greenlets send commands to a Valkey server over {CONNECTIONS} TCP connections. hiredis"
+    " parses the replies for all except valkey-py, which uses libvalkey, a fork of hiredis. redis-py is measured as"
+    " users use it, and again without its client: take a connection from its pool, send, read, give it back."
+    " gsocketpool uses a connection class over hiredis alone, a class of a few lines around redis-py's client, or a"
+    " connector, which records what each command leaves open. Those that reset the session after each use send RESET.",
     tables=[
         Table(
             "Commands to Valkey",

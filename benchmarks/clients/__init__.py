@@ -1,1 +1,1 @@
-"""Clients of real servers, over gsocketpool and over what others bring."""
+"""Clients of real servers, with gsocketpool and with other pools."""

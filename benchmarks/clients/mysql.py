@@ -1,4 +1,4 @@
-"""SELECT 1, all with PyMySQL and in autocommit mode, so that it is one round trip."""
+"""SELECT 1 with PyMySQL, in autocommit mode, so that it is one round trip."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COM_RESET_CONNECTION = 0x1F
 
 
 class PyMySQLConnection(Connection):
-    """What has to be written to use PyMySQL with gsocketpool."""
+    """The connection class that a user would write for PyMySQL."""
 
     client: Any = None
 
@@ -42,13 +42,13 @@ class PyMySQLConnection(Connection):
         return super().is_reusable(error) and not self.client.server_status & SERVER_STATUS_IN_TRANS
 
     def get(self) -> Any:
-        # By this the pool sees whether it has died while it was idle.
+        # The pool peeks at it to detect a connection that died while idle.
         return self.client._sock
 
 
 @contextmanager
 def pooled(options: dict[str, Any], size: int) -> Iterator[Prepare]:
-    """gsocketpool."""
+    """Measure gsocketpool."""
     with Pool(PyMySQLConnection, {**options, "autocommit": True}, max_connections=size) as pool:
 
         def act() -> None:
@@ -60,7 +60,7 @@ def pooled(options: dict[str, Any], size: int) -> Iterator[Prepare]:
 
 @contextmanager
 def connector(options: dict[str, Any], size: int, reset: str = "unsettled") -> Iterator[Prepare]:
-    """gsocketpool with its connector."""
+    """Measure gsocketpool with its connector."""
     with Pool(PyMySQLConnector(**options, autocommit=True), max_connections=size, reset=reset) as pool:
 
         def act() -> None:
@@ -71,14 +71,14 @@ def connector(options: dict[str, Any], size: int, reset: str = "unsettled") -> I
 
 
 def connector_resetting(options: dict[str, Any], size: int) -> AbstractContextManager[Prepare]:
-    """The same, and each session is reset after each use."""
+    """Measure the same with a reset after each use."""
     return connector(options, size, reset="always")
 
 
 @contextmanager
 def dbutils(options: dict[str, Any], size: int, connection_class: Any = pymysql.Connection) -> Iterator[Prepare]:
-    """DBUtils' PooledDB."""
-    # The class stands for the module, which has what DBUtils asks of a driver.
+    """Measure DBUtils' PooledDB."""
+    # DBUtils needs a driver module; this class stands in for it.
     driver: Any = type("Driver", (), {**vars(pymysql), "connect": connection_class})
     pool = PooledDB(driver, maxconnections=size, blocking=True, **options, autocommit=True)
 
@@ -92,29 +92,29 @@ def dbutils(options: dict[str, Any], size: int, connection_class: Any = pymysql.
 
 
 class ResettingConnection(pymysql.Connection):
-    """What has to be written to have DBUtils reset each session after each use."""
+    """The connection class that a user would write to have DBUtils reset each session after each use."""
 
     def rollback(self) -> None:
-        # This rolls back as well.
+        # A reset also rolls back.
         _reset(self)
 
 
 def dbutils_resetting(options: dict[str, Any], size: int) -> AbstractContextManager[Prepare]:
-    """DBUtils' PooledDB, made to reset each session after each use."""
+    """Measure DBUtils' PooledDB with a reset after each use."""
     return dbutils(options, size, ResettingConnection)
 
 
 @contextmanager
 def sqlalchemys(options: dict[str, Any], size: int, is_resetting: bool = False) -> Iterator[Prepare]:
-    """SQLAlchemy's pool, without an engine around it."""
+    """Measure SQLAlchemy's pool, without an engine."""
     connect: Any = partial(pymysql.connect, **options, autocommit=True)
-    # To reset the session rolls back as well.
+    # A reset also rolls back.
     pool = QueuePool(connect, pool_size=size, max_overflow=0, reset_on_return=None if is_resetting else "rollback")
     if is_resetting:
         event.listen(pool, "reset", lambda client, record, state: _reset(client))
 
     def act() -> None:
-        # Before SQLAlchemy 2.1, it is no context manager itself.
+        # Before SQLAlchemy 2.1, the connection is not a context manager.
         with closing(pool.connect()) as proxy:
             _ask(proxy.dbapi_connection)
 
@@ -123,13 +123,13 @@ def sqlalchemys(options: dict[str, Any], size: int, is_resetting: bool = False) 
 
 
 def sqlalchemys_resetting(options: dict[str, Any], size: int) -> AbstractContextManager[Prepare]:
-    """SQLAlchemy's pool, told to reset each session after each use."""
+    """Measure SQLAlchemy's pool with a reset after each use."""
     return sqlalchemys(options, size, is_resetting=True)
 
 
 @contextmanager
 def dedicated(options: dict[str, Any], size: int) -> Iterator[Prepare]:
-    """A connection for each greenlet."""
+    """Measure one connection for each greenlet."""
     clients = []
 
     def prepare() -> Any:

@@ -1,4 +1,4 @@
-"""SELECT 1, all with psycopg and in autocommit mode, so that it is one round trip."""
+"""SELECT 1 with psycopg, in autocommit mode, so that it is one round trip."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from gsocketpool.connectors.psycopg import PsycopgConnector
 
 QUERY = "SELECT 1"
 
-#: What ends a session's state. DISCARD ALL would take the statements from psycopg that it has prepared and goes on to
-#: use. They must end only if there are temporary tables or statements of the caller's own, which is the first result.
+#: The statements that reset a session. DISCARD ALL would also remove statements that psycopg prepared and still uses.
+#: These must go only if the caller has temporary tables or its own statements: the first result says so.
 RESET = """
 SELECT pg_my_temp_schema() <> 0 OR EXISTS (SELECT FROM pg_prepared_statement() WHERE from_sql),
     pg_advisory_unlock_all();
@@ -29,7 +29,7 @@ CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DISCARD TEMP; DISCARD S
 
 
 class PsycopgConnection(Connection):
-    """What has to be written to use psycopg with gsocketpool."""
+    """The connection class that a user would write for psycopg."""
 
     client: Any = None
 
@@ -49,14 +49,14 @@ class PsycopgConnection(Connection):
         return super().is_reusable(error) and self.client.pgconn.transaction_status == TransactionStatus.IDLE
 
     def get(self) -> int:
-        # By this the pool sees whether it has died while it was idle.
+        # The pool peeks at it to detect a connection that died while idle.
         descriptor: int = self.client.fileno()
         return descriptor
 
 
 @contextmanager
 def pooled(conninfo: str, size: int) -> Iterator[Prepare]:
-    """gsocketpool."""
+    """Measure gsocketpool."""
     with Pool(PsycopgConnection, {"conninfo": conninfo}, max_connections=size) as pool:
 
         def act() -> None:
@@ -68,7 +68,7 @@ def pooled(conninfo: str, size: int) -> Iterator[Prepare]:
 
 @contextmanager
 def connector(conninfo: str, size: int, reset: str = "unsettled") -> Iterator[Prepare]:
-    """gsocketpool with its connector."""
+    """Measure gsocketpool with its connector."""
     with Pool(PsycopgConnector(conninfo, autocommit=True), max_connections=size, reset=reset) as pool:
 
         def act() -> None:
@@ -79,13 +79,13 @@ def connector(conninfo: str, size: int, reset: str = "unsettled") -> Iterator[Pr
 
 
 def connector_resetting(conninfo: str, size: int) -> AbstractContextManager[Prepare]:
-    """The same, and each session is reset after each use."""
+    """Measure the same with a reset after each use."""
     return connector(conninfo, size, reset="always")
 
 
 @contextmanager
 def psycopgs_own(conninfo: str, size: int, reset: Callable[[Any], None] | None = None) -> Iterator[Prepare]:
-    """psycopg_pool."""
+    """Measure psycopg_pool."""
     settings = {"autocommit": True}
     with psycopg_pool.ConnectionPool(
         conninfo, kwargs=settings, min_size=size, max_size=size, timeout=60, reset=reset
@@ -99,20 +99,20 @@ def psycopgs_own(conninfo: str, size: int, reset: Callable[[Any], None] | None =
 
 
 def psycopgs_own_resetting(conninfo: str, size: int) -> AbstractContextManager[Prepare]:
-    """psycopg_pool, told to reset each session after each use."""
+    """Measure psycopg_pool with a reset after each use."""
     return psycopgs_own(conninfo, size, reset=_reset)
 
 
 @contextmanager
 def sqlalchemys(conninfo: str, size: int, reset: Callable[[Any], None] | None = None) -> Iterator[Prepare]:
-    """SQLAlchemy's pool, without an engine around it."""
+    """Measure SQLAlchemy's pool, without an engine."""
     connect: Any = partial(psycopg.connect, conninfo, autocommit=True)
     pool = QueuePool(connect, pool_size=size, max_overflow=0)
     if reset is not None:
         event.listen(pool, "reset", lambda client, record, state: reset(client))
 
     def act() -> None:
-        # Before SQLAlchemy 2.1, it is no context manager itself.
+        # Before SQLAlchemy 2.1, the connection is not a context manager.
         with closing(pool.connect()) as proxy:
             _ask(proxy.dbapi_connection)
 
@@ -121,13 +121,13 @@ def sqlalchemys(conninfo: str, size: int, reset: Callable[[Any], None] | None = 
 
 
 def sqlalchemys_resetting(conninfo: str, size: int) -> AbstractContextManager[Prepare]:
-    """SQLAlchemy's pool, told to reset each session after each use."""
+    """Measure SQLAlchemy's pool with a reset after each use."""
     return sqlalchemys(conninfo, size, reset=_reset)
 
 
 @contextmanager
 def dedicated(conninfo: str, size: int) -> Iterator[Prepare]:
-    """A connection for each greenlet."""
+    """Measure one connection for each greenlet."""
     clients = []
 
     def prepare() -> Any:

@@ -1,4 +1,4 @@
-"""PING and GET, all with hiredis' parser and over TCP."""
+"""PING and GET over TCP, with the parser of hiredis."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gsocketpool.connectors.valkey import ValkeyConnector
 HOST = "127.0.0.1"
 KEY, VALUE = "key", b"a value of twenty-one"
 
-#: What is done for a PING and for a GET.
+#: The actions for a PING and for a GET.
 Both: TypeAlias = tuple[Prepare, Prepare]
-#: Does a command, given its words, and returns the reply.
+#: Sends the words of a command, and returns the reply.
 Command: TypeAlias = Callable[..., Any]
 
 
 class HiredisConnection(TcpConnection):
-    """What has to be written to use hiredis with gsocketpool."""
+    """The connection class that a user would write for hiredis."""
 
     def open(self) -> None:
         super().open()
@@ -36,14 +36,14 @@ class HiredisConnection(TcpConnection):
         while (reply := self._reader.gets()) is False:
             data = self.recv(65536)
             if not data:
-                raise ConnectionError("the server has closed the connection")
+                raise ConnectionError("the server closed the connection")
             self._reader.feed(data)
         return reply
 
 
 @contextmanager
 def pooled(port: int, size: int) -> Iterator[Both]:
-    """gsocketpool."""
+    """Measure gsocketpool."""
     with Pool(HiredisConnection, {"host": HOST, "port": port}, max_connections=size) as pool:
 
         def command(*words: str) -> Any:
@@ -55,7 +55,7 @@ def pooled(port: int, size: int) -> Iterator[Both]:
 
 @contextmanager
 def dedicated(port: int, size: int) -> Iterator[Both]:
-    """The same connections, one for each greenlet."""
+    """Measure the same connections, one for each greenlet."""
     connections = []
 
     def connect() -> Command:
@@ -70,7 +70,7 @@ def dedicated(port: int, size: int) -> Iterator[Both]:
 
 
 class RedisConnection(Connection):
-    """What has to be written to use redis-py with gsocketpool."""
+    """The connection class that a user would write for redis-py."""
 
     client: Any = None
 
@@ -100,7 +100,7 @@ class RedisConnection(Connection):
 
 @contextmanager
 def by_hand(port: int, size: int) -> Iterator[Both]:
-    """gsocketpool with redis-py's clients, wrapped by hand."""
+    """Measure gsocketpool with redis-py's clients, wrapped by hand."""
     with Pool(RedisConnection, {"port": port}, max_connections=size) as pool:
 
         def ping() -> object:
@@ -130,22 +130,22 @@ def _connector(connector: Connector[Any], size: int, reset: str) -> Iterator[Bot
 
 
 def redis_connector(port: int, size: int, reset: str = "unsettled") -> AbstractContextManager[Both]:
-    """gsocketpool with its connector for redis-py."""
+    """Measure gsocketpool with its connector for redis-py."""
     return _connector(RedisConnector(host=HOST, port=port, protocol=2), size, reset)
 
 
 def redis_connector_resetting(port: int, size: int) -> AbstractContextManager[Both]:
-    """The same, and each session is reset after each use."""
+    """Measure the same with a reset after each use."""
     return redis_connector(port, size, "always")
 
 
 def valkey_connector(port: int, size: int, reset: str = "unsettled") -> AbstractContextManager[Both]:
-    """gsocketpool with its connector for valkey-py."""
+    """Measure gsocketpool with its connector for valkey-py."""
     return _connector(ValkeyConnector(host=HOST, port=port, protocol=2), size, reset)
 
 
 def valkey_connector_resetting(port: int, size: int) -> AbstractContextManager[Both]:
-    """The same, and each session is reset after each use."""
+    """Measure the same with a reset after each use."""
     return valkey_connector(port, size, "always")
 
 
@@ -153,30 +153,30 @@ def valkey_connector_resetting(port: int, size: int) -> AbstractContextManager[B
 def redis_client(
     port: int, size: int, pool_class: type[BlockingConnectionPool] = BlockingConnectionPool
 ) -> Iterator[Both]:
-    """redis-py, as it is used."""
+    """Measure redis-py as users use it."""
     with _redis_pool(port, size, pool_class) as pool:
         client = Redis(connection_pool=pool)
         yield (lambda: client.ping), (lambda: lambda: client.get(KEY))
 
 
 class ResettingPool(BlockingConnectionPool):
-    """What has to be written to reset each session of redis-py's after each use."""
+    """The pool class that a user would write to have redis-py reset each session after each use."""
 
     def release(self, connection: Any) -> None:
         connection.send_command("RESET")
         connection.read_response()
-        # The server keeps the names of library and version, and with RESP2 there is nothing else to say.
+        # The session needs no new setup: the server keeps the library's name and version, and RESP2 is the default.
         super().release(connection)
 
 
 def redis_client_resetting(port: int, size: int) -> AbstractContextManager[Both]:
-    """redis-py, made to reset each session after each use."""
+    """Measure redis-py with a reset after each use."""
     return redis_client(port, size, ResettingPool)
 
 
 @contextmanager
 def redis_pool(port: int, size: int) -> Iterator[Both]:
-    """redis-py's pool and its connections, without the client over them."""
+    """Measure redis-py's pool and its connections, without the client."""
     with _redis_pool(port, size) as pool:
 
         def command(*words: str) -> Any:
@@ -194,7 +194,7 @@ def redis_pool(port: int, size: int) -> Iterator[Both]:
 def _redis_pool(
     port: int, size: int, pool_class: type[BlockingConnectionPool] = BlockingConnectionPool
 ) -> Iterator[Any]:
-    # RESP2, as all of them speak here.
+    # RESP2, like all the others here.
     pool = pool_class(host=HOST, port=port, max_connections=size, protocol=2)
     yield pool
     pool.disconnect()
@@ -213,6 +213,6 @@ def _both(prepare: Callable[[], Command]) -> Both:
 
 
 def fill(port: int) -> None:
-    """Sets what is read later."""
+    """Store the value that GET reads."""
     with Pool(HiredisConnection, {"host": HOST, "port": port}) as pool, pool.connection() as connection:
         connection.command("SET", KEY, VALUE)

@@ -1,4 +1,4 @@
-"""Who takes part: gsocketpool, other pools, and the least that could be called one."""
+"""The contestants: gsocketpool, other pools, and minimal pools as a lower bound."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from benchmarks.contestants.base import OpenPool
 
 @dataclass(frozen=True)
 class Contestant:
-    """A pool, and where its adapter and its version are to be found."""
+    """A pool, its adapter and its package."""
 
     name: str
-    #: The module here that has its ``open_pool(size, kind, is_checked, options)``.
+    #: The module of this package with its ``open_pool(size, kind, is_checked, options)``.
     module: str
-    #: What it is called on PyPI.
+    #: Its name on PyPI.
     package: str
     function: str = "open_pool"
 
     def open_pool(self, size: int, kind: type[Any], /, *, is_checked: bool = False, **options: Any) -> OpenPool:
-        """A pool of `size` connections, of a class made of `kind` and of what this pool asks for.
+        """Return a pool of `size` connections, whose class derives from `kind` and from the base that the pool needs.
 
-        :param is_checked: whether to turn on its check of connections, where that is a choice.
-        :param options: what `kind` is made with.
+        :param is_checked: whether to turn on the pool's check of connections, if that is a choice.
+        :param options: the arguments of `kind`.
         """
         module = importlib.import_module(f"benchmarks.contestants.{self.module}")
         opened: OpenPool = getattr(module, self.function)(size, kind, is_checked, options)
@@ -32,9 +32,9 @@ class Contestant:
 
 
 OURS = Contestant("gsocketpool", "ours", "gsocketpool")
-#: For cases with a server: with the connections it brings, while all others pool the same bare ones.
+#: For cases with a server: gsocketpool with its own connections. All others use the same bare ones.
 OWN_CONNECTION = Contestant(f"{OURS.name}, its own connection", "ours", "gsocketpool", "open_own")
-#: It has the name of ours, and so it has a Python environment of its own.
+#: It has the same package name as ours, so it needs its own Python environment.
 PREDECESSOR = Contestant("gsocketpool 0.1.6", "predecessor", "gsocketpool")
 
 RIVALS = [
@@ -53,12 +53,12 @@ SEMAPHORE = Contestant("semaphore + deque", "floors", "gevent", "open_semaphore"
 HAND_OVER = Contestant("bare hand-over", "floors", "gevent", "open_hand_over")
 DEDICATED = Contestant("dedicated", "floors", "gevent", "open_dedicated")
 
-#: No pools: they keep no books, check nothing and forgive nothing.
+#: Lower bounds, not real pools: they keep no records, check nothing, and do not survive errors.
 FLOORS = [LIFO_QUEUE, SEMAPHORE, HAND_OVER]
 
 ALL = {each.name: each for each in [OURS, OWN_CONNECTION, *RIVALS, *FLOORS, DEDICATED]}
 
 
 def resetting(name: str) -> str:
-    """Return what a contestant is called that resets a connection after each use."""
+    """Return the name of a contestant that resets a connection after each use."""
     return f"{name}, reset after each use"

@@ -1,4 +1,4 @@
-"""What the cases know about a pool, whoever wrote it."""
+"""The interface between the cases and the pools."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-#: Seconds that a pool lets a caller wait, where it can be told so.
+#: How long a pool lets a caller wait, in seconds, if the pool has such a setting.
 PATIENCE = 60
 
 
@@ -21,12 +21,12 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class OpenPool:
-    """A pool with its own methods under common names. They are called without anything in between."""
+    """The methods of a pool under common names. The cases call them directly, so that nothing else is measured."""
 
     acquire: Callable[[], Any]
     release: Callable[[Any], object]
     close: Callable[[], object] = _nothing
-    #: Its own context manager, if it has one.
+    #: The pool's own context manager, if it has one.
     block: Callable[[], AbstractContextManager[Any]] | None = None
-    #: From what acquire() returns to the connection itself, for pools that hand out proxies.
+    #: Returns the connection behind the result of acquire(), for pools that hand out proxies.
     raw: Callable[[Any], Any] = _itself

@@ -1,4 +1,4 @@
-"""DBUtils' PooledDB. It checks a connection by its ``ping()``, and rolls back what comes back."""
+"""DBUtils' PooledDB. It checks a connection with its ``ping()``, and rolls back on return."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.contestants.base import OpenPool
 
 
 class _DbApi:
-    """What it asks of a connection."""
+    """What PooledDB needs of a connection."""
 
     def ping(self: Any, reconnect: bool = False) -> bool:
         return bool(self.is_alive())
@@ -27,7 +27,7 @@ class _DbApi:
 
 
 class _Driver:
-    """What it asks of a driver."""
+    """What PooledDB needs of a driver."""
 
     threadsafety = 1
     OperationalError = InterfaceError = InternalError = OSError

@@ -1,4 +1,4 @@
-"""The least that can be called a pool: no books, no checks, no deadlines, and no help when something goes wrong."""
+"""Minimal pools: no records, no checks, no timeouts, no error handling."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _close(connections: list[Any]) -> None:
 
 
 def _block(acquire: Callable[[], Any], release: Callable[[Any], object]) -> Callable[[], AbstractContextManager[Any]]:
-    """The context manager that everybody would write."""
+    """Return the obvious context manager."""
 
     @contextmanager
     def block() -> Iterator[Any]:
@@ -42,7 +42,7 @@ def _block(acquire: Callable[[], Any], release: Callable[[Any], object]) -> Call
 
 
 def open_queue(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
-    """gevent's compiled queue. A newcomer may overtake those who wait."""
+    """Return a pool made of gevent's compiled queue. A new caller may overtake waiters."""
     queue: Any = LifoQueue(size)
     connections = _connect(size, kind, options)
     for connection in connections:
@@ -51,7 +51,7 @@ def open_queue(size: int, kind: type[Any], is_checked: bool, options: dict[str, 
 
 
 def open_semaphore(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
-    """gevent's compiled semaphore around a deque. There is no order among those who wait."""
+    """Return a pool made of gevent's compiled semaphore and a deque. It does not order waiters."""
     connections = _connect(size, kind, options)
     free = deque(connections)
     places = BoundedSemaphore(size)
@@ -68,7 +68,7 @@ def open_semaphore(size: int, kind: type[Any], is_checked: bool, options: dict[s
 
 
 def open_hand_over(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
-    """First come, first served, and nothing else."""
+    """Return a pool that serves waiters in order, and does nothing else."""
     connections = _connect(size, kind, options)
     free = deque(connections)
     waiters: deque[Waiter] = deque()
@@ -91,7 +91,7 @@ def open_hand_over(size: int, kind: type[Any], is_checked: bool, options: dict[s
 
 
 def open_dedicated(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
-    """A connection for everybody: nobody ever gives one back that another one wants."""
+    """Return one connection for each greenlet. No greenlet waits for another."""
     connections = _connect(size, kind, options)
     free = list(connections)
     return OpenPool(free.pop, free.append, partial(_close, connections))

@@ -1,4 +1,4 @@
-"""gsocketpool, as it is here. It always checks a connection before it hands it out."""
+"""This version of gsocketpool. It always checks a connection before it hands it out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def open_pool(size: int, kind: type[Any], is_checked: bool, options: dict[str, A
 
 
 def open_own(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
-    """With its own connections instead of `kind`, by what is said of a server to a Wire."""
+    """Return a pool with gsocketpool's own connections instead of `kind`. The options are those of a Wire."""
     return _open(*_own(**options), size)
 
 

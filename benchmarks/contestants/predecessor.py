@@ -8,7 +8,7 @@ import gsocketpool
 from benchmarks.contestants.base import OpenPool
 
 if hasattr(gsocketpool, "PoolClosedError"):
-    raise ImportError(f"this is not gsocketpool 0.1.6, but what is in {gsocketpool.__file__}")
+    raise ImportError(f"expected gsocketpool 0.1.6, but found another version: {gsocketpool.__file__}")
 
 
 def open_pool(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:

@@ -1,4 +1,4 @@
-"""psycopg_pool, with connections that are none of psycopg's."""
+"""psycopg_pool, with connections that are not psycopg's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.contestants.base import PATIENCE, OpenPool
 
 
 class _Psycopg:
-    """What it asks of a connection."""
+    """What psycopg_pool needs of a connection."""
 
     autocommit = True
 

@@ -1,4 +1,4 @@
-"""pymemcache's ObjectPool. It does not wait: who comes when all are in use gets an error."""
+"""pymemcache's ObjectPool. It does not wait: a caller gets an error if all connections are in use."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def open_pool(size: int, kind: type[Any], is_checked: bool, options: dict[str, A
         return connection
 
     pool: Any = ObjectPool(connect, after_remove=operator.methodcaller("close"), max_size=size)
-    # What pymemcache's own client says.
+    # The argument that pymemcache's own client passes.
     block = partial(pool.get_and_release, destroy_on_fail=True)
     return OpenPool(pool.get, pool.release, pool.clear, block)

@@ -11,7 +11,7 @@ from benchmarks.contestants.base import PATIENCE, OpenPool
 
 
 class _RedisConnection:
-    """What it asks of a connection."""
+    """What redis-py's pool needs of a connection."""
 
     def connect(self: Any) -> None:
         if not self.is_connected():
@@ -29,7 +29,7 @@ class _RedisConnection:
 
 def open_pool(size: int, kind: type[Any], is_checked: bool, options: dict[str, Any]) -> OpenPool:
     class Pooled(_RedisConnection, kind):
-        # By this the pool tells its own connections from a parent process'.
+        # The pool tells its own connections from a parent process's by this.
         pid = os.getpid()
 
         def __init__(self, **_: object) -> None:

@@ -1,4 +1,4 @@
-"""socketpool, of 2014. Its `max_size` bounds what is kept idle, not what is open."""
+"""socketpool, of 2014. Its `max_size` limits the idle connections, not the open ones."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _births = itertools.count()
 
 
 class _Connector:
-    """What it expects of a connection, and does itself for sockets."""
+    """What socketpool needs of a connection. Its own connector does the same for sockets."""
 
     def open(self: Any) -> None:
-        # It sorts by this, which fails where two are equal.
+        # socketpool sorts by this, and fails if two are equal.
         self._born = time.time() + next(_births) / 1000
         super().open()  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""SQLAlchemy's QueuePool, without an engine around it."""
+"""SQLAlchemy's QueuePool, without an engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.contestants.base import PATIENCE, OpenPool
 
 
 class _DbApi:
-    """What it asks of a connection when that comes back."""
+    """What QueuePool needs of a connection on return."""
 
     def rollback(self) -> None:
         pass
@@ -40,7 +40,7 @@ def open_pool(size: int, kind: type[Any], is_checked: bool, options: dict[str, A
         acquire=pool.connect,
         release=operator.methodcaller("close"),
         close=pool.dispose,
-        # Before SQLAlchemy 2.1, it is no context manager itself.
+        # Before SQLAlchemy 2.1, the connection is not a context manager.
         block=pool.connect if hasattr(PoolProxiedConnection, "__enter__") else lambda: closing(pool.connect()),
         raw=operator.attrgetter("dbapi_connection"),
     )

@@ -1,1 +1,1 @@
-"""Pools of real clients that :mod:`benchmarks.blows` hits, each kind of server in a file of its own."""
+"""The pools of real clients that :mod:`benchmarks.blows` hits: one file for each kind of server."""

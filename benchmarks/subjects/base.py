@@ -1,4 +1,4 @@
-"""What the blows know about a pool, whoever wrote it."""
+"""The interface between the blows and the pools."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import gevent
 WAITING, EXCHANGING, GIVING_BACK = "waiting", "exchanging", "giving back"
 PHASES = (WAITING, EXCHANGING, GIVING_BACK)
 
-#: The length of every third reply, for which a client waits more than once.
+#: The length of every third reply, in bytes. A client needs more than one read for it.
 LONG = 50_000
-#: Seconds that a server may take to start again.
+#: How long a server may take to start again, in seconds.
 START = 20.0
 
 
 class RefusedError(Exception):
-    """The pool lets no caller wait, and has no connection."""
+    """The pool has no connection, and lets no caller wait."""
 
 
 def _no_mark(phase: str) -> None:
@@ -31,20 +31,20 @@ def _no_mark(phase: str) -> None:
 
 
 class Subject(ABC):
-    """A pool at a server.
+    """A pool of connections to a server.
 
-    :param server: what is known of it.
+    :param server: how to reach the server.
     :param size: the pool's limit.
-    :param patience: seconds that the pool lets a caller wait, where it can be told so.
+    :param patience: how long the pool lets a caller wait, in seconds, if the pool has such a setting.
     """
 
     def __init__(self, server: Mapping[str, Any], size: int, patience: float) -> None:
         self.server = server
         self.size = size
         self.patience = patience
-        #: Called at the beginning of each phase of a use. It neither switches nor raises.
+        #: Called at the start of each phase of a use. It neither switches greenlets nor raises.
         self.mark: Callable[[str], None] = _no_mark
-        #: How many sessions the server has besides those of the pool.
+        #: How many sessions the server has beside those of the pool.
         self.others = 0
 
     @abstractmethod
@@ -53,10 +53,10 @@ class Subject(ABC):
 
     @abstractmethod
     def lease(self) -> AbstractContextManager[Any]:
-        """Return a block with one connection: the pool's own, where it has one."""
+        """Return a context manager for one connection: the pool's own, if it has one."""
 
     def use(self, exchange: Callable[[Any], Any]) -> Any:
-        """Take a connection, exchange something and give it back, as users do. Return what was exchanged."""
+        """Acquire a connection, make an exchange and release it, as users do. Return the reply."""
         with self.lease() as connection:
             self.mark(EXCHANGING)
             reply = exchange(connection)
@@ -64,43 +64,43 @@ class Subject(ABC):
         return reply
 
     def word(self, number: int) -> str:
-        """Return what the server must answer to a number."""
+        """Return the right answer to a number."""
         return f"word {number};"
 
     @abstractmethod
     def ask(self, connection: Any, number: int) -> str:
-        """Ask for the word of a number, and return it. For every third number the reply is long and takes longer."""
+        """Ask for the word of a number, and return it. Every third reply is long, and takes longer."""
 
     def ask_held(self, connection: Any, number: int) -> str:
-        """Ask by what :meth:`lease` gives, where that is not what users exchange by."""
+        """Ask with the connection of :meth:`lease`, for pools whose users make exchanges with another object."""
         return self.ask(connection, number)
 
     @abstractmethod
     def ask_late(self, connection: Any, seconds: float) -> None:
-        """Have the server take its time."""
+        """Make a request that the server answers after this many seconds."""
 
     def after_fork(self) -> None:  # noqa: B027
-        """Do in a forked child what the pool's documentation says."""
+        """Do in a forked child what the pool's documentation demands."""
 
-    # The server, which is asked past the pool
+    # The server, without the pool
 
     @abstractmethod
     def watch(self) -> None:
-        """Connect to the server, past the pool."""
+        """Connect to the server, without the pool."""
 
     @abstractmethod
     def sessions(self) -> int:
-        """Return how many sessions the server has, the observer's and other ones included."""
+        """Return how many sessions the server has, including the observer's and others."""
 
     @abstractmethod
     def process(self) -> int:
-        """Return the number of the server's process."""
+        """Return the id of the server's process."""
 
     def fill(self) -> None:  # noqa: B027
-        """Store in the server what is asked for later."""
+        """Store the replies in the server."""
 
     def restart(self) -> None:
-        """End the server's process. Return when another one answers."""
+        """End the server's process, and wait until a new one answers."""
         ended = self.process()
         os.kill(ended, self.ending)
         deadline = time.monotonic() + START
@@ -113,7 +113,7 @@ class Subject(ABC):
                     return
             except Exception:
                 continue
-        raise TimeoutError("the server has not started again")
+        raise TimeoutError(f"the server did not start again within {START:g} s")
 
     #: The signal that ends the server.
     ending = signal.SIGKILL

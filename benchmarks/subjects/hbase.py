@@ -1,4 +1,4 @@
-"""Pools of connections to HBase's Thrift interface, all of them happybase's. A peer of a few lines stands for HBase."""
+"""Pools of happybase connections to HBase's Thrift interface. A stand-in of a few lines replaces HBase."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gsocketpool.connectors import Connector
 
 HOST = "127.0.0.1"
 COLUMN = b"f:v"
-#: The rows of the peer that are no rows.
+#: The keys with a special meaning to the stand-in.
 SESSIONS, PROCESS, LATE = "sessions", "process", "late"
 
 
 class HappybaseConnector(Connector[Any]):
-    """What has to be written to use happybase with gsocketpool."""
+    """The connector that a user would write for happybase."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -30,21 +30,21 @@ class HappybaseConnector(Connector[Any]):
     def connect(self) -> Any:
         connection = happybase.Connection(HOST, self._port, autoconnect=False)
         connection.exchanges = 0
-        # Its transport is made in Cython and hides its socket.
+        # happybase's own transport is written in Cython, and hides its socket.
         connection.socket = TSocket(HOST, self._port)
         connection.transport = TBufferedTransport(connection.socket)
         connection.client = TClient(Hbase, TBinaryProtocol(connection.transport, decode_response=False))
         connection.open()
         request = connection.client._req
 
-        def noting(*args: Any, **options: Any) -> Any:
+        def counting(*args: Any, **options: Any) -> Any:
             connection.exchanges += 1
             reply = request(*args, **options)
-            # Not after an error: then the reply may still come.
+            # Not in a finally: after an error, the reply may still come.
             connection.exchanges -= 1
             return reply
 
-        connection.client._req = noting
+        connection.client._req = counting
         return connection
 
     def is_settled(self, connection: Any) -> bool:
@@ -58,6 +58,8 @@ class HappybaseConnector(Connector[Any]):
 
 
 class HBase(Subject):
+    """A pool of happybase connections."""
+
     def ask(self, connection: Any, number: int) -> str:
         word = self.word(number)
         return _read(connection, f"{word} and {0 if number % 3 else LONG}")[: len(word)]

@@ -1,4 +1,4 @@
-"""Pools of connections to memcached, all of them pymemcache's."""
+"""Pools of pymemcache clients for memcached."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from gsocketpool import Pool
 from gsocketpool.connectors.pymemcache import PymemcacheConnector
 
 HOST = "127.0.0.1"
-#: How many keys there are. It is divided by three, for every third has a long value.
+#: The number of keys: a multiple of three, because every third has a long value.
 KEYS = 90
 
 
 class Memcached(Subject):
+    """A pool of pymemcache clients."""
+
     def word(self, number: int) -> str:
         return f"word{number % KEYS};"
 
     def ask(self, connection: Any, number: int) -> str:
         word = self.word(number)
         reply = connection.get(word)
-        # With ignore_exc an error looks like a miss, but nothing is missing here.
+        # With ignore_exc, an error looks like a miss. Here, every key exists.
         if reply is None:
             raise LookupError(word)
         return str(reply.decode())[: len(word)]
 
     def ask_late(self, connection: Any, seconds: float) -> None:
-        # It has no command that takes its time.
+        # memcached has no slow command.
         self.ask(connection, 0)
 
     def watch(self) -> None:
@@ -60,14 +62,14 @@ class Ours(Memcached):
 
 
 class Pymemcache(Memcached):
-    """pymemcache. Its client takes a connection for each command, and refuses a caller at the limit."""
+    """pymemcache's own pool. Its client acquires a connection for each command, and refuses a caller at the limit."""
 
     def open(self) -> None:
         pooled = PooledClient((HOST, self.server["port"]), max_pool_size=self.size, no_delay=True)
         self._pool = pool = pooled.client_pool
         get, release, destroy = pool.get, pool.release, pool.destroy
 
-        # They also tell in which phase the caller is.
+        # These also mark the phases of a use.
 
         def marked_get() -> Any:
             try:

@@ -1,4 +1,4 @@
-"""Pools of connections to PostgreSQL, all of them psycopg's, in transactions."""
+"""Pools of psycopg connections to PostgreSQL, with transactions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from gsocketpool.connectors.psycopg import PsycopgConnector
 
 QUERY = "SELECT %s || repeat('x', %s)"
 LATE = "SELECT pg_sleep(%s)"
-#: By this the server tells the sessions of this process from all others.
+#: The server tells the sessions of this process from others by this.
 TAG = f"kills-{os.getpid()}"
 
 
 class Postgres(Subject):
-    # At this signal it cuts its clients off and ends.
+    """A pool of psycopg connections."""
+
+    # On this signal, PostgreSQL disconnects its clients and exits.
     ending = signal.SIGINT
 
     @property
@@ -37,7 +39,7 @@ class Postgres(Subject):
         self.fetch(connection, LATE, (seconds,))
 
     def fetch(self, connection: Any, query: str, parameters: tuple[Any, ...]) -> Any:
-        """Return the only value of the only row."""
+        """Return the single value of the single row."""
         return connection.execute(query, parameters).fetchone()[0]
 
     def watch(self) -> None:
@@ -148,5 +150,5 @@ class GeventPool(SQLAlchemy):
         self._open(create_engine, poolclass=GeventPool)
 
     def after_fork(self) -> None:
-        # It needs nothing.
+        # GeventPool needs nothing.
         pass

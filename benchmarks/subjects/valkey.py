@@ -1,4 +1,4 @@
-"""Pools of connections to Valkey, all of them redis-py's."""
+"""Pools of redis-py connections to Valkey."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from gsocketpool import Pool
 from gsocketpool.connectors.redis import RedisConnector
 
 HOST = "127.0.0.1"
-#: It keeps the server busy for some tenths of a millisecond.
+#: A script that keeps the server busy for some tenths of a millisecond.
 SLOW = "for i = 1, 20000 do end return ARGV[1] .. string.rep('x', ARGV[2])"
 
 
 class Valkey(Subject):
+    """A pool of redis-py connections."""
+
     def ask(self, connection: Any, number: int) -> str:
         word = self.word(number)
         reply = connection.echo(word) if number % 3 else connection.eval(SLOW, 0, word, LONG)
@@ -48,13 +50,13 @@ class Ours(Valkey):
 
 
 class RedisPy(Valkey):
-    """redis-py. Its client takes a connection for each command."""
+    """redis-py's own pool. Its client acquires a connection for each command."""
 
     def open(self) -> None:
         subject = self
 
         class MarkedPool(BlockingConnectionPool):
-            """It also tells in which phase its caller is."""
+            """A pool that also marks the phases of a use."""
 
             def get_connection(self, *arguments: Any, **options: Any) -> Any:
                 connection = super().get_connection(*arguments, **options)
@@ -71,7 +73,7 @@ class RedisPy(Valkey):
             max_connections=self.size,
             timeout=self.patience,
             health_check_interval=1,
-            # A client that makes its own pool retries like this, but a pool of one's own does not by itself.
+            # A client with its default pool retries like this. With another pool, it does not unless told so.
             retry=Redis().get_retry(),
         )
         self._client = Redis(connection_pool=self._pool)
