@@ -1,4 +1,4 @@
-"""Writes the tables of the kills, from the results that are kept in the repository."""
+"""Write the tables of the kills, from the results that the repository keeps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ RESULTS = ROOT / "benchmarks" / "kills.json"
 
 
 def reference(found: results.Results | None = None) -> str:
-    """Return the tables, what each pool was told, and where and when it was done, as RST."""
+    """Return the tables, the options of each pool, and where and when it was measured, as RST."""
     found = results.load(RESULTS) if found is None else found
-    told = [["", "Options", "What it says of itself"]]
+    told = [["", "Options", "What its documentation says"]]
     told += [[name, note["options"], note["says"]] for name, note in found.about["notes"].items()]
     lines = [
         *tables(found, CASE),
-        *section("What each pool was told"),
+        *section("The options of each pool"),
         *table(told),
         *section("Where and when"),
         *about(found),

@@ -1,4 +1,4 @@
-"""Writes the tables of the benchmarks, from the results that are kept in the repository."""
+"""Write the tables of the benchmarks, from the results that the repository keeps."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 
 
 def reference() -> str:
-    """How it was measured, the goals and what has become of them, and every figure, as RST."""
+    """Return how it was measured, the goals and whether they were met, and every figure, as RST."""
     found = results.load(RESULTS)
     verdicts = [goals.judge(goal, found) for goal in goals.GOALS]
     lines = [*about(found), *section("Goals"), *table(list(report.verdict_rows(verdicts)))]
     for name in cases.NAMES:
         if not found.has(name):
-            # It is younger than the results.
+            # The case is newer than the results.
             continue
         case = cases.load(name)
         lines += [*section(case.name.replace("_", " ").capitalize()), case.method, ""]

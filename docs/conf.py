@@ -16,6 +16,8 @@ version = release
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
+# The links inside the documentation are checked; other sites change by themselves.
+linkcheck_ignore = ["https?://"]
 # Not needed for the documentation.
 autodoc_mock_imports = ["psycopg"]
 autodoc_member_order = "bysource"

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed"),
 ]
 
-GUIDE = Path(__file__).parents[2] / "docs" / "psycopg.rst"
+GUIDE = Path(__file__).parents[2] / "docs" / "clients" / "psycopg.rst"
 
 #: How many sessions it has on the server, at most.
 SESSIONS = 2

@@ -835,7 +835,7 @@ def test_a_pool_of_a_url_asks_for_its_options_at_each_connect_and_keeps_its_conn
 
 @patched
 def test_the_examples_of_the_guide_run(conninfo: str) -> None:
-    source = joined(blocks(ROOT / "docs" / "psycopg.rst")).replace("postgresql://localhost/app", conninfo)
+    source = joined(blocks(ROOT / "docs" / "clients" / "psycopg.rst")).replace("postgresql://localhost/app", conninfo)
     names: dict[str, Any] = {"__name__": "example"}
     exec(compile(source, "psycopg.rst", "exec"), names)
     assert values(conninfo, "visits") == ["/", "/about", "/"]

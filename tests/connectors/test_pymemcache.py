@@ -328,7 +328,7 @@ def test_an_open_that_is_interrupted_leaves_no_socket(error: BaseException) -> N
 
 
 def test_the_guides_examples_run(memcached: RestartableServer, capsys: pytest.CaptureFixture[str]) -> None:
-    source = joined(blocks(ROOT / "docs" / "memcached.rst")).replace("11211", str(memcached.port))
+    source = joined(blocks(ROOT / "docs" / "clients" / "memcached.rst")).replace("11211", str(memcached.port))
     names: dict[str, Any] = {"__name__": "example"}
     exec(compile(source, "memcached.rst", "exec"), names)
     assert capsys.readouterr().out == "b'hello'\n"

@@ -726,7 +726,7 @@ def test_closing_twice_is_no_error(connector: PyMySQLConnector) -> None:
 
 
 def test_the_guides_examples_run(arguments: dict[str, Any], mariadb: KeptMariaDB, other: Any) -> None:
-    source = joined(blocks(ROOT / "docs" / "mysql.rst"))
+    source = joined(blocks(ROOT / "docs" / "clients" / "mysql.rst"))
     source = source.replace("monkey.patch_all()", "").replace("app:secret@localhost", "app:first@localhost")
     source = source.replace("/app?charset=utf8mb4", f"/app?charset=utf8mb4&unix_socket={mariadb.path}")
     names: dict[str, Any] = {"__name__": "example"}

@@ -37,7 +37,7 @@ from tests.support import battery_subjects
 from tests.support.battery import IDLE, LONG, RUNNING, Relay, Subject, eventually
 from tests.support.connections import outcome, without_switching
 
-PAGE = Path(__file__).parents[2] / "docs" / "recipes.rst"
+PAGE = Path(__file__).parents[2] / "docs" / "clients" / "recipes.rst"
 
 patched = pytest.mark.patched
 Servers = dict[str, Any]

@@ -30,7 +30,8 @@ from tests.support.servers import silent_listener
 pytestmark = pytest.mark.servers
 
 #: The app of the guide.
-(GUIDE,) = [block for block in blocks(ROOT / "docs" / "flask.rst") if "import psycopg" in block]
+PAGE = ROOT / "docs" / "flask" / "databases.rst"
+(GUIDE,) = blocks(PAGE)
 
 #: What the tests ask it beside.
 VIEWS = """
@@ -275,7 +276,7 @@ def test_an_app_whose_backend_accepts_and_says_nothing_is_not_ready() -> None:
 def test_the_guides_command_finds_a_backend_that_accepts_and_hangs(tmp_path: Path, conninfo: str) -> None:
     (command,) = [
         line.split()[2:]
-        for line in (ROOT / "docs" / "flask.rst").read_text().splitlines()
+        for line in PAGE.read_text().splitlines()
         if "$ python -m gevent.monkey" in line
     ]
     with silent_listener() as (host, port):

@@ -371,7 +371,7 @@ def test_each_hook_works_without_the_other(
 
 
 def test_the_configuration_in_the_guide(lines: gunicorn_support.Backend, start: Start, tmp_path: Path) -> None:
-    (text,) = [block for block in blocks(ROOT / "docs" / "flask.rst") if "worker_class" in block]
+    (text,) = [block for block in blocks(ROOT / "docs" / "flask" / "deployment.rst") if "worker_class" in block]
     gunicorn = start(*written(tmp_path, text), SOCKETPOOL_MIN_CONNECTIONS=1)
     lines.wait_until(lambda: sum(seen.texts == ["hello"] for seen in lines.seen) == 4, "its workers fill their pools")
     workers = gunicorn.workers(4)

@@ -114,7 +114,7 @@ def test_an_app_that_was_made_after_gevent_has_patched_is_not_warned_about() -> 
 
 
 def configuration() -> str:
-    (text,) = [block for block in blocks(ROOT / "docs" / "flask.rst") if "worker_class" in block]
+    (text,) = [block for block in blocks(ROOT / "docs" / "flask" / "deployment.rst") if "worker_class" in block]
     return text
 
 

@@ -9,7 +9,7 @@ import runpy
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -28,14 +28,21 @@ from tests.support.line_server import server as server
 from tests.support.scripted import PATIENCE
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
+DOCS = ROOT / "docs"
+DOCUMENTS = [ROOT / "README.rst", *sorted(DOCS.rglob("*.rst"))]
 
+#: The page whose module the examples of the other pages on Flask continue.
+FLASK = DOCS / "flask" / "start.rst"
 
 #: Run by the tests of the connectors and recipes, which look at what the examples have left in the database.
-ELSEWHERE = {"memcached.rst", "mysql.rst", "psycopg.rst", "recipes.rst"}
+ELSEWHERE = {DOCS / "clients" / name for name in ("memcached.rst", "mysql.rst", "psycopg.rst", "recipes.rst")}
 
 #: What stands in the examples for where a server of the tests is.
 POSTGRESQL, VALKEY, REDIS = "postgresql://localhost/app", "valkey://localhost:6379", "redis://localhost:6379"
+
+
+def name_of(document: Path) -> str:
+    return str(document.relative_to(DOCS if document.is_relative_to(DOCS) else ROOT))
 
 
 def blocks(document: Path) -> list[str]:
@@ -51,6 +58,12 @@ def blocks(document: Path) -> list[str]:
         elif indent is not None:
             found[-1].append(line[indent:])
     return ["\n".join(lines) + "\n" for lines in found]
+
+
+def module_of_the_guide() -> str:
+    """Return what the pages on Flask call ``module.py``."""
+    (module,) = [block for block in blocks(FLASK) if "def create_app" in block]
+    return module
 
 
 def is_of_tests(block: str) -> bool:
@@ -124,31 +137,29 @@ QUESTIONS = {
 
 @pytest.mark.parametrize("client", ["psycopg", "valkey", "mysql", "memcached", "sqlalchemy"])
 def test_each_guide_to_a_client_answers_the_same_questions(client: str) -> None:
-    lines = (ROOT / "docs" / f"{client}.rst").read_text().splitlines()
+    lines = (DOCS / "clients" / f"{client}.rst").read_text().splitlines()
     assert {line for line, under in pairwise(lines) if line and under == "-" * len(line)} >= QUESTIONS
 
 
 @pytest.mark.parametrize(
     "document",
-    [path for path in DOCUMENTS if examples(path) and path.name not in ELSEWHERE],
-    ids=lambda path: path.name,
+    [path for path in DOCUMENTS if examples(path) and path not in ELSEWHERE],
+    ids=name_of,
 )
 def test_the_examples_run(document: Path, echo_port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = examples(document).replace("2000", str(echo_port))
     # The engines' examples need no server.
     source = source.replace("postgresql+psycopg://localhost/app", f"sqlite:///{tmp_path}/app")
     names: dict[str, Any] = {"__name__": "example"}
+    if document.parent == FLASK.parent and document != FLASK:
+        exec(compile(examples(FLASK).replace("2000", str(echo_port)), FLASK.name, "exec"), names)
     exec(compile(source, document.name, "exec"), names)
     if "app" in names:
         client = names["app"].test_client()
-        if document.name == "flask.rst":
+        if document.parent == FLASK.parent:
             assert client.get("/").text == "one\ntwo\n"
-            assert client.get("/both").text == "first\nsecond\n"
-            assert client.get("/parallel").text == "first\nsecond\n"
-            names["PAUSE"] = 0
-            check_the_guides_events(names["app"])
-            assert client.get("/health/ready").status_code == 200
-            check_the_guides_deadlines(names["app_with_deadlines"])
+            if document.name in CHECKS:
+                CHECKS[document.name](names)
         elif document.name != "configuration.rst":
             assert client.get("/").text == "hello\n"
         for pool in names["app"].extensions["gsocketpool"].values():
@@ -166,7 +177,7 @@ def test_the_connector_that_the_guide_calls_careful_passes_the_torture() -> None
 
     with FlakyServer() as server:
         names: dict[str, Any] = {"__name__": "example"}
-        source = examples(ROOT / "docs" / "connectors.rst").replace("2000", str(server.port))
+        source = examples(DOCS / "clients" / "connectors.rst").replace("2000", str(server.port))
         exec(compile(source, "connectors.rst", "exec"), names)
         names["pool"].close()
         torture(names["CarefulConnector"](), exchange=ask, server=server, rounds=200, forks=1)
@@ -176,10 +187,10 @@ def test_the_connector_that_the_guide_calls_careful_passes_the_torture() -> None
 @pytest.mark.servers
 @pytest.mark.parametrize(
     "document",
-    [path.name for path in DOCUMENTS if path.name not in ELSEWHERE and any(map(needs_a_database, blocks(path)))],
+    [name_of(path) for path in DOCUMENTS if path not in ELSEWHERE and any(map(needs_a_database, blocks(path)))],
 )
 def test_the_examples_with_a_database_run(document: str, conninfo: str, valkey_url: str) -> None:
-    (path,) = [path for path in DOCUMENTS if path.name == document]
+    (path,) = [path for path in DOCUMENTS if name_of(path) == document]
     source = joined(filter(needs_a_database, blocks(path)))
     names: dict[str, Any] = {"__name__": "example"}
     for shown, url in ((POSTGRESQL, conninfo), (VALKEY, valkey_url), (REDIS, valkey_url)):
@@ -192,7 +203,16 @@ def test_the_examples_with_a_database_run(document: str, conninfo: str, valkey_u
         pool.close()
 
 
-def check_the_guides_events(app: Flask) -> None:
+def check_the_guides_requests(names: dict[str, Any]) -> None:
+    client = names["app"].test_client()
+    assert client.get("/both").text == "first\nsecond\n"
+    assert client.get("/parallel").text == "first\nsecond\n"
+    check_the_guides_deadlines(names["app_with_deadlines"])
+
+
+def check_the_guides_events(names: dict[str, Any]) -> None:
+    names["PAUSE"] = 0
+    app: Flask = names["app"]
     with app.test_client().get("/events", buffered=False) as response, app.app_context():
         body = response.iter_encoded()
         for event in (b"data: news\n\n", b": nothing new\n\n", b": nothing new\n\n"):
@@ -210,22 +230,31 @@ def check_the_guides_deadlines(app: Flask) -> None:
         pool.close()
 
 
-@pytest.mark.parametrize(
-    ("document", "passed"), [("failures.rst", 4), ("flask.rst", 4)], ids=["failures.rst", "flask.rst"]
-)
-def test_the_examples_of_tests_pass(pytester: pytest.Pytester, document: str, passed: int) -> None:
-    path = ROOT / "docs" / document
+def check_the_guides_health(names: dict[str, Any]) -> None:
+    assert names["app"].test_client().get("/health/ready").status_code == 200
+
+
+#: What the app of a page on Flask must do, beside what the first page's does.
+CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "requests.rst": check_the_guides_requests,
+    "streaming.rst": check_the_guides_events,
+    "operating.rst": check_the_guides_health,
+}
+
+
+@pytest.mark.parametrize("document", ["testing.rst", "flask/testing.rst"])
+def test_the_examples_of_tests_pass(pytester: pytest.Pytester, document: str) -> None:
+    path = DOCS / document
     pytester.makeconftest(APP)
-    pytester.makepyfile(module=blocks(path)[0])
+    pytester.makepyfile(module=module_of_the_guide())
     pytester.makepyfile(examples_of_tests(path))
-    pytester.runpytest_subprocess("-W", "error").assert_outcomes(passed=passed)
+    pytester.runpytest_subprocess("-W", "error").assert_outcomes(passed=4)
 
 
 @pytest.mark.servers
 def test_the_guides_script_for_pywsgi_serves_and_ends(server: LineServer, tmp_path: Path) -> None:
-    guide = ROOT / "docs" / "flask.rst"
-    (script,) = [block for block in blocks(guide) if "pywsgi" in block]
-    (tmp_path / "module.py").write_text(blocks(guide)[0].replace("2000", str(server.port)))
+    (script,) = [block for block in blocks(DOCS / "flask" / "servers.rst") if "pywsgi" in block]
+    (tmp_path / "module.py").write_text(module_of_the_guide().replace("2000", str(server.port)))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = '("127.0.0.1", 8000)'
         assert address in script
@@ -256,18 +285,26 @@ def test_the_guides_script_for_pywsgi_serves_and_ends(server: LineServer, tmp_pa
 
 
 def test_there_are_examples() -> None:
-    assert {path.name for path in DOCUMENTS if examples(path)} >= {
+    assert {name_of(path) for path in DOCUMENTS if examples(path)} >= {
         "README.rst",
         "start.rst",
+        "watching.rst",
         "moving.rst",
-        "flask.rst",
-        "connectors.rst",
+        "clients/connectors.rst",
+        "clients/protocol.rst",
+        "flask/start.rst",
+        *(f"flask/{name}" for name in CHECKS),
     }
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_example_compiles(document: Path) -> None:
+    for block in blocks(document):
+        compile(block, document.name, "exec")
+
+
 def test_the_guide_quotes_messages_as_they_are() -> None:
-    text = (ROOT / "docs" / "flask.rst").read_text()
-    quoted = re.findall(r'"([^"\n]+)"', text[text.index("Troubleshooting") :])
+    quoted = re.findall(r'"([^"\n]+)"', (DOCS / "flask" / "troubleshooting.rst").read_text())
     said = "".join(
         path.read_text() for package in ("gsocketpool", "flask_gsocketpool") for path in (ROOT / package).glob("*.py")
     )
@@ -279,7 +316,7 @@ def test_the_guide_quotes_messages_as_they_are() -> None:
 
 
 def test_the_reference_of_the_configuration_is_made_of_the_code() -> None:
-    found = runpy.run_path(str(ROOT / "docs" / "_configuration.py"))
+    found = runpy.run_path(str(DOCS / "_configuration.py"))
     reference = found["reference"]()
     listed = re.findall(r"^   \* - ``SOCKETPOOL_([A-Z_]+)``", reference, re.MULTILINE)
     assert sorted(listed) == sorted(name.upper() for name in [*TARGETS, *SETTINGS, *APP_WIDE])
@@ -290,7 +327,7 @@ def test_the_reference_of_the_configuration_is_made_of_the_code() -> None:
 
 
 def test_the_reference_of_the_configuration_knows_the_defaults() -> None:
-    found = runpy.run_path(str(ROOT / "docs" / "_configuration.py"))
+    found = runpy.run_path(str(DOCS / "_configuration.py"))
     reference = found["reference"]()
     assert DEFAULT_SETTINGS.keys() <= Settings.__dataclass_fields__.keys()
     for name, field in Settings.__dataclass_fields__.items():
@@ -311,7 +348,7 @@ def test_the_documents_that_the_readme_names_are_there() -> None:
 
 
 def test_the_landing_page_begins_as_the_readme_does() -> None:
-    first, second = (blocks(path)[:2] for path in (ROOT / "README.rst", ROOT / "docs" / "index.rst"))
+    first, second = (blocks(path)[:2] for path in (ROOT / "README.rst", DOCS / "index.rst"))
     assert [block.strip() for block in first] == [block.strip() for block in second]
 
 
