@@ -274,11 +274,7 @@ def test_an_app_whose_backend_accepts_and_says_nothing_is_not_ready() -> None:
 
 
 def test_the_guides_command_finds_a_backend_that_accepts_and_hangs(tmp_path: Path, conninfo: str) -> None:
-    (command,) = [
-        line.split()[2:]
-        for line in PAGE.read_text().splitlines()
-        if "$ python -m gevent.monkey" in line
-    ]
+    (command,) = [line.split()[2:] for line in PAGE.read_text().splitlines() if "$ python -m gevent.monkey" in line]
     with silent_listener() as (host, port):
         run = subprocess.run(
             [sys.executable, *command, "--timeout", "0.2"],
