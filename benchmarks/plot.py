@@ -37,7 +37,8 @@ def draw(results: Results, file: Path) -> None:
         axes: list[Any] = list(figure.subplots(rows, 2, squeeze=False).flat)
         for axis, (case, name, title) in zip(axes, panels, strict=False):
             _bars(axis, results, case, name)
-            axis.set_title(title)
+            # Over the names of the bars: the layout makes no room for a title that is wider than its axis.
+            axis.set_title(title, loc="right")
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)

@@ -47,12 +47,11 @@ def reference() -> str:
             if name == "gsocketpool":
                 contestant = OURS.get(case, contestant)
             median = found.median(case, figure, contestant)
-            cells.append("—" if median is None else report.number(median))
+            cells.append(report.MISSING if median is None else report.number(median))
         rows.append([title, *cells])
     versions = {**measured.about["versions"], **kills.about["versions"]}
     wanted = ["gsocketpool", "psycopg", "psycopg-pool", "SQLAlchemy", "redis", "DBUtils", "gevent"]
     told = ", ".join(f"{name} {versions[name]}" for name in wanted)
     about = f"Measured on {measured.about['date'][:10]} with {told}, on {measured.about['python'].split(',')[0]}."
     lines = [*table(rows), about]
-    lines.insert(1, "   :class: comparison")
     return "\n".join(lines) + "\n"

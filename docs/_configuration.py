@@ -35,7 +35,7 @@ def reference() -> str:
     defaults = _defaults()
     lines = []
     for title, keys in GROUPS.items():
-        lines += [title, "-" * len(title), "", ".. list-table::", "   :header-rows: 1", "   :widths: 34 12 54"]
+        lines += [title, "-" * len(title), "", ".. list-table::", "   :header-rows: 1", "   :widths: 41 12 47"]
         lines += ["   :class: keys", "", "   * - Key", "     - Default", "     - Meaning"]
         for key in keys:
             meaning = meanings[key].replace(":meth:`ping`", ":meth:`~gsocketpool.Pool.ping`")

@@ -58,7 +58,9 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [".. list-table::", "   :header-rows: 1", "   :stub-columns: 1", ""]
     for row in rows:
         for number, cell in enumerate(row):
-            lines.append(f"   {'* -' if number == 0 else '  -'} {cell}".rstrip())
+            # A hyphen alone would begin a list.
+            shown = "—" if cell == report.MISSING else cell
+            lines.append(f"   {'* -' if number == 0 else '  -'} {shown}".rstrip())
     return [*lines, ""]
 
 
