@@ -99,20 +99,33 @@ class Upkeep:
 
     def _run_task(self, task: Task, entry: Entry, greenlet: gevent.Greenlet) -> bool:
         """Run a task. Return False if a fork has copied this greenlet since."""
-        status = entry.status
+        status, connection = entry.status, entry.connection
         answer: bool | None = False
         is_original = False
+        more: str | None = None
         try:
-            answer = self._run_step(task, entry, status, greenlet)
+            answer, error, is_late = self._run_step(task, connection, greenlet)
+            # Not if the entry was removed during the step, by close() for instance, or a fork has copied this greenlet.
+            if answer is False and entry.status is status:
+                more = task.admit()
         finally:
             is_original = self.running.pop(greenlet, None) is entry
             if is_original:
                 task.ended(entry, answer)
+        try:
+            # Last, because a log handler may block, and the entry must not wait for it.
+            if more is not None:
+                _complain(task, connection, error, is_late, more)
+        finally:
+            if error is not None:
+                # The traceback would keep the locals of the step alive.
+                error.__traceback__ = None
         return is_original
 
-    def _run_step(self, task: Task, entry: Entry, status: str, greenlet: gevent.Greenlet) -> bool | None:
-        """Run a task's step. Return whether the connection may be kept; None if it was dead before."""
-        connection = entry.connection
+    def _run_step(
+        self, task: Task, connection: Any, greenlet: gevent.Greenlet
+    ) -> tuple[bool | None, BaseException | None, bool]:
+        """Return a step's answer (None if the connection was dead before), its error, and whether it was late."""
         # Not a gevent.Timeout, which would take ten times as long.
         limit = self._hub.loop.timer(task.timeout)
         limit.start(greenlet.throw, gevent.Timeout, update=True)
@@ -128,19 +141,13 @@ class Upkeep:
             # True even if the step has swallowed the Timeout, because it did not get what it waited for.
             is_late = not limit.active
             limit.close()
-        if answer is not False and not is_late:
-            return answer
-        # Not if the entry was removed during the step, by close() for instance, or a fork has copied this greenlet.
-        more = task.admit() if entry.status is status else None
-        if more is None:
-            pass
-        elif is_late:
-            logger.warning("%s %r took longer than %s s%s", task.doing, connection, task.timeout, more)
-        elif error is None:
-            logger.warning("%r was %s, and still can't be used again%s", connection, task.done, more)
-        else:
-            logger.warning("%s %r failed%s", task.doing, connection, more, exc_info=error)
-        if error is not None:
-            # The traceback would keep the locals of the step alive.
-            error.__traceback__ = None
-        return False
+        return False if is_late else answer, error, is_late
+
+
+def _complain(task: Task, connection: Any, error: BaseException | None, is_late: bool, more: str) -> None:
+    if is_late:
+        logger.warning("%s %r took longer than %s s%s", task.doing, connection, task.timeout, more)
+    elif error is None:
+        logger.warning("%r was %s, and still can't be used again%s", connection, task.done, more)
+    else:
+        logger.warning("%s %r failed%s", task.doing, connection, more, exc_info=error)

@@ -331,6 +331,42 @@ def test_a_reset_that_takes_too_long_discards(
     check_whole(pool, connector)
 
 
+class BlockingHandler(logging.Handler):
+    """Blocks in the greenlet that logs, until that is let or killed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lets = Event()
+        self.greenlets: list[gevent.Greenlet] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.greenlets.append(gevent.getcurrent())
+        self.lets.wait()
+
+
+@pytest.mark.parametrize("end", ["let", "killed"])
+def test_a_place_does_not_wait_for_the_log(end: str, caplog: pytest.LogCaptureFixture) -> None:
+    connector = ScriptedConnector(reset=raising(OSError("gone")))
+    pool = Pool(connector, max_connections=1)
+    handler = BlockingHandler()
+    logger = logging.getLogger("gsocketpool")
+    logger.addHandler(handler)
+    try:
+        pool.release(begun(pool))
+        eventually(lambda: handler.greenlets)
+        assert discarded(pool) == {"not_reset": 1}
+        # With the log still blocked.
+        check_whole(pool, connector)
+        if end == "killed":
+            handler.greenlets[0].kill(timeout=PATIENCE)
+        handler.lets.set()
+        settle()
+    finally:
+        logger.removeHandler(handler)
+    assert discarded(pool) == {"not_reset": 1}
+    check_whole(pool, connector)
+
+
 @pytest.mark.parametrize("turns", [0, 1, 2], ids=["before it begins", "as it begins", "under way"])
 def test_a_reset_that_is_killed_discards(stalling: Stalling, turns: int) -> None:
     client = begun(stalling.pool)
