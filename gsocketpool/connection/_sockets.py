@@ -133,8 +133,15 @@ def replace(candidate: Any) -> None:
 def held_by(frame: FrameType | None) -> Iterator[Any]:
     """Yield the sockets in the local variables of a frame and its callers, and in attributes of those variables.
 
-    A library that is connecting may keep its socket nowhere else. A descriptor is found by the name ``fileno``, which
-    psycopg gives it.
+    A library that is connecting may keep its socket nowhere else, and nothing in Python lists the sockets that a
+    greenlet uses. So this is a search, and it does not find a socket that is
+
+    - in a container, or in an attribute of an attribute,
+    - a bare descriptor under a name other than ``fileno``, which psycopg gives it,
+    - known only to C code, or only to a function that is not one of the callers.
+
+    What it misses stays open. The caller kills the greenlet all the same, and the library then does to the socket what
+    it does when a connect is cut short: most libraries close it, and few send anything.
     """
     while frame is not None:
         # Our own functions may refer to the whole pool.
