@@ -17,7 +17,12 @@ ROUNDS, QUICK_ROUNDS, QUICK_EFFORT = 5, 3, 0.3
 
 
 @click.command(help="Compare the speed of gsocketpool, of other pools, and of no pool at all.")
-@click.option("--rounds", type=click.IntRange(1), help=f"How many rounds to measure [default: {ROUNDS}].")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    show_default=f"{ROUNDS}, or {QUICK_ROUNDS} with --quick",
+    help="How many rounds to measure.",
+)
 @click.option(
     "--only", type=click.Choice(cases.NAMES), multiple=True, help="Measure only this case; may be given several times."
 )

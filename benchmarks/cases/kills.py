@@ -163,7 +163,7 @@ CASE = Case(
                 Figure("fork", f"failed after a fork, of {2 * FORK_REQUESTS}", "count"),
                 Figure("ratio", "longest wait to median", "count"),
                 Figure("sessions, late", "most sessions above the limit", "count"),
-                Figure("sessions, then", "above the limit 0.5 s later", "count"),
+                Figure("sessions, then", "above it after 0.5 s", "count"),
             ],
         ),
         Table(
@@ -174,7 +174,7 @@ CASE = Case(
                 Figure("hit giving back", "hit while giving back", "count", is_more_better=None),
                 Figure("failed", "failed without being hit", "count"),
                 Figure("stuck", "stuck at the end", "count"),
-                Figure("sessions", "most sessions above the limit", "count"),
+                Figure("sessions", "sessions above the limit during the kills", "count"),
                 Figure("longest", "longest wait, ms", "count"),
                 Figure("median", "median wait, ms", "count"),
             ],
