@@ -23,7 +23,7 @@ _ENTERED: Any = object()
 
 
 class LeasingPool(Protocol):
-    """What a lease needs of its pool."""
+    """The part of a pool that a lease needs."""
 
     _adapter: Adapter
     _tells_acquired: bool

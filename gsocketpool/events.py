@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gevent
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gsocketpool.exceptions import PoolExhaustedError
     from gsocketpool.pool import Pool
 
-logger = logging.getLogger("gsocketpool")
+logger: logging.Logger = logging.getLogger("gsocketpool")
 
 
 class PoolEvents:
@@ -53,26 +53,30 @@ class PoolEvents:
         """Handle a connection that was in use for longer than ``leak_threshold``, or whose greenlet has died."""
 
 
+#: A method of a listener.
+Method: TypeAlias = Callable[..., None]
+
+
 class Listener:
     """The overridden methods of one pool's :class:`PoolEvents`; None for each that is not overridden."""
 
     def __init__(self, events: PoolEvents | None) -> None:
-        def overridden(name: str) -> Callable[..., None] | None:
+        def overridden(name: str) -> Method | None:
             if events is None or getattr(type(events), name, None) is getattr(PoolEvents, name):
                 return None
-            method: Callable[..., None] = getattr(events, name)
+            method: Method = getattr(events, name)
             return method
 
-        self.opened = overridden("opened")
-        self.closed = overridden("closed")
-        self.acquired = overridden("acquired")
-        self.released = overridden("released")
-        self.waiting = overridden("waiting")
-        self.exhausted = overridden("exhausted")
-        self.leaked = overridden("leaked")
+        self.opened: Method | None = overridden("opened")
+        self.closed: Method | None = overridden("closed")
+        self.acquired: Method | None = overridden("acquired")
+        self.released: Method | None = overridden("released")
+        self.waiting: Method | None = overridden("waiting")
+        self.exhausted: Method | None = overridden("exhausted")
+        self.leaked: Method | None = overridden("leaked")
 
 
-def tell(method: Callable[..., None], *arguments: Any) -> None:
+def tell(method: Method, *arguments: Any) -> None:
     """Call a listener's method and log its errors. A kill or a timeout thrown at the caller propagates."""
     try:
         method(*arguments)
@@ -80,7 +84,7 @@ def tell(method: Callable[..., None], *arguments: Any) -> None:
         logger.warning("%r has failed", method, exc_info=True)
 
 
-def tell_in_loop(method: Callable[..., None], *arguments: Any) -> None:
+def tell_in_loop(method: Method, *arguments: Any) -> None:
     """Call a listener's method in the event loop's own greenlet, and log its errors."""
     try:
         method(*arguments)

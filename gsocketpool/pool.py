@@ -39,7 +39,7 @@ __all__ = ["ConnectionNotFoundError", "Pool", "PoolExhaustedError"]
 
 C = TypeVar("C")
 
-logger = logging.getLogger("gsocketpool")
+logger: logging.Logger = logging.getLogger("gsocketpool")
 
 
 class Pool(Core, Generic[C]):

@@ -1,7 +1,7 @@
 """A pool for SQLAlchemy's engines: ``create_engine(url, poolclass=GeventPool)``.
 
-SQLAlchemy keeps what it does well: it makes the connections, pings, resets and invalidates them, and tells its events.
-The pool below decides who gets which connection and when.
+SQLAlchemy makes, pings, resets and invalidates the connections, and fires its events. The pool decides which caller
+gets a connection, and when.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ try:
     from sqlalchemy import exc
     from sqlalchemy.pool import ConnectionPoolEntry
     from sqlalchemy.pool import Pool as EnginePool
-except ImportError as error:
-    raise ImportError("gsocketpool.sqlalchemy needs SQLAlchemy 2: pip install 'gsocketpool[sqlalchemy]'") from error
+except ImportError as _error:
+    raise ImportError("gsocketpool.sqlalchemy needs SQLAlchemy 2: pip install 'gsocketpool[sqlalchemy]'") from _error
 
 #: psycopg's TransactionStatus.ACTIVE: a statement is under way.
 ACTIVE = 1
@@ -34,39 +34,39 @@ ALWAYS_LIMITED = "; a pool always has a limit, which is pool_size + max_overflow
 
 
 class EngineExhaustedError(exc.TimeoutError, PoolExhaustedError):
-    """No connection could be had in time.
+    """No connection was available in time.
 
-    It is SQLAlchemy's own ``TimeoutError``, and has what a :exc:`~gsocketpool.PoolExhaustedError` tells.
+    This is a ``TimeoutError`` of SQLAlchemy with the attributes of a :exc:`~gsocketpool.PoolExhaustedError`.
     """
 
     def __init__(self, message: str, **numbers: Any) -> None:
-        # This is SQLAlchemy's code for its page about the error.
+        # SQLAlchemy's code, for the link to its page about the error.
         super().__init__(message, code="3o7r")
         vars(self).update(numbers)
 
 
 class GeventPool(EnginePool):
-    """Gives an engine its connections: ``create_engine(url, poolclass=GeventPool)``.
+    """The pool of an engine: ``create_engine(url, poolclass=GeventPool)``.
 
-    The arguments of SQLAlchemy's ``QueuePool`` keep their meaning and, for ``create_engine()``, their names. Waiting
-    greenlets are served in the order in which they came. An idle connection that has died is noticed without a ping,
-    and replaced. Each thread has connections, and a limit, of its own.
+    The arguments of SQLAlchemy's ``QueuePool`` keep their meanings and, in ``create_engine()``, their names. Waiters
+    are served first come, first served. The pool detects dead idle connections without a ping, and replaces them. Each
+    thread has its own connections and its own limit.
 
-    :param pool_size: how many idle connections are kept.
+    :param pool_size: how many idle connections the pool keeps.
     :param max_overflow: how many more may be open at the same time. They are closed when they come back, unless a
         greenlet waits.
     :param timeout: (``pool_timeout``) seconds that waiting for a connection and opening one may take together; None for
-        no limit. With 0 a caller waits for none to come back, but has one opened where the limit allows.
-    :param use_lifo: (``pool_use_lifo``) always True: the connection that was used last is taken.
-    :param recycle: (``pool_recycle``) seconds from its opening after which a connection is replaced, less a random
-        share of up to 10 %; -1 for no limit.
+        no limit. With 0, a caller does not wait for a connection to come back, but for a new one if the limit allows.
+    :param use_lifo: (``pool_use_lifo``) always True: a caller gets the idle connection that was used last.
+    :param recycle: (``pool_recycle``) seconds after its opening when a connection is replaced, less a random share of
+        up to 10 %; -1 for no limit.
     :param max_waiting: as for :class:`~gsocketpool.Pool`.
     :param idle_timeout: as for :class:`~gsocketpool.Pool`.
     :param open_timeout: as for :class:`~gsocketpool.Pool`.
     :param leak_threshold: as for :class:`~gsocketpool.Pool`.
-    :param keepalive_interval: as for :class:`~gsocketpool.Pool`; the ping is that of the dialect, as for ``pre_ping``.
-    :param arguments: those of every pool of SQLAlchemy's, such as ``pre_ping``.
-    :raises InvalidArgumentError: if an argument is out of its range, or asks for a pool without a limit.
+    :param keepalive_interval: as for :class:`~gsocketpool.Pool`, with the dialect's ping, as for ``pre_ping``.
+    :param arguments: the arguments of every SQLAlchemy pool, such as ``pre_ping``.
+    :raises InvalidArgumentError: if an argument is out of its range, or would make a pool without a limit.
     """
 
     _is_asyncio = False
@@ -89,7 +89,7 @@ class GeventPool(EnginePool):
         check_count("pool_size", pool_size, least=1, otherwise=ALWAYS_LIMITED)
         check_count("max_overflow", max_overflow, otherwise=ALWAYS_LIMITED)
         if use_lifo is not True:
-            raise InvalidArgumentError("use_lifo", use_lifo, "True: the connection that was used last is taken")
+            raise InvalidArgumentError("use_lifo", use_lifo, "True")
         if timeout is not None:
             check_seconds("timeout", timeout, zero=True, otherwise=NO_LIMIT)
         if recycle != -1:
@@ -120,13 +120,13 @@ class GeventPool(EnginePool):
             "keepalive_interval": keepalive_interval,
         }
         if timeout == 0:
-            # Those that a connection is opened for don't count as waiting.
+            # Callers for which a connection is being opened don't count as waiting.
             self._settings.update(acquire_timeout=None, max_waiting=0)
-        # Patched, it would be local to a greenlet.
+        # gevent's version would be local to a greenlet.
         self._thread_local = get_original("threading", "local")()
-        #: The pools of all threads. A list, for a WeakSet must not lose a member while another thread reads it.
+        #: The pools of all threads. A list, because a WeakSet must not change while another thread iterates over it.
         self._pools: list[weakref.ref[_Pool]] = []
-        # What is wrong with a setting is said now.
+        # Fail early if a setting is wrong.
         self._make_pool()
 
     def _make_pool(self) -> _Pool:
@@ -137,7 +137,7 @@ class GeventPool(EnginePool):
 
     @property
     def gevent_pool(self) -> Pool[ConnectionPoolEntry]:
-        """The pool of the calling thread, for its ``stats()``."""
+        """The pool of the calling thread, for example for its ``stats()``."""
         return self._thread_pool()
 
     def _thread_pool(self) -> _Pool:
@@ -147,7 +147,7 @@ class GeventPool(EnginePool):
             return self._make_pool()
         return pool
 
-    # What SQLAlchemy calls
+    # Called by SQLAlchemy
 
     def _create_connection(self) -> ConnectionPoolEntry:
         weakly: Any = _WeakPool(self)
@@ -167,13 +167,13 @@ class GeventPool(EnginePool):
             pool = reference()
             if pool is not None and pool.give_back(record):
                 return
-        # It was taken back: its greenlet has ended, or the process was forked.
+        # The pool has taken it back: its greenlet had ended, or the process was forked.
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
         pool = getattr(self._thread_local, "pool", None)
-        # After a fork, the pool does not have those of the parent any more.
+        # After a fork, the pool no longer has the parent's connections.
         if terminate and _is_executing(connection) and pool is not None and pool.has(connection):
-            # Closing alone would leave the server at work.
+            # After a mere close, the server would go on with the statement.
             pool.cancel_and_close(connection)
         else:
             super()._close_connection(connection, terminate=terminate)
@@ -193,14 +193,14 @@ class GeventPool(EnginePool):
         )
 
     def dispose(self) -> None:
-        """Close the idle connections of the calling thread, and those in use when they come back."""
+        """Close the calling thread's idle connections now, and those in use when they come back."""
         pool = self._thread_pool()
         if pool.size:
             pool.drain()
         self.logger.info("Pool disposed. %s", self.status())
 
     def status(self) -> str:
-        """Return what the pool is doing, in words."""
+        """Return a description of the pool's state."""
         stats = self.gevent_pool.stats()
         return (
             f"Pool size: {self.size()}  Connections in pool: {stats.idle} Current Overflow: {self.overflow()}"
@@ -208,11 +208,11 @@ class GeventPool(EnginePool):
         )
 
     def size(self) -> int:
-        """Return how many idle connections are kept."""
+        """Return how many idle connections the pool keeps."""
         return self._pool_size
 
     def timeout(self) -> float | None:
-        """Return the seconds that a checkout may take."""
+        """Return the seconds that a checkout may take; None for no limit."""
         return self._arguments["timeout"]
 
     def checkedin(self) -> int:
@@ -224,15 +224,15 @@ class GeventPool(EnginePool):
         return self.gevent_pool.stats().in_use
 
     def overflow(self) -> int:
-        """Return how many connections there are beyond `pool_size`; a negative number if there are fewer."""
+        """Return how many connections exist beyond `pool_size`; negative if there are fewer."""
         return self.gevent_pool.size - self._pool_size
 
 
 class _WeakPool:
-    """Stands for an engine's pool in its records.
+    """A weak proxy for the engine's pool, for its records, so that engines can be collected.
 
-    These belong to the state, which greenlets in the background hold: otherwise no engine would be collected. Python's
-    own proxy does not even let itself be asked for its type once the object has gone.
+    Background greenlets hold the state, and the state holds the records. Once the pool is gone, ``weakref.proxy`` would
+    raise even when asked for its class.
     """
 
     def __init__(self, pool: GeventPool) -> None:
@@ -243,14 +243,14 @@ class _WeakPool:
 
 
 class _Pool(Pool[ConnectionPoolEntry]):
-    """The records of one thread. A record is SQLAlchemy's own object for a connection."""
+    """The pool of one thread. Its connections are SQLAlchemy's connection records."""
 
     def __init__(self, records: _RecordConnector, pool_size: int, settings: dict[str, Any]) -> None:
         super().__init__(records, reset="never", **settings)
         self._pool_size = pool_size
 
     def give_back(self, record: ConnectionPoolEntry) -> bool:
-        """Give a record back, from any thread. Return False if it is not in use here. This does not switch."""
+        """Give a record back, from any thread, without switching. Return False if it is not in use here."""
         entry = self._state.find(record, IN_USE)
         if entry is None:
             return False
@@ -266,7 +266,7 @@ class _Pool(Pool[ConnectionPoolEntry]):
         if self._state.changing:
             self._defer(self._give_back, entry, generation)
         elif entry.connection._is_hard_or_soft_invalidated():
-            # SQLAlchemy has closed it or would at its next use, or the caller has detached it.
+            # SQLAlchemy has closed it, would close it at its next use, or has detached it.
             self._lifecycle.remove(entry, DISCARDED, "invalidated")
         elif len(self._state.idle) + self._state.resetting >= self._pool_size and not self._state.waiters:
             self._lifecycle.remove(entry, RETIRED, "surplus")
@@ -274,17 +274,17 @@ class _Pool(Pool[ConnectionPoolEntry]):
             self._check_in(entry, generation, None)
 
     def has(self, connection: Any) -> bool:
-        """Return whether a connection of the driver's is in use here."""
+        """Return whether a driver connection is in use here."""
         return any(entry.connection.dbapi_connection is connection for entry in self._state.entries_in_use())
 
     def cancel_and_close(self, connection: Any) -> None:
-        """Have the server cancel what it does for a connection of the driver's, and close that. It does not switch."""
+        """Cancel the server's work for a driver connection, and close it, in the background. This does not switch."""
         self._closer.add(_InterruptedRecord(connection), cancel=True)
         self._run_callback(self._closer.start)
 
 
 class _InterruptedRecord:
-    """Stands for the record of a connection that SQLAlchemy has given up in the middle of a statement."""
+    """Replaces the record of a driver connection that SQLAlchemy terminates in the middle of a statement."""
 
     def __init__(self, connection: Any) -> None:
         self.dbapi_connection = connection
@@ -294,7 +294,7 @@ class _InterruptedRecord:
 
 
 class _RecordConnector(Connector[ConnectionPoolEntry]):
-    """Handles records. It knows the engine's pool weakly, so that this can be collected."""
+    """Handles records. It refers weakly to the engine's pool, so that the pool can be collected."""
 
     def __init__(self, pool: weakref.ref[GeventPool]) -> None:
         self._pool = pool
@@ -306,14 +306,14 @@ class _RecordConnector(Connector[ConnectionPoolEntry]):
         return pool._create_connection()
 
     def is_settled(self, record: ConnectionPoolEntry) -> bool:
-        # SQLAlchemy has reset it.
+        # SQLAlchemy has reset it already.
         return True
 
     def is_reusable(self, record: ConnectionPoolEntry, error: BaseException | None) -> bool:
         return not _is_executing(record.dbapi_connection)
 
     def peek_target(self, record: ConnectionPoolEntry) -> Any:
-        # SQLAlchemy would open an invalid one anew in the caller's greenlet, for as long as that takes.
+        # SQLAlchemy would reopen an invalid one in the caller's greenlet, without a time limit.
         invalid: bool = record._is_hard_or_soft_invalidated()  # type: ignore[attr-defined]
         return -1 if invalid else _socket_of(record.dbapi_connection)
 
@@ -326,7 +326,7 @@ class _RecordConnector(Connector[ConnectionPoolEntry]):
         if pool is not None:
             record.close()
         elif record.dbapi_connection is not None:
-            # Without its pool, the record can't.
+            # Without its pool, the record can't close itself.
             record.dbapi_connection.close()
 
     def abort(self, record: ConnectionPoolEntry) -> None:
@@ -340,35 +340,32 @@ class _RecordConnector(Connector[ConnectionPoolEntry]):
             # Without an engine there is no dialect, and no ping.
             if hasattr(dialect, "do_ping"):
                 dialect.do_ping(connection)
-                # With many drivers a ping begins a transaction.
+                # With many drivers, a ping begins a transaction.
                 dialect.do_rollback(connection)
 
 
 def _socket_of(connection: Any) -> Any:
-    """Return the socket or the descriptor of a driver's connection; None if it has none to show, as SQLite's.
-
-    It is -1 if the connection is closed.
-    """
+    """Return the socket or descriptor of a driver connection; -1 if it is closed; None if it has none, like SQLite."""
     fileno = getattr(connection, "fileno", None)
     if callable(fileno):
         try:
             return fileno()
         except Exception:
-            # That of psycopg, for one.
+            # psycopg raises if the connection is closed.
             return -1
     if not hasattr(connection, "_sock"):
         return None
-    # PyMySQL has none once it is closed.
+    # PyMySQL sets _sock to None when it closes.
     return -1 if connection._sock is None else connection._sock
 
 
 def _is_executing(connection: Any) -> bool:
-    """Return whether the server is still at work for a connection of psycopg's. Other drivers can't tell."""
+    """Return whether the server is at work for a psycopg connection; False for other drivers, which can't tell."""
     return getattr(getattr(connection, "pgconn", None), "transaction_status", None) == ACTIVE
 
 
 def _cancel(connection: Any) -> None:
-    # Only psycopg's connections come here.
+    # _is_executing() is True only for psycopg connections.
     from gsocketpool.connectors.psycopg import PsycopgConnector
 
     PsycopgConnector().cancel(connection)

@@ -28,7 +28,7 @@ DRIVERS = {
 }
 
 #: The drivers for each scheme of a client library, the default first; ``scheme+driver://`` chooses another.
-CLIENTS = {
+CLIENTS: dict[str, tuple[str, ...]] = {
     "postgresql": ("psycopg",),
     "postgres": ("psycopg",),
     "valkey": ("valkey", "redis"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from gsocketpool.connection import _sockets
 
-logger = logging.getLogger("gsocketpool")
+logger: logging.Logger = logging.getLogger("gsocketpool")
 
 
 class Connection:

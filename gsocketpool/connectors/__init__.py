@@ -1,4 +1,4 @@
-"""Connectors teach a pool to handle the connections of client libraries. Each is a module, imported only when used."""
+"""Connectors let a pool handle the connections of client libraries. Each is a module, imported only when used."""
 
 from gsocketpool.connectors._base import Connector
 

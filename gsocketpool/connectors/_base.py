@@ -1,4 +1,4 @@
-"""What a pool asks of a client library: the class to derive from."""
+"""The base class for connectors."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from gsocketpool.connection import _sockets
 
 C = TypeVar("C")
 
-#: How long a cancellation may take, in seconds.
+#: Seconds that a cancellation may take.
 CANCEL_TIMEOUT = 2.0
 
 
 class Connector(ABC, Generic[C]):
-    """Teaches a pool to handle the connections of a client library that knows nothing of pools.
+    """Lets a pool handle the connections of a client library that knows nothing of pools: ``Pool(MyConnector())``.
 
-    The pool hands out the client's own objects, without a proxy: ``Pool(MyConnector())``. A subclass defines
-    :meth:`connect` and :meth:`is_settled`; the other steps have defaults that suit most clients. Every step may raise;
-    the pool then takes the safe way, and discards the connection. Which steps a class overrides is looked up once.
+    The pool hands out the client's own objects, without a proxy. A subclass defines :meth:`connect` and
+    :meth:`is_settled`; the other methods have defaults that suit most clients. Any method may raise; the pool then
+    discards the connection. The pool looks up once which methods a class overrides.
 
-    When a connection comes back, the pool asks :meth:`is_reusable` first, and discards the connection if the answer is
-    False. Then it asks :meth:`is_settled`: if something is left open, :meth:`reset` mends that in a greenlet of the
-    pool's own before the next caller gets the connection.
+    When a connection comes back, the pool first calls :meth:`is_reusable`, and discards the connection if that returns
+    False. Then it calls :meth:`is_settled`. If something is left open, a greenlet of the pool calls :meth:`reset`
+    before the next caller gets the connection.
     """
 
     @abstractmethod
@@ -31,50 +31,51 @@ class Connector(ABC, Generic[C]):
 
     @abstractmethod
     def is_settled(self, connection: C) -> bool:
-        """Return whether nothing is left open that :meth:`reset` would mend, such as a transaction. It must not block.
+        """Return whether nothing is left open that :meth:`reset` would end, such as a transaction. It must not block.
 
-        A connector that can't tell returns False; without a :meth:`reset`, its connections are then used once.
+        A connector that can't tell returns False; without a :meth:`reset`, each of its connections is used only once.
         """
 
     def complete(self, connection: C) -> None:
-        """Complete what a block has done, when it ends well: a COMMIT, for instance. It may block, in the caller.
+        """Complete the work of a block that ends well, by a COMMIT for instance. It may block, in the caller.
 
-        What it raises leaves the block, and the connection is discarded. ``release()`` without a block does not
-        complete anything. By default there is nothing to complete.
+        An error leaves the block, and the pool discards the connection. ``release()`` without a block completes
+        nothing. By default there is nothing to complete.
         """
 
     def reset(self, connection: C) -> None:
-        """Make an unsettled connection settled: a ROLLBACK, for instance. It may block, within ``reset_timeout``.
+        """Make an unsettled connection settled, by a ROLLBACK for instance. It may block, within ``reset_timeout``.
 
-        A connector that does not override it has its unsettled connections discarded.
+        If a connector does not override it, the pool discards its unsettled connections.
         """
         raise NotImplementedError(f"{type(self).__name__} has no reset()")
 
     def reset_session(self, connection: C) -> None:
-        """End what outlives a transaction: settings, locks, temporary tables. It may block, within ``reset_timeout``.
+        """Reset session state that outlives a transaction, such as settings, locks and temporary tables.
 
-        A pool with ``reset="always"`` calls it after each use of a settled connection. By default this is
-        :meth:`reset`.
+        A pool with ``reset="always"`` calls it after each use of a settled connection. It may block, within
+        ``reset_timeout``. By default this is :meth:`reset`.
         """
         self.reset(connection)
 
     def is_reusable(self, connection: C, error: BaseException | None) -> bool:
         """Return whether the pool may keep a connection that comes back. It must not block.
 
-        A connection in the middle of an exchange is never reusable: with a reply unread, a query that runs, or a
-        subscription, the next user would read what was meant for this one. By default a connection is reusable if no
-        error has left the block.
+        A connection in the middle of an exchange is never reusable: if a reply is unread, a query is running or a
+        subscription is active, the next user would read messages meant for this one. By default a connection is
+        reusable if no error has left the block.
 
         :param error: the exception that left the block; None if the block ended well or ``release()`` was called.
         """
         return error is None
 
     def peek_target(self, connection: C) -> Any:
-        """Return the socket or the descriptor that shows whether an idle connection is alive. It must not block.
+        """Return the socket or descriptor that shows whether an idle connection is alive. It must not block.
 
-        An idle connection whose socket can be read is dead or out of step. Return None if being readable means nothing,
-        as with a client that gets messages at any time. By default this is the client if it is a socket, or its
-        ``fileno()`` if it has one. Return the socket itself if the client uses TLS, which sends records of its own.
+        An idle connection whose socket is readable is dead or out of step with its server. Return None if a readable
+        socket is normal, as for a client that receives messages at any time. By default this is the client itself if it
+        is a socket, or its ``fileno()`` if it has one. If the client uses TLS, return the socket, because TLS sends
+        records of its own.
         """
         if _sockets.is_socket(connection):
             return connection
@@ -86,25 +87,24 @@ class Connector(ABC, Generic[C]):
         connection.close()  # type: ignore[attr-defined]
 
     def abort(self, connection: C) -> None:
-        """Cut a connection off without a goodbye. It must not block, nor send anything.
+        """Cut a connection off without a goodbye. It must neither block nor send anything.
 
-        The pool calls this in a forked child, since the connection is the parent's there, and where :meth:`close` was
-        not enough. It may do so more than once. By default another file takes the place of the descriptor of
-        :meth:`peek_target`; the client's object stays as it is, and never closes a descriptor that belongs to another
-        object.
+        The pool calls it, perhaps more than once, in a forked child, where the connection belongs to the parent, and
+        when :meth:`close` fails. By default this replaces the descriptor of :meth:`peek_target` by one of the null
+        device. The client object does not change, and closing it later can't close a descriptor of another object.
         """
         _sockets.replace(self.peek_target(connection))
 
     def cancel(self, connection: C) -> None:
-        """Cancel what the server still does for a connection, before :meth:`close`. It may block, for 2 s at most.
+        """Cancel the server's work for a connection, before :meth:`close`. It may block, for up to 2 s.
 
-        The pool calls this in a greenlet of its own, for connections that are discarded while in use or being reset.
-        What it raises does no harm. By default there is nothing to cancel.
+        The pool calls it in a greenlet of its own, for connections that are discarded while in use or being reset. An
+        error has no effect. By default there is nothing to cancel.
         """
 
     def ping(self, connection: C) -> None:
-        """Exchange something cheap with the server, and raise if that fails. It may block, within ``ping_timeout``.
+        """Make a cheap round trip to the server, and raise if it fails. It may block, within ``ping_timeout``.
 
-        Health checks use it, so that a backend that accepts connections and answers nothing is not healthy. So does
-        ``keepalive_interval``, between two uses. By default nothing is exchanged.
+        Health checks call it, to detect a server that accepts connections but does not answer. ``keepalive_interval``
+        calls it between two uses. By default this does nothing.
         """

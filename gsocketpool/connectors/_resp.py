@@ -1,25 +1,21 @@
-"""What the connectors for valkey-py and redis-py share: the libraries have one ancestor, and the same names inside."""
+"""The common part of the connectors for valkey-py and redis-py."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from gsocketpool.connection import _sockets
 from gsocketpool.connectors._base import Connector
+from gsocketpool.connectors._resp_client import connection_class, has_unread, pool_class
 from gsocketpool.connectors._urls import QUOTED, is_ambiguous
 from gsocketpool.exceptions import InvalidArgumentError
 
 C = TypeVar("C")
 
-#: The base of a mixin: at run time it comes before one of the library's classes.
-_Mixin: Any = object
-
-#: The arguments that are refused, and what to do instead.
+#: The arguments that are refused, and why.
 _UNSUPPORTED = {
     "connection_pool": "each client has one connection, and the pool hands out clients",
     "max_connections": "it is an argument of the pool",
@@ -37,45 +33,28 @@ _UNSUPPORTED = {
     ),
 }
 
-#: The arguments that are callable in themselves, and not asked for a value.
+#: The arguments that are themselves callables, and are not called for a value.
 _CALLABLES = {"command_packer", "parser_class", "redis_connect_func", "valkey_connect_func"}
 
 #: The arguments that errors and reprs may show.
 _DISPLAYABLE = ("host", "port", "db", "unix_socket_path", "path")
 
-#: The commands after which a connection gets messages that no command has asked for.
-_STREAMING = {
-    *("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE"),
-    *("MONITOR", "SYNC", "PSYNC"),
-}
-#: Other commands after which a connection is not as it was made.
-_IRREVERSIBLE = {"ASKING", "AUTH", "HELLO", "HIMPORT", "QUIT", "READONLY", "READWRITE", "RESET"}
-_TRACKED = {"MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH", "SELECT", "CLIENT", "SCRIPT"} | _STREAMING | _IRREVERSIBLE
-
-#: What the libraries, each in its way, tell a server of themselves.
-_CLIENT_INFO = ("driver_info", "lib_name", "lib_version")
-
-#: What CLIENT may do without changing the connection.
-_HARMLESS_CLIENT_SUBCOMMANDS = {
-    *("GETNAME", "GETREDIR", "HELP", "ID", "INFO", "KILL", "LIST"),
-    *("PAUSE", "TRACKINGINFO", "UNBLOCK", "UNPAUSE"),
-}
-
 
 class RespConnector(Connector[C]):
-    """Hands out clients of a library, each with one connection of its own.
+    """Base class for connectors whose clients have one connection each.
 
-    :param url: where the server is, or a callable that returns it, which is asked at each connect. None for the
-        library's defaults, or what the options say.
-    :param options: arguments of the library's client. Each may be a callable, which is asked at each connect.
+    :param url: the server's URL, or a callable that returns it, called for each connection. None for the library's
+        defaults, or if `options` name the server.
+    :param options: arguments of the library's client. Each may be a callable that returns the value, called for each
+        connection.
     """
 
-    #: The library, and its client's class.
+    #: The library and its client class.
     _library: ClassVar[Any]
     _client_class: ClassVar[Any]
-    #: The names that the library has for the schemes of URLs.
+    #: The library's names for URL schemes.
     _schemes: ClassVar[dict[str, str]]
-    #: The arguments that every client gets.
+    #: Arguments for every client.
     _arguments: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, url: str | Callable[[], str] | None = None, **options: Any) -> None:
@@ -89,7 +68,7 @@ class RespConnector(Connector[C]):
         self._url = url
         self._options = options
         if not callable(url) and not any(map(_is_callable, options.items())):
-            # What can be known to be wrong is wrong at once.
+            # Fail early if the arguments are wrong.
             self._make_client()
 
     def __repr__(self) -> str:
@@ -106,26 +85,26 @@ class RespConnector(Connector[C]):
         try:
             connection.connect()
         except BaseException:
-            # The library closes it for errors of its own only.
+            # The library closes it only after its own errors.
             connection.disconnect()
             raise
         connection.session.begin()
         return client
 
     def is_settled(self, connection: C) -> bool:
-        """Return whether the connection is neither in a transaction nor watches keys."""
+        """Return whether the connection is not in a transaction and watches no keys."""
         session = _connection(connection).session
         return not (session.in_multi or session.is_watching)
 
     def reset(self, connection: C) -> None:
-        """End the transaction, or the watching of keys."""
+        """Discard the transaction, or unwatch the keys."""
         inner = _connection(connection)
         inner.ensure_silent()
         inner.send_command("DISCARD" if inner.session.in_multi else "UNWATCH")
         inner.read_response()
 
     def reset_session(self, connection: C) -> None:
-        """Let the server forget the session, and begin another one as the library does when it connects."""
+        """Reset the session on the server, and start a new one as the library does when it connects."""
         inner = _connection(connection)
         inner.ensure_silent()
         inner.send_command("RESET")
@@ -134,13 +113,13 @@ class RespConnector(Connector[C]):
         inner.session.begin()
 
     def is_reusable(self, connection: C, error: BaseException | None) -> bool:
-        """Return whether nothing is known to be left but what :meth:`reset` mends, whatever the error was.
+        """Return whether nothing is left open that :meth:`reset` can't end, whatever the error was.
 
-        From then on, pipelines and the like that the block has made raise the library's ``ConnectionError``.
+        Afterwards, pipelines and other objects made in the block raise the library's ``ConnectionError``.
         """
         pool: Any = connection.connection_pool  # type: ignore[attr-defined]
         inner = pool.connection
-        if pool.checked_out or inner._sock is None or not inner.session.is_clean or _has_unread(inner._parser):
+        if pool.checked_out or inner._sock is None or not inner.session.is_clean or has_unread(inner._parser):
             return False
         connection.connection_pool = pool.replacement()  # type: ignore[attr-defined]
         return True
@@ -185,18 +164,18 @@ class RespConnector(Connector[C]):
         if isinstance(url, str) and is_ambiguous(url):
             raise InvalidArgumentError("url", _redacted_url(url), QUOTED)
         options = {name: value() if _is_callable((name, value)) else value for name, value in self._options.items()}
-        asked = _query_names(url)
-        for name in asked:
+        in_url = _query_names(url)
+        for name in in_url:
             _require_allowed(name, None)
         library = self._library
         refusal = None
         try:
             client = self._library_client(url, options)
-            theirs = client.connection_pool
-            client.connection_pool = _pool_class(library)(
-                _connection_class(library, theirs.connection_class),
+            library_pool = client.connection_pool
+            client.connection_pool = pool_class(library)(
+                connection_class(library, library_pool.connection_class),
                 **{
-                    **theirs.connection_kwargs,
+                    **library_pool.connection_kwargs,
                     **self._arguments,
                     "retry": library.retry.Retry(library.backoff.NoBackoff(), 0),
                     "retry_on_error": [],
@@ -206,14 +185,14 @@ class RespConnector(Connector[C]):
         except (TypeError, ValueError, self._base_error()) as error:
             refusal = str(error)
         if refusal is not None:
-            # Here, for the library's error may quote a part of the password: it must not be the context of ours.
-            raise self._rejection(refusal, url, options, asked)
+            # Outside the except clause: the library's error may quote the password, and must not be the context.
+            raise self._rejection(refusal, url, options, in_url)
         made: C = client
         return made
 
-    def _rejection(self, refusal: str, url: object, options: dict[str, Any], asked: list[str]) -> InvalidArgumentError:
-        """Return the error for what the library has refused, which names the argument that its text names."""
-        name = next((name for name in [*options, *asked] if name in refusal), "options" if url is None else "url")
+    def _rejection(self, refusal: str, url: object, options: dict[str, Any], in_url: list[str]) -> InvalidArgumentError:
+        """Return the error for arguments that the library refuses. It names the argument that the refusal names."""
+        name = next((name for name in [*options, *in_url] if name in refusal), "options" if url is None else "url")
         if name in options:
             return InvalidArgumentError(name, _displayed(name, options[name]), f"valid for {self._name()}")
         if url is None:
@@ -242,248 +221,12 @@ class RespConnector(Connector[C]):
 
 
 def _connection(client: Any) -> Any:
-    """Return the one connection of a client of ours."""
+    """Return the connection of a client."""
     return client.connection_pool.connection
 
 
-class _Session:
-    """What the server knows of one connection beyond what it was made with."""
-
-    __slots__ = (
-        "_database",
-        "_initial_database",
-        "_is_tainted",
-        "in_multi",
-        "is_open",
-        "is_streaming",
-        "is_watching",
-        "read",
-        "sent",
-    )
-
-    def __init__(self, database: object) -> None:
-        self._initial_database = str(database)
-        #: Whether the connection was open once. It is never opened again.
-        self.is_open = False
-        self._forget()
-
-    def begin(self) -> None:
-        """Forget what connecting has changed: from here on, changes are the user's."""
-        self.is_open = True
-        self._forget()
-
-    def _forget(self) -> None:
-        #: How many commands were sent, and replies read.
-        self.sent = self.read = 0
-        self.in_multi = False
-        self.is_watching = False
-        #: Whether messages come that no command has asked for.
-        self.is_streaming = False
-        self._is_tainted = False
-        self._database = self._initial_database
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether every reply is read, and nothing is left open that DISCARD and UNWATCH would not end."""
-        return (
-            self.sent == self.read
-            and not (self.is_streaming or self._is_tainted)
-            and self._database == self._initial_database
-        )
-
-    def taint(self) -> None:
-        """Note what nothing mends."""
-        self._is_tainted = True
-
-    def track(self, command: tuple[Any, ...]) -> None:
-        """Note a command that is about to be sent."""
-        self.sent += 1
-        if not _is_tracked(command[0]):
-            return
-        # The library, too, takes "CLIENT TRACKING" for two words.
-        name, *arguments = [*_words(command[0]), *map(_text, command[1:])]
-        if name == "MULTI":
-            self.in_multi = True
-        elif name in ("EXEC", "DISCARD"):
-            # Without MULTI the server refuses them.
-            if self.in_multi:
-                self.in_multi = self.is_watching = False
-        elif name == "WATCH":
-            self.is_watching = True
-        elif name == "UNWATCH":
-            # In a transaction it is queued, and the end of that does the same.
-            self.is_watching = False
-        elif name == "SELECT" and not self.in_multi:
-            self._database = arguments[0] if arguments else ""
-        elif name in _STREAMING:
-            self.is_streaming = True
-        elif name == "SCRIPT":
-            self._is_tainted = self._is_tainted or arguments[:1] == ["DEBUG"]
-        elif name != "CLIENT" or not arguments or arguments[0] not in _HARMLESS_CLIENT_SUBCOMMANDS:
-            self._is_tainted = True
-
-
-class _Connection(_Mixin):  # type: ignore[misc]
-    """Opens once, and notes what goes over it. Comes before a connection class of the library's."""
-
-    #: The library's module of errors.
-    errors: ClassVar[Any]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.session = _Session(self.db)
-        #: Whether the library has something to say to a server that has reset the session.
-        self._has_greeting = True
-
-    def _connect(self) -> Any:
-        if self.session.is_open:
-            # The next command would go on without what was watched, selected or subscribed.
-            raise self.errors.ConnectionError("the connection is lost: acquire another one")
-        try:
-            return super()._connect()
-        except BaseException as error:
-            # The library closes its socket after an OSError only, and it keeps it in a local variable.
-            _sockets.close_half_open(error)
-            raise
-
-    def send_greeting(self) -> None:
-        """Send what the library sends when it has connected, but for what the server has kept through a RESET."""
-        send_greeting = getattr(self, self.errors.__name__.partition(".")[0] + "_connect_func")
-        if send_greeting is None and not self._has_greeting:
-            return
-        before = self.session.sent
-        # The names of the library and its version, which would take a round trip each.
-        kept = {name: getattr(self, name) for name in _CLIENT_INFO if hasattr(self, name)}
-        for name in kept:
-            setattr(self, name, None)
-        try:
-            if send_greeting is None:
-                self.on_connect()
-            else:
-                send_greeting(self)
-        finally:
-            for name, value in kept.items():
-                setattr(self, name, value)
-        self._has_greeting = self.session.sent > before
-
-    def ensure_silent(self) -> None:
-        """Raise if the connection is dead, or has a reply to read that would pass for that of the next command.
-
-        Before a connection is handed out, the pool looks; before a reset, only this does.
-        """
-        if not _sockets.is_silent(self._sock):
-            raise self.errors.ConnectionError("the connection is lost, or has an unexpected reply")
-
-    # Whatever is sent was packed by one of the next two methods.
-
-    def pack_command(self, *args: Any) -> Any:
-        packed = super().pack_command(*args)
-        self.session.track(args)
-        return packed
-
-    def pack_commands(self, commands: Iterable[tuple[Any, ...]]) -> Any:
-        commands = list(commands)
-        packed = super().pack_commands(commands)
-        for command in commands:
-            self.session.track(command)
-        return packed
-
-    def send_command(self, *args: Any, **kwargs: Any) -> None:
-        self.send_packed_command(self.pack_command(*args), check_health=kwargs.get("check_health", True))
-
-    def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            response = super().read_response(*args, **kwargs)
-        except self.errors.ResponseError as error:
-            self.session.read += 1
-            # The server is a replica by now. Inside of a transaction, that is said in the text of another error.
-            if isinstance(error, self.errors.ReadOnlyError) or "READONLY" in str(error):
-                self.session.taint()
-            raise
-        self.session.read += 1
-        return response
-
-
-class _Pool(_Mixin):  # type: ignore[misc]
-    """Has one connection, and gives it to everything that a client makes. Comes before the library's pool."""
-
-    errors: ClassVar[Any]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        #: None once the block has ended.
-        self.connection: Any = self.make_connection()
-        #: How many hold the connection. Between commands, these are pipelines and pubsub objects.
-        self.checked_out = 0
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.connection!r}>"
-
-    def __del__(self) -> None:
-        # The library's looks at connections that this pool has none of.
-        pass
-
-    def replacement(self) -> _Pool:
-        """Return a pool that has the connection instead of this one."""
-        new = object.__new__(type(self))
-        new.__dict__ = self.__dict__.copy()
-        self.connection = None
-        return new
-
-    def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
-        connection = self.connection
-        if connection is None:
-            raise self.errors.ConnectionError("its block has ended, and the connection was given back")
-        if connection.session.is_streaming and connection._sock is not None:
-            # The next message would pass for the reply.
-            raise self.errors.ResponseError("the connection has a subscription or MONITOR on it, and takes no commands")
-        self.checked_out += 1
-        return connection
-
-    def release(self, connection: Any) -> None:
-        self.checked_out -= 1
-
-    def disconnect(self, inuse_connections: bool = True) -> None:
-        if self.connection is not None:
-            self.connection.disconnect()
-
-
-@functools.cache
-def _connection_class(library: ModuleType, theirs: type) -> Any:
-    return type(theirs.__name__, (_Connection, theirs), {"errors": library.exceptions})
-
-
-@functools.cache
-def _pool_class(library: ModuleType) -> Any:
-    return type("ConnectionPool", (_Pool, library.ConnectionPool), {"errors": library.exceptions})
-
-
-def _has_unread(parser: Any) -> bool:
-    """Return whether a parser of the library's has read more than one reply."""
-    # The library's own can_read() asks the socket as well, and may switch.
-    reader = getattr(parser, "_reader", None)
-    if reader is not None:
-        return bool(reader.has_data())
-    return bool(parser._buffer.unread_bytes())
-
-
-@functools.lru_cache(1024)
-def _is_tracked(name: Any) -> bool:
-    return not _TRACKED.isdisjoint(_words(name)[:1])
-
-
-def _words(name: Any) -> list[str]:
-    return _text(name).split()
-
-
-def _text(argument: Any) -> str:
-    if isinstance(argument, memoryview):
-        argument = argument.tobytes()
-    return (argument.decode("latin-1") if isinstance(argument, bytes) else str(argument)).upper()
-
-
 def _is_callable(option: tuple[str, Any]) -> bool:
-    """Return whether an option is a callable that returns the value."""
+    """Return whether an option's value is a callable that returns the actual value."""
     name, value = option
     return callable(value) and name not in _CALLABLES
 
@@ -494,12 +237,12 @@ def _require_allowed(name: str, value: object) -> None:
 
 
 def _displayed(name: str, value: object) -> object:
-    """Return what an error may show of an argument's value."""
+    """Return an argument's value if errors may show it; otherwise its type."""
     return value if name in (*_DISPLAYABLE, "protocol") or value is None or isinstance(value, bool) else type(value)
 
 
 def _query_names(url: object) -> list[str]:
-    """Return the names that a URL gives arguments for."""
+    """Return the names of the arguments in the query of a URL."""
     try:
         return list(parse_qs(urlsplit(url).query)) if isinstance(url, str) else []
     except ValueError:
@@ -507,7 +250,7 @@ def _query_names(url: object) -> list[str]:
 
 
 def _redacted_url(url: object) -> str:
-    """Return as much of a URL as may be shown."""
+    """Return a URL without credentials and query."""
     if not isinstance(url, str) or is_ambiguous(url):
         return "..."
     scheme = url.partition("://")[0] if "://" in url else ""

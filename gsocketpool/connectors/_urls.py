@@ -1,7 +1,7 @@
-"""From a URL to the arguments of a client.
+"""Reads the arguments of a client from a URL.
 
-A URL whose password is not percent-encoded is refused. Parsing it would show a part of the password as a port or a
-database.
+A URL whose password is not percent-encoded is refused, because a part of the password would be parsed, and shown, as a
+port or a database.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from gsocketpool.exceptions import InvalidArgumentError
 
-#: Stands for a value that may be a secret, in errors.
+#: Replaces a value that may be a secret, in errors.
 HIDDEN = "***"
 
-#: What errors say instead.
+#: What errors say is allowed instead of an ambiguous URL.
 QUOTED = "a URL whose password is quoted: / as %2F, @ as %40, # as %23, ? as %3F"
 
 
 def is_ambiguous(url: str) -> bool:
-    """Return whether the end of a password may stand behind the authority of a URL: it has a /, ? or # inside."""
+    """Return whether a part of the password may follow the authority of a URL, because of a /, ? or # in it."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -30,7 +30,7 @@ def is_ambiguous(url: str) -> bool:
         return True
     if "@" not in parts.query or "@" in parts.netloc:
         return False
-    # A query has the form of names and values, unless it is the rest of a password.
+    # A query consists of names and values, unless it is the rest of a password.
     if any("=" not in one for one in parts.query.split("&")):
         return True
     host, colon, port = parts.netloc.rpartition(":")
@@ -38,9 +38,10 @@ def is_ambiguous(url: str) -> bool:
 
 
 def split(url: Any) -> tuple[SplitResult, int | None] | None:
-    """Return the parts of a URL, and its port; None if it can't be split.
+    """Return the parts of a URL and its port; None if it can't be split.
 
-    :raises InvalidArgumentError: if it is no str, or its password may not be percent-encoded. It never shows the URL.
+    :raises InvalidArgumentError: if it is not a str, or its password may not be percent-encoded. The message never
+        shows the URL.
     """
     if not isinstance(url, str):
         raise InvalidArgumentError("url", type(url), "a URL, a callable that returns one, or None")
@@ -54,11 +55,11 @@ def split(url: Any) -> tuple[SplitResult, int | None] | None:
 
 
 def read_query(query: str, texts: Collection[str], numbers: Collection[str]) -> dict[str, Any]:
-    """Return the arguments that the query of a URL gives.
+    """Return the arguments in the query of a URL.
 
     :param texts: the names of the arguments that are text.
-    :param numbers: those of the arguments that are numbers, true or false.
-    :raises InvalidArgumentError: for another name, and for what is no number. It never shows the value.
+    :param numbers: the names of the arguments that are a number, true or false.
+    :raises InvalidArgumentError: for another name, or a value that is not a number. The message never shows the value.
     """
     arguments: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):

@@ -1,4 +1,4 @@
-"""The connector for PostgreSQL by psycopg 3."""
+"""The connector for psycopg 3, for PostgreSQL."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 
 try:
     import psycopg
-except ImportError as error:
-    raise ImportError("PsycopgConnector needs psycopg: pip install 'gsocketpool[psycopg]'") from error
+except ImportError as _error:
+    raise ImportError("PsycopgConnector needs psycopg: pip install 'gsocketpool[psycopg]'") from _error
 
 from gevent.socket import wait_read, wait_readwrite
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -28,34 +28,34 @@ from gsocketpool.settings import check_count
 
 PsycopgConnection: TypeAlias = "psycopg.Connection[Any]"
 
-#: Seconds that a server gets to end what was cancelled, before it is told again.
+#: Seconds between two cancel requests, if the query has not ended.
 CANCEL_PAUSE = 0.2
 
-#: What a repr may show. Everything else may be a secret.
+#: The options that a repr may show. All others may be secrets.
 _DISPLAYABLE = ("service", "host", "hostaddr", "port", "user", "dbname")
-#: Stands for a value that may be a secret, in errors.
+#: Replaces a value that may be a secret, in errors.
 _HIDDEN = "***"
 
-#: Options of psycopg's own that are callables. They are passed on, and not called.
+#: Options of psycopg that are callables. They are passed on, not called.
 _FACTORIES = ("row_factory", "cursor_factory")
 
-#: What callers can set on a client without an exchange.
+#: The attributes that callers can set on a client without an exchange.
 _SETTINGS = (
     *("autocommit", "isolation_level", "read_only", "deferrable"),
     *("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max"),
 )
 _get_settings: Callable[[PsycopgConnection], tuple[Any, ...]] = attrgetter(*_SETTINGS)
 
-# To look one up in its class takes longer than to compare it.
+# Looking up an Enum member takes longer than comparing it.
 _IDLE, _INTRANS, _INERROR = TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR
 _ACTIVE, _UNKNOWN = TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN
 _PIPELINE_OFF, _BAD = PipelineStatus.OFF, ConnStatus.BAD
 _REUSABLE = (_IDLE, _INTRANS, _INERROR)
 
-#: What callers can set on each client, as connect() gave it. For all connectors: another one may reset the client.
+#: The settings of each client when it was connected. Global, because another connector may reset the client.
 _initial_settings: WeakKeyDictionary[PsycopgConnection, tuple[Any, ...]] = WeakKeyDictionary()
 
-#: Its first result is whether prepared statements must end, too: if the caller has prepared some by SQL, or has used
+#: Its first result is whether prepared statements must end, too, because the caller prepared some by SQL or used
 #: temporary tables. psycopg's own statements would fail on another table of the same name.
 _RESET_SESSION = b"""
 SELECT pg_catalog.pg_my_temp_schema() <> 0
@@ -70,21 +70,21 @@ DISCARD SEQUENCES;
 
 
 class PsycopgConnector(Connector[PsycopgConnection]):
-    """Teaches a pool to handle psycopg's connections: ``Pool(PsycopgConnector("postgresql://…"))``.
+    """Lets a pool handle psycopg's connections: ``Pool(PsycopgConnector("postgresql://…"))``.
 
-    A block commits when it ends well, and rolls back when an exception leaves it. psycopg must be imported after gevent
-    has patched Python, or its waits block the process.
+    A block commits when it ends well, and rolls back when an exception leaves it. Import psycopg after gevent has
+    patched Python; otherwise its waits block the process.
 
-    :param conninfo: a URL or a key=value string, as ``psycopg.connect()`` takes it.
-    :param autocommit: whether each statement is a transaction of its own. Without it a block that reads costs a BEGIN
-        and a COMMIT.
-    :param listens: True for connections that LISTEN while they are idle. The pool then does not notice by itself that
-        an idle one has died, and ``reset="always"`` keeps the channels.
-    :param configure: called with each new connection. What it does is committed; what it sets on the client, its
-        ``row_factory`` for one, is what a reset goes back to.
-    :param options: what else ``psycopg.connect()`` takes. `conninfo` and each option, except ``row_factory`` and
-        ``cursor_factory``, may be a callable, which each connect asks anew: ``password=read_password``.
-    :raises InvalidArgumentError: for what ``psycopg.connect()`` would refuse. It never shows a secret.
+    :param conninfo: a URL or a key=value string, as for ``psycopg.connect()``.
+    :param autocommit: whether each statement is a transaction of its own. If False, a block that only reads costs a
+        BEGIN and a COMMIT.
+    :param listens: True for connections that LISTEN while they are idle. The pool then can't notice that an idle
+        connection has died, and ``reset="always"`` keeps the channels.
+    :param configure: called with each new connection. Its work is committed, and a reset restores the settings that it
+        makes on the client, such as ``row_factory``.
+    :param options: other arguments of ``psycopg.connect()``. `conninfo` and each option, except ``row_factory`` and
+        ``cursor_factory``, may be a callable, called for each new connection: ``password=read_password``.
+    :raises InvalidArgumentError: for arguments that ``psycopg.connect()`` would refuse. It never shows a secret.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         return f"{type(self).__name__}({' '.join(shown)})"
 
     def connect(self) -> PsycopgConnection:
-        """Return an open client. It asks `conninfo` and the options that are callables."""
+        """Return an open client. This calls `conninfo` and options that are callables."""
         conninfo = self._conninfo
         if callable(conninfo):
             conninfo = _check_conninfo(conninfo())
@@ -128,7 +128,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         try:
             connection: PsycopgConnection = psycopg.connect(conninfo, **options)
         except BaseException as error:
-            # The half-open socket is a local there, and lives as long as the exception, which gevent keeps for a while.
+            # The half-open socket is a local variable there, and gevent keeps the exception for a while.
             traceback.clear_frames(error.__traceback__)
             raise
         try:
@@ -143,67 +143,68 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         return connection
 
     def is_settled(self, connection: PsycopgConnection) -> bool:
-        """Return whether no transaction is open, and the client is set as :meth:`connect` gave it."""
+        """Return whether no transaction is open, and the client's settings are those of :meth:`connect`."""
         return (
             connection.pgconn.transaction_status == _IDLE
             and _current_settings(connection) == _initial_settings[connection]
         )
 
     def complete(self, connection: PsycopgConnection) -> None:
-        """Commit. As in psycopg's own ``with`` block, this rolls back if a statement has failed in the transaction.
+        """Commit. As in psycopg's own ``with`` block, this rolls back if a statement in the transaction has failed.
 
-        If the block has caught what cut an exchange short, a Timeout for one, this raises: nothing is committed.
+        If the block caught an exception that interrupted an exchange, such as a Timeout, this raises, and nothing is
+        committed.
         """
         status = connection.pgconn.transaction_status
-        # Without a transaction commit() has nothing to do, and still waits for the lock, which a generator that the
-        # caller has kept may never release.
+        # Without a transaction, commit() would still wait for the lock, which a generator that the caller keeps may
+        # never release.
         if status == _IDLE:
             return
-        # In autocommit mode, what the statements before did is committed.
+        # In autocommit mode, all complete statements are committed.
         if connection.autocommit and status in (_ACTIVE, _UNKNOWN):
             return
-        # If the block has closed it, the server has rolled back.
+        # If the block has closed the connection, the server has rolled back.
         if connection.closed and not connection.broken:
             return
         connection.commit()
 
     def reset(self, connection: PsycopgConnection) -> None:
-        """Roll back, and set the client as :meth:`connect` gave it."""
+        """Roll back, and restore the client's settings."""
         if connection.pgconn.transaction_status != _IDLE:
             connection.rollback()
         self._restore(connection)
 
     def reset_session(self, connection: PsycopgConnection) -> None:
-        """End what outlives a transaction: settings, advisory locks, temporary tables, LISTEN, statements, sequences.
+        """Reset the session: settings, advisory locks, temporary tables, LISTEN, prepared statements and sequences.
 
-        The statements that psycopg has prepared by itself go on unless a temporary table was used.
+        Statements that psycopg itself has prepared are kept, unless a temporary table was used.
         """
         if not self.is_settled(connection):
             self.reset(connection)
         must_forget, *_ = _execute(connection, _RESET_SESSION if self._listens else _RESET_SESSION + b"UNLISTEN *;")
         if must_forget.get_value(0, 0) != b"f":
             _execute(connection, b"BEGIN; DEALLOCATE ALL")
-            # With this psycopg forgets its own statements, and it has no other public way in all of its versions.
+            # This makes psycopg forget its own statements. No other public way exists in all of its versions.
             connection.rollback()
         if not self._listens:
             _drop_notifications(connection)
 
     def is_reusable(self, connection: PsycopgConnection, error: BaseException | None) -> bool:
-        """Return whether the connection is open and no reply is still to come, whatever error has left the block."""
+        """Return whether the connection is open and no reply is outstanding, whatever error has left the block."""
         pgconn = connection.pgconn
         return (
-            # UNKNOWN, if it is closed.
+            # The status is UNKNOWN if the connection is closed.
             pgconn.transaction_status in _REUSABLE
             and pgconn.pipeline_status == _PIPELINE_OFF
-            # A generator that the caller has kept, of notifies() for one, holds the lock while it is suspended.
+            # A suspended generator, such as that of notifies(), holds the lock.
             and not connection.lock.locked()
-            # Within transaction() and in a two-phase transaction, psycopg refuses both commit() and rollback().
+            # In transaction() and in a two-phase transaction, psycopg refuses both commit() and rollback().
             and not getattr(connection, "_num_transactions", 0)
             and getattr(connection, "_tpc", None) is None
         )
 
     def peek_target(self, connection: PsycopgConnection) -> int | None:
-        """Return the descriptor; -1 if the connection is closed, None if it gets notifications while it is idle."""
+        """Return the descriptor; -1 if the connection is closed; None if it may receive notifications while idle."""
         return None if self._listens else _descriptor(connection)
 
     def abort(self, connection: PsycopgConnection) -> None:
@@ -211,20 +212,20 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         _sockets.replace(_descriptor(connection))
 
     def cancel(self, connection: PsycopgConnection) -> None:
-        """Cancel the query that still runs, if libpq can do that without blocking the process, as from 17 on it can."""
-        # Again and again, for a busy server may be told before it has begun, and then it takes no notice.
+        """Cancel the running query, if libpq can do so without blocking the process, as version 17 and later can."""
+        # Repeatedly, because a busy server ignores a request that arrives before the query has started.
         while connection.pgconn.transaction_status == _ACTIVE and _can_cancel():
             connection.cancel_safe(timeout=CANCEL_TIMEOUT)
             if _ends_soon(connection.pgconn):
                 return
 
     def ping(self, connection: PsycopgConnection) -> None:
-        """Send an empty query, outside of any transaction."""
+        """Send an empty query outside of any transaction."""
         autocommit = connection.autocommit
         if not autocommit:
             connection.autocommit = True
         connection.execute("")
-        # A connection that fails is not used again: nothing has to be set back.
+        # After an error the connection is discarded, so no finally.
         if not autocommit:
             connection.autocommit = False
 
@@ -242,19 +243,19 @@ class PsycopgConnector(Connector[PsycopgConnection]):
 
 
 def _current_settings(connection: PsycopgConnection) -> tuple[Any, ...]:
-    """Return all that callers can set on a client: the :data:`_SETTINGS`, and the lists of its handlers."""
+    """Return the settings of a client that callers can change: :data:`_SETTINGS`, and the lists of its handlers."""
     return (
         _get_settings(connection),
-        # Nothing public lists them.
+        # There is no public list of handlers.
         getattr(connection, "_notice_handlers", []),
         getattr(connection, "_notify_handlers", []),
     )
 
 
 def _execute(connection: PsycopgConnection, script: bytes) -> list[PGresult]:
-    """Execute statements, and return their results.
+    """Execute statements and return their results.
 
-    A cursor, which any caller may have replaced, takes longer, and so does psycopg's own way to wait.
+    This is faster than a cursor, whose class callers may have replaced, and than psycopg's own way to wait.
     """
     pgconn = connection.pgconn
     pgconn.send_query(script)
@@ -275,7 +276,7 @@ def _execute(connection: PsycopgConnection, script: bytes) -> list[PGresult]:
 
 
 def _ends_soon(pgconn: PGconn) -> bool:
-    """Return whether what the server executes ends within a moment."""
+    """Return whether the running query ends within :data:`CANCEL_PAUSE`."""
     try:
         wait_read(pgconn.socket, timeout=CANCEL_PAUSE)
     except TimeoutError:
@@ -283,17 +284,17 @@ def _ends_soon(pgconn: PGconn) -> bool:
     pgconn.consume_input()
     while not pgconn.is_busy():
         result = pgconn.get_result()
-        # That of a COPY would come for ever.
+        # A COPY would return results without end.
         if result is None or result.status not in (ExecStatus.FATAL_ERROR, ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
             return True
     return False
 
 
 def _drop_notifications(connection: PsycopgConnection) -> None:
-    """Forget the notifications that have come: they were meant for the last caller."""
+    """Drop the notifications received so far, which were meant for the last caller."""
     while connection.pgconn.notifies():
         pass
-    # Only newer versions keep those that came during a statement.
+    # Newer versions also keep a backlog of notifications received during statements.
     backlog = getattr(connection, "_notifies_backlog", None)
     if backlog:
         backlog.clear()
@@ -305,7 +306,7 @@ def _descriptor(connection: PsycopgConnection) -> int:
 
 
 def _displayed(value: object) -> str:
-    """Return what a repr shows of a value: libpq takes a whole connection string, with its password, for a dbname."""
+    """Return a value for a repr, hidden if it may be a connection string, which libpq accepts as a dbname."""
     return _HIDDEN if "://" in str(value) or "=" in str(value) else str(value)
 
 
@@ -315,7 +316,7 @@ def _can_cancel() -> bool:
 
 
 def _option_value(name: str, value: Any) -> Any:
-    """Return the value of an option, for a connect."""
+    """Return the value of an option, by calling it if it is a callable."""
     return _check_option(name, value()) if callable(value) and name not in _FACTORIES else value
 
 
@@ -324,7 +325,7 @@ def _check_conninfo(conninfo: Any) -> str:
         raise InvalidArgumentError("conninfo", type(conninfo), "a str, or a callable that returns one")
     if not _is_parsed(conninfo, {}):
         raise InvalidArgumentError("conninfo", _HIDDEN, "a URL or a key=value string that libpq can read")
-    # There is one port for each host, which may be empty.
+    # Each host has a port, which may be empty.
     ports = str(conninfo_to_dict(conninfo).get("port") or "").replace(",", "")
     is_url = "://" in conninfo.partition("=")[0]
     if is_url and (is_ambiguous(conninfo) or (ports and not ports.isdigit())):
@@ -348,13 +349,13 @@ def _check_option(name: str, value: Any) -> Any:
         if value is not None and not callable(value):
             raise InvalidArgumentError(name, value, "a callable or None")
     elif name != "context" and not isinstance(value, str | int | float | os.PathLike | None):
-        # Only the type, since this may be a password.
+        # Only the type, because the value may be a password.
         raise InvalidArgumentError(name, type(value), "a str, a number or None, or a callable that returns one")
     return value
 
 
 def _is_parsed(conninfo: str, options: Mapping[str, str]) -> bool:
-    # libpq's own message may quote a password, so it is not even kept as a context.
+    # libpq's error may quote a password, and must not even be the context of ours.
     try:
         make_conninfo(conninfo, **options)
     except psycopg.Error:

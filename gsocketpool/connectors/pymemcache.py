@@ -1,4 +1,4 @@
-"""The connector for memcached by pymemcache."""
+"""The connector for pymemcache, for memcached."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import gevent.socket
 try:
     import pymemcache
     import pymemcache.client.base
-except ImportError as error:
-    raise ImportError("PymemcacheConnector needs pymemcache: pip install 'gsocketpool[pymemcache]'") from error
+except ImportError as _error:
+    raise ImportError("PymemcacheConnector needs pymemcache: pip install 'gsocketpool[pymemcache]'") from _error
 
 from gsocketpool.connection import _sockets
 from gsocketpool.connectors import Connector, _urls
@@ -25,17 +25,17 @@ PymemcacheClient: TypeAlias = "pymemcache.client.base.Client"
 _Base: Any = pymemcache.client.base.Client
 
 _KNOWN = set(inspect.signature(_Base.__init__).parameters) - {"self"}
-#: The arguments that no URL can hold.
+#: Arguments that a URL can't hold.
 _OBJECTS = {"server", "serde", "serializer", "deserializer", "socket_module", "socket_keepalive", "tls_context"}
-#: The arguments that are text. What is left is a number, true or false.
+#: Arguments that are text. All others are a number, true or false.
 _TEXTS = {"key_prefix", "encoding"}
 
-#: Without a reply, a write may still be on its way when another connection reads.
+#: Writes wait for a reply; otherwise another connection might read before the write arrives.
 _DEFAULTS: dict[str, Any] = {"default_noreply": False, "no_delay": True, "socket_module": gevent.socket}
 
 
 def _exchange(method: Any) -> Any:
-    """Have a method that exchanges something note its beginning and its end."""
+    """Decorate a method that makes an exchange, to track whether one is in progress."""
 
     @functools.wraps(method)
     def wrapper(self: _Client, *args: Any, **options: Any) -> Any:
@@ -43,7 +43,7 @@ def _exchange(method: Any) -> Any:
         try:
             return method(self, *args, **options)
         except Exception:
-            # pymemcache has closed the connection, unless nothing was sent.
+            # If anything was sent, pymemcache has closed the connection.
             raise
         except BaseException:
             self.close()
@@ -55,9 +55,9 @@ def _exchange(method: Any) -> Any:
 
 
 class _Client(_Base):  # type: ignore[misc]
-    """pymemcache's client, which also knows whether an exchange is under way, and never connects by itself."""
+    """A client that knows whether an exchange is in progress, and never reconnects by itself."""
 
-    #: How many exchanges are under way.
+    #: How many exchanges are in progress.
     _exchanges = 0
 
     _fetch_cmd = _exchange(_Base._fetch_cmd)
@@ -71,7 +71,7 @@ class _Client(_Base):  # type: ignore[misc]
         raise pymemcache.exceptions.MemcacheUnexpectedCloseError("the connection is closed: acquire another one")
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        # pymemcache's own never waits for the reply.
+        # pymemcache's own does not wait for the reply.
         self.set(key, value)
 
     def __delitem__(self, key: Any) -> None:
@@ -79,16 +79,15 @@ class _Client(_Base):  # type: ignore[misc]
 
 
 class PymemcacheConnector(Connector[PymemcacheClient]):
-    """Teaches a pool to handle pymemcache's clients: ``Pool(PymemcacheConnector("memcached://127.0.0.1:11211"))``.
+    """Lets a pool handle pymemcache's clients: ``Pool(PymemcacheConnector("memcached://127.0.0.1:11211"))``.
 
-    Writes wait for their replies unless the options say otherwise, and waits are cooperative also where gevent has not
-    patched Python.
+    Writes wait for their replies unless `options` say otherwise. Waits are cooperative even without monkey patching.
 
-    :param url: ``memcached://host:port`` or ``memcached:///path/of/the/socket``, with more arguments in its query, such
-        as ``?timeout=1``; or a callable that returns it, which each connect asks anew. None if the options have a
+    :param url: ``memcached://host:port`` or ``memcached:///path/of/the/socket``, with other arguments in its query,
+        such as ``?timeout=1``; or a callable that returns it, called for each new connection. None if `options` have a
         ``server``.
     :param options: arguments of ``pymemcache.Client``, which override those of the URL.
-    :raises InvalidArgumentError: for what ``pymemcache.Client`` would refuse.
+    :raises InvalidArgumentError: for arguments that ``pymemcache.Client`` would refuse.
     """
 
     def __init__(self, url: str | Callable[[], str] | None = None, **options: Any) -> None:
@@ -120,7 +119,7 @@ class PymemcacheConnector(Connector[PymemcacheClient]):
         return True
 
     def is_reusable(self, connection: PymemcacheClient, error: BaseException | None) -> bool:
-        """Return whether the connection is open and no exchange is under way, whatever error has left the block."""
+        """Return whether the connection is open and no exchange is in progress, whatever error has left the block."""
         return connection.sock is not None and not connection._exchanges
 
     def peek_target(self, connection: PymemcacheClient) -> Any:
@@ -133,7 +132,7 @@ class PymemcacheConnector(Connector[PymemcacheClient]):
         connection.version()
 
     def _make_client(self) -> _Client:
-        """Return a client that is still closed."""
+        """Return a client that is not connected yet."""
         url = self._url() if callable(self._url) else self._url
         given = {} if url is None and not callable(self._url) else _parse_url(url)
         arguments = {**_DEFAULTS, "server": ("127.0.0.1", 11211), **given, **self._options}
@@ -145,9 +144,9 @@ class PymemcacheConnector(Connector[PymemcacheClient]):
 
 
 def _parse_url(url: Any) -> dict[str, Any]:
-    """Return the arguments that a URL says."""
+    """Return the arguments in a URL."""
     split = _urls.split(url)
-    # There is no login. With both a host and a path, or neither, there is no saying where the server is.
+    # memcached has no login here. A URL with both a host and a path, or neither, is ambiguous.
     if (
         split is None
         or split[0].scheme != "memcached"

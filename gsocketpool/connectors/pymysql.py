@@ -1,4 +1,4 @@
-"""The connector for MySQL and MariaDB by PyMySQL."""
+"""The connector for PyMySQL, for MySQL and MariaDB."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from urllib.parse import unquote
 
 try:
     import pymysql
-except ImportError as error:
-    raise ImportError("PyMySQLConnector needs PyMySQL: pip install 'gsocketpool[pymysql]'") from error
+except ImportError as _error:
+    raise ImportError("PyMySQLConnector needs PyMySQL: pip install 'gsocketpool[pymysql]'") from _error
 
 from gsocketpool.connection import _sockets
 from gsocketpool.connectors import Connector, _urls
@@ -24,27 +24,27 @@ PyMySQLConnection: TypeAlias = "pymysql.connections.Connection[Any]"
 _Base: Any = pymysql.connections.Connection
 
 _SCHEMES = ("mysql", "mariadb")
-#: The command that resets a session, which PyMySQL has no name for.
+#: The protocol's command to reset a session, which PyMySQL does not define.
 _COM_RESET_CONNECTION = 0x1F
 _IN_TRANSACTION = pymysql.constants.SERVER_STATUS.SERVER_STATUS_IN_TRANS
 
-#: What errors and reprs may show of the arguments. Everything else may be a secret.
+#: The arguments that reprs, and errors, may show. All others may be secrets.
 _DISPLAYABLE = ("host", "port", "unix_socket", "user", "database")
 _DISPLAYABLE_IN_ERRORS = (*_DISPLAYABLE, "charset", "connect_timeout", "read_timeout", "write_timeout")
 
-#: The arguments that are numbers, True or False, and are read as such from a URL.
+#: Arguments that are a number, true or false in a URL.
 _NUMBERS = {
     *("port", "connect_timeout", "read_timeout", "write_timeout", "max_allowed_packet", "client_flag"),
     *("autocommit", "local_infile", "use_unicode", "ssl_disabled", "ssl_verify_cert", "ssl_verify_identity"),
 }
-#: The arguments that no URL can hold.
+#: Arguments that a URL can't hold.
 _OBJECTS = {"auth_plugin_map", "conv", "cursorclass", "server_public_key", "ssl"}
 _UNSUPPORTED = {"self": "left out", "defer_connect": "left out: the pool opens connections when it needs them"}
 _KNOWN = set(inspect.signature(_Base.__init__).parameters)
 
 _NOT_COMMITTED = "nothing is committed: within the transaction, a statement was cut short or the connection was closed"
 
-#: What the session that kills another one must not do, or need not.
+#: Overrides for the connection that kills the session of another one.
 _KILL_ARGS: dict[str, Any] = {
     "autocommit": None,
     "database": None,
@@ -55,7 +55,7 @@ _KILL_ARGS: dict[str, Any] = {
 
 
 def _exchange(method: Any) -> Any:
-    """Have a method that exchanges something note its beginning and its end."""
+    """Decorate a method that makes an exchange, to track whether one is in progress, and how it ends."""
 
     @functools.wraps(method)
     def wrapper(self: _Connection, *args: Any, **options: Any) -> Any:
@@ -72,22 +72,22 @@ def _exchange(method: Any) -> Any:
 
 
 class _Connection(_Base):  # type: ignore[misc]
-    """PyMySQL's connection, which also knows whether an exchange is under way, and how the last one has ended."""
+    """A connection that knows whether an exchange is in progress, and how the last one ended."""
 
     _result: Any
-    #: How many exchanges are under way.
+    #: How many exchanges are in progress.
     _exchanges = 0
-    #: Whether ``server_status`` is that of now. Only replies without rows tell it: neither rows nor errors do.
+    #: Whether ``server_status`` is up to date. Replies with rows and errors do not update it.
     _is_status_known = True
-    #: Whether the server may still be at work for an exchange that was cut short.
+    #: Whether an exchange was interrupted, so that the server may still be at work for it.
     _was_interrupted = False
-    #: The port of this end; None for a Unix socket.
+    #: The local port; None for a Unix socket.
     _local_port: int | None = None
-    #: What callers can set on it, as it was at first.
+    #: The settings when it was connected.
     _initial_settings: tuple[Any, ...] = ()
     #: Returns the arguments for another connection like this one.
     _arguments: Callable[[], dict[str, Any]]
-    #: The TLS context of all connections whose arguments say nothing of TLS.
+    #: The TLS context shared by all connections without TLS arguments.
     _default_tls: Any = None
 
     query = _exchange(_Base.query)
@@ -107,7 +107,7 @@ class _Connection(_Base):  # type: ignore[misc]
         self._read_ok_packet()
 
     def is_busy(self) -> bool:
-        """Return whether a reply is still to come, or to be read."""
+        """Return whether a reply is outstanding or unread."""
         result = self._result
         return self._exchanges > 0 or (result is not None and bool(result.unbuffered_active or result.has_next))
 
@@ -115,13 +115,13 @@ class _Connection(_Base):  # type: ignore[misc]
         return bool(self.server_status & _IN_TRANSACTION) or not self._is_status_known
 
     def settings(self) -> tuple[Any, ...]:
-        """Return what callers can set on it."""
+        """Return the settings that callers can change."""
         return self.cursorclass, self.charset, self.collation, self.get_autocommit()
 
     def _note_error(self, error: BaseException) -> None:
         self._is_status_known = False
         if not isinstance(error, pymysql.err.MySQLError):
-            # PyMySQL closes it if a read was cut short, but not if a write was, or if a row could not be converted.
+            # PyMySQL itself closes it after an interrupted read, but not after an interrupted write or conversion.
             self._was_interrupted = True
             self._force_close()
         elif self._sock is None and isinstance(error.__context__, TimeoutError):
@@ -129,7 +129,7 @@ class _Connection(_Base):  # type: ignore[misc]
 
     def _read_query_result(self, unbuffered: bool = False) -> Any:
         rows = super()._read_query_result(unbuffered)
-        # With autocommit, what sends rows begins no transaction; what is still to be read may.
+        # With autocommit, a query that returns rows begins no transaction; unread results may.
         is_harmless = self._is_status_known and not unbuffered and self.get_autocommit()
         self._is_status_known = self._result.server_status is not None or is_harmless
         return rows
@@ -142,7 +142,7 @@ class _Connection(_Base):  # type: ignore[misc]
     def _force_close(self) -> None:
         result, self._result = self._result, None
         if result is not None and result.unbuffered_active:
-            # Neither its cursor nor its own finalizer must wait for rows that don't come any more.
+            # Otherwise its cursor or finalizer would wait for rows that never come.
             result.unbuffered_active = False
             self._was_interrupted = True
         super()._force_close()
@@ -150,23 +150,22 @@ class _Connection(_Base):  # type: ignore[misc]
     def _create_ssl_ctx(self, sslp: Any) -> Any:
         if sslp:
             return super()._create_ssl_ctx(sslp)
-        # It is the same for all, and making one blocks the process for 50 ms. One that was made before gevent patched
-        # Python would block it, too.
+        # Shared, because making one blocks the process for 50 ms. One made before gevent patched Python is replaced.
         if type(_Connection._default_tls) is not pymysql.connections.ssl.SSLContext:
             _Connection._default_tls = super()._create_ssl_ctx(sslp)
         return _Connection._default_tls
 
 
 class PyMySQLConnector(Connector[PyMySQLConnection]):
-    """Teaches a pool to handle PyMySQL's connections: ``Pool(PyMySQLConnector("mysql://user@localhost/app"))``.
+    """Lets a pool handle PyMySQL's connections: ``Pool(PyMySQLConnector("mysql://user@localhost/app"))``.
 
     A block commits when it ends well, and rolls back when an exception leaves it.
 
-    :param url: ``mysql://user:password@host:port/database``, or with ``mariadb://``. Its query may have more arguments,
-        such as ``?unix_socket=/run/mysqld/mysqld.sock``. None if `options` say where the server is.
+    :param url: ``mysql://user:password@host:port/database``, or the same with ``mariadb://``. Its query may have other
+        arguments, such as ``?unix_socket=/run/mysqld/mysqld.sock``. None if `options` name the server.
     :param options: arguments of ``pymysql.connect()``, which override those of the URL. `url` and each option, except
-        ``cursorclass``, may be a callable, which each connect asks anew: ``password=read_password``.
-    :raises InvalidArgumentError: for what ``pymysql.connect()`` would refuse. It never shows a secret.
+        ``cursorclass``, may be a callable, called for each new connection: ``password=read_password``.
+    :raises InvalidArgumentError: for arguments that ``pymysql.connect()`` would refuse. It never shows a secret.
     """
 
     def __init__(self, url: str | Callable[[], str] | None = None, **options: Any) -> None:
@@ -179,7 +178,7 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
         if url is not None and not callable(url):
             _parse_url(url)
         if not callable(url) and not any(map(_is_callable, options.items())):
-            # A file, of a certificate for one, may come later.
+            # A file, such as a certificate, may be created later.
             with suppress(OSError):
                 _make_client(self._arguments())
 
@@ -194,27 +193,27 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
         return f"{type(self).__name__}({' '.join(shown)})"
 
     def connect(self) -> PyMySQLConnection:
-        """Return an open client. It asks the URL and the options that are callables."""
+        """Return an open client. This calls the URL and options that are callables."""
         connection = _open_connection(self._arguments())
         connection._initial_settings = connection.settings()
         connection._arguments = self._arguments
         return connection
 
     def is_settled(self, connection: PyMySQLConnection) -> bool:
-        """Return whether no transaction is open, and the client is set as :meth:`connect` gave it.
+        """Return whether no transaction is open, and the client's settings are those of :meth:`connect`.
 
-        A transaction that has done nothing but SELECT is open, too: it keeps its view of the data, and its locks.
+        A transaction with nothing but SELECT counts as open, because it keeps its view of the data and its locks.
         """
         return not connection.may_be_in_transaction() and connection.settings() == connection._initial_settings
 
     def complete(self, connection: PyMySQLConnection) -> None:
-        """Commit. If the block has caught what cut a transaction short, a Timeout for one, this raises.
+        """Commit. If the block caught an exception that interrupted a transaction, such as a Timeout, this raises.
 
         With autocommit there is nothing to commit unless the block has begun a transaction.
         """
         is_in_exchange = connection._sock is None or connection.is_busy()
         if is_in_exchange and connection.get_autocommit() and not connection.server_status & _IN_TRANSACTION:
-            # What the statements before did is committed. A COMMIT would read all rows that the block has left.
+            # All complete statements are committed. A COMMIT would first read all rows that the block has left.
             return
         if connection.may_be_in_transaction():
             if connection._sock is None:
@@ -222,7 +221,7 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
             connection.commit()
 
     def reset(self, connection: PyMySQLConnection) -> None:
-        """Roll back, and set the client as :meth:`connect` gave it."""
+        """Roll back, and restore the client's settings."""
         if connection.may_be_in_transaction():
             connection.rollback()
         connection.cursorclass, charset, collation, autocommit = connection._initial_settings
@@ -232,9 +231,9 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
             connection.autocommit(autocommit)
 
     def reset_session(self, connection: PyMySQLConnection) -> None:
-        """End what outlives a transaction: variables, temporary tables, locks, prepared statements, the database.
+        """Reset the session: variables, temporary tables, locks, prepared statements and the database.
 
-        The server then knows nothing of what PyMySQL has said when it connected; that is said again.
+        This also resets the settings that PyMySQL made when it connected, so they are made again.
         """
         connection.reset_session()
         connection.cursorclass, charset, collation, autocommit = connection._initial_settings
@@ -256,7 +255,7 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
             connection.rollback()
 
     def is_reusable(self, connection: PyMySQLConnection, error: BaseException | None) -> bool:
-        """Return whether the connection is open and no reply is still to come, whatever error has left the block."""
+        """Return whether the connection is open and no reply is outstanding, whatever error has left the block."""
         return connection._sock is not None and not connection.is_busy()
 
     def peek_target(self, connection: PyMySQLConnection) -> Any:
@@ -265,7 +264,7 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
         return -1 if sock is None else sock
 
     def close(self, connection: PyMySQLConnection) -> None:
-        """Close the connection. PyMySQL raises if it is closed."""
+        """Close the connection, unless it is closed, in which case PyMySQL would raise."""
         if connection._sock is not None:
             connection.close()
 
@@ -273,28 +272,28 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
         """Cut the connection off without a goodbye."""
         super().abort(connection)
         if connection._result is not None:
-            # Its finalizer would read on.
+            # Otherwise its finalizer would read the remaining rows.
             connection._result.unbuffered_active = False
 
     def cancel(self, connection: PyMySQLConnection) -> None:
-        """Have the server kill the session if it may still be at work: it does not notice that a connection closes."""
+        """Kill the session on the server if it may still be at work, because it does not notice a closed connection."""
         if not (connection._was_interrupted or connection.is_busy()):
             return
         known = {**connection._arguments(), **_KILL_ARGS}
         with _open_connection(known) as other, other.cursor(pymysql.cursors.Cursor) as cursor:
             session = connection.thread_id()
             cursor.execute("SELECT HOST FROM information_schema.PROCESSLIST WHERE ID = %s", (session,))
-            # Another server, behind the same address or started anew, may have another session of this number.
+            # After a restart, or on another server at the same address, another client's session may have this id.
             if any(_port(host) == connection._local_port for (host,) in cursor.fetchall()):
                 other.kill(session)
 
     def ping(self, connection: PyMySQLConnection) -> None:
         """Send PING, and wait for the answer."""
-        # By default older versions would connect again.
+        # By default, older versions would reconnect.
         connection.ping(False)
 
     def _arguments(self) -> dict[str, Any]:
-        """Return the arguments for a connection, by asking those that are callables."""
+        """Return the arguments for a connection. This calls those that are callables."""
         url = self._url() if callable(self._url) else self._url
         options = {name: value() if _is_callable((name, value)) else value for name, value in self._options.items()}
         return {**({} if url is None and not callable(self._url) else _parse_url(url)), **options}
@@ -309,7 +308,7 @@ def _open_connection(arguments: dict[str, Any]) -> Any:
     try:
         connection.connect()
     except BaseException as error:
-        # One whose handshake for TLS was interrupted, for instance.
+        # For example after an interrupted TLS handshake.
         _sockets.close_half_open(error)
         raise
     if not connection.unix_socket:
@@ -322,26 +321,26 @@ def _make_client(arguments: dict[str, Any]) -> _Connection:
     try:
         return _Connection(**arguments, defer_connect=True)
     except (TypeError, ValueError, LookupError, NotImplementedError, AttributeError) as error:
-        # The text may quote a part of the password, so it is not even kept as a context.
-        # A charset that PyMySQL does not know is None to it, or no key.
+        # PyMySQL raises a LookupError or AttributeError for an unknown charset.
         kinds = {LookupError: "charset", AttributeError: "charset", UnicodeError: "password"}
         name = next((name for kind, name in kinds.items() if isinstance(error, kind)), None)
         names = [one for one in arguments if name == one or one in str(error)]
+    # Outside the except clause: the error may quote the password, and must not even be the context.
     wrong = names[0] if names else "options"
     given = arguments[wrong] if wrong in _DISPLAYABLE_IN_ERRORS else HIDDEN
     raise InvalidArgumentError(wrong, given, "valid for pymysql.connect()")
 
 
 def _port(host: str) -> int | None:
-    """Return the port of a client, as the server's list of sessions has it: ``host:port``."""
+    """Return the port in the HOST column of the server's process list, which has the form ``host:port``."""
     _, _, port = host.rpartition(":")
     return int(port) if port.isdecimal() else None
 
 
 def _parse_url(url: Any) -> dict[str, Any]:
-    """Return the arguments that a URL says."""
+    """Return the arguments in a URL."""
     split = _urls.split(url)
-    # A longer path is the rest of a password with a / that is not quoted.
+    # A longer path is the rest of a password with an unquoted /.
     if split is None or split[0].scheme not in _SCHEMES or "/" in split[0].path[1:]:
         raise InvalidArgumentError("url", HIDDEN, "a URL like mysql://user:password@host:3306/database")
     parts, port = split
@@ -352,5 +351,5 @@ def _parse_url(url: Any) -> dict[str, Any]:
         "password": parts.password and unquote(parts.password),
         "database": unquote(parts.path[1:]),
     }
-    said = {name: value for name, value in given.items() if value}
-    return {**said, **_urls.read_query(parts.query, _KNOWN - _OBJECTS - set(_UNSUPPORTED), _NUMBERS)}
+    arguments = {name: value for name, value in given.items() if value}
+    return {**arguments, **_urls.read_query(parts.query, _KNOWN - _OBJECTS - set(_UNSUPPORTED), _NUMBERS)}

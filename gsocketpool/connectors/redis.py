@@ -1,4 +1,4 @@
-"""For the clients of redis-py."""
+"""The connector for redis-py."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from gsocketpool.connectors._resp import RespConnector
 
 try:
     import redis
-except ImportError as error:
-    raise ImportError("RedisConnector needs redis: pip install 'gsocketpool[redis]'") from error
+except ImportError as _error:
+    raise ImportError("RedisConnector needs redis: pip install 'gsocketpool[redis]'") from _error
 
 _arguments: dict[str, Any] = {}
 try:
     from redis.maint_notifications import MaintNotificationsConfig
 except ImportError:
-    # Earlier versions know of none.
+    # Earlier versions don't have it.
     pass
 else:
     _arguments["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
 
 
 class RedisConnector(RespConnector["redis.Redis"]):
-    """Hands out clients of redis-py: ``Pool(RedisConnector("redis://localhost"))``.
+    """Lets a pool handle clients of redis-py: ``Pool(RedisConnector("redis://localhost"))``.
 
-    Each client has one connection, which its pipelines, locks and transactions use, too.
+    Each client has one connection, shared by its pipelines, locks and transactions.
 
-    :param url: ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` or ``unix://``, or a callable that returns
-        it. None if `options` say where the server is.
+    :param url: a ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` or ``unix://`` URL, or a callable that
+        returns one. None if `options` name the server.
     :param options: arguments of :class:`redis.Redis`, such as `host`, `db` or `decode_responses`; with a URL, those of
         :meth:`redis.Redis.from_url`. Each may be a callable that returns the value.
 
-    The callables are asked at each connect, so that passwords may change.
+    Callables are called for each new connection, so passwords may change.
     """
 
     _library: ClassVar = redis

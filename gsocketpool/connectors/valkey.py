@@ -1,4 +1,4 @@
-"""For the clients of valkey-py."""
+"""The connector for valkey-py."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from gsocketpool.connectors._resp import RespConnector
 
 try:
     import valkey
-except ImportError as error:
-    raise ImportError("ValkeyConnector needs valkey: pip install 'gsocketpool[valkey]'") from error
+except ImportError as _error:
+    raise ImportError("ValkeyConnector needs valkey: pip install 'gsocketpool[valkey]'") from _error
 
 
 class ValkeyConnector(RespConnector["valkey.Valkey"]):
-    """Hands out clients of valkey-py: ``Pool(ValkeyConnector("valkey://localhost"))``.
+    """Lets a pool handle clients of valkey-py: ``Pool(ValkeyConnector("valkey://localhost"))``.
 
-    Each client has one connection, which its pipelines, locks and transactions use, too.
+    Each client has one connection, shared by its pipelines, locks and transactions.
 
-    :param url: ``valkey://``, ``valkeys://``, ``redis://``, ``rediss://`` or ``unix://``, or a callable that returns
-        it. None if `options` say where the server is.
+    :param url: a ``valkey://``, ``valkeys://``, ``redis://``, ``rediss://`` or ``unix://`` URL, or a callable that
+        returns one. None if `options` name the server.
     :param options: arguments of :class:`valkey.Valkey`, such as `host`, `db` or `decode_responses`; with a URL, those
         of :meth:`valkey.Valkey.from_url`. Each may be a callable that returns the value.
 
-    The callables are asked at each connect, so that passwords may change.
+    Callables are called for each new connection, so passwords may change.
     """
 
     _library: ClassVar = valkey

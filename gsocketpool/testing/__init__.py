@@ -1,4 +1,4 @@
-"""What it takes to test connection classes, and pools, against everything that goes wrong."""
+"""Tools to test connection classes and pools against faults: a flaky server, a torture, a fake pool."""
 
 from gsocketpool.testing._fake import FakePool
 from gsocketpool.testing._faults import FAULTS

@@ -1,4 +1,4 @@
-"""What must hold in a torture."""
+"""The checks of a torture."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from gsocketpool.testing._sockets import open_sockets
 
 C = TypeVar("C")
 
-#: Seconds without any progress after which something counts as hanging.
+#: Seconds without progress after which something counts as hanging.
 HANG = 20.0
-#: Seconds that what is on its way to be closed in a child gets for that.
+#: Seconds that a child gets to close the sockets of its parent.
 GRACE = 2.0
 
 
 class InjectedError(Exception):
-    """An ordinary error that is raised here on purpose."""
+    """An ordinary error that the torture raises on purpose."""
 
 
 class Checks(Generic[C]):
-    """Looks at what a pool and its connections do, and notes what they must not do.
+    """Checks what a pool and its connections do, and records their failures.
 
-    :param sockets: those that were open before the torture.
+    :param sockets: the sockets that were open before the torture.
     """
 
     def __init__(
@@ -45,27 +45,27 @@ class Checks(Generic[C]):
     ) -> None:
         self.pool = pool
         self.report = report
-        #: What must not happen and has happened, in words.
+        #: The failures so far, in words.
         self.failures: list[str] = []
-        #: How many exchanges are under way.
+        #: How many exchanges are in progress.
         self.under_way = 0
-        #: Something new each time that the server becomes well for a fork; None while it need not be. An exchange that
-        #: begins and ends within one calm must succeed.
+        #: A new object for each calm, a period around a fork in which the server works normally; None outside of one.
+        #: An exchange that begins and ends in the same calm must succeed.
         self.calm: object | None = None
-        #: The timeouts that were thrown at the pool's greenlets, and may come out of an acquire. Known weakly, for
-        #: their tracebacks lead to what a half-open connection has in its locals.
+        #: The timeouts thrown at the pool's greenlets, which may come out of an acquire. Weak, because their tracebacks
+        #: keep the locals of half-open connections alive.
         self.thrown_at_pool: weakref.WeakSet[BaseException] = weakref.WeakSet()
-        #: What the last round that failed raised, in words.
+        #: The error of the last failed round, in words.
         self.last_error = "none"
         #: How many connections were acquired by greenlets that ended without giving them back.
         self.abandoned = 0
-        #: How many connections are used that the pool does not know any more, and can't let go of in a fork.
+        #: How many detached connections are in use. The pool no longer knows them, and can't abort them in a child.
         self.detached = 0
         self._exchange = exchange
         self._server = server
         self._sockets = sockets
         self._messages = 0
-        #: Who uses which connection, by its identity.
+        #: The users of the connections, by id() of the connection.
         self._holders: dict[int, object] = {}
         self._reclaimed_before = self._reclaimed()
         self._allowed = self.limit = pool.stats().max_connections
@@ -73,7 +73,7 @@ class Checks(Generic[C]):
     # Before anything goes wrong
 
     def check_setup(self) -> None:
-        """Let out what a mistake in the test raises."""
+        """Make one exchange, to raise errors that come from a mistake in the test."""
         with gevent.Timeout(HANG), self.pool.connection() as connection:
             reply = self._exchange(connection, b"torture")
         if reply != b"torture":
@@ -85,7 +85,7 @@ class Checks(Generic[C]):
 
     @contextmanager
     def using(self, connection: C, by: object) -> Iterator[None]:
-        """Context manager for one use of a connection, which must be the only one."""
+        """Record one use of a connection, which must be the only one at the time."""
         if id(connection) in self._holders:
             self.failures.append(f"{connection!r} is used by {by} and {self._holders[id(connection)]}")
         self._holders[id(connection)] = by
@@ -95,9 +95,9 @@ class Checks(Generic[C]):
             self._holders.pop(id(connection), None)
 
     def check_exchange(self, connection: C, by: object, calm: object | None = None) -> None:
-        """Exchange a message that no other exchange has.
+        """Exchange a unique message, and check the reply.
 
-        :param calm: what :attr:`calm` was when the connection was acquired.
+        :param calm: the value of :attr:`calm` when the connection was acquired.
         """
         process = os.getpid()
         self._messages += 1
@@ -108,29 +108,29 @@ class Checks(Generic[C]):
         except Exception as error:
             if calm is not None and calm is self.calm and not _is_injected_or_timeout(error):
                 self.failures.append(
-                    f"an exchange failed at a fork although the server was well: {error!r}. In a child, abort() may"
-                    " have touched what its parent has"
+                    f"an exchange failed at a fork although the server worked normally: {error!r}. In a child, abort()"
+                    " may have changed the parent's connection"
                 )
             raise
         finally:
             self.under_way -= 1
         if process != os.getpid():
             self.failures.append(
-                f"a forked process read what its parent had asked for: {reply!r}. Its connection needs a get() that"
+                f"a forked process read a reply meant for its parent: {reply!r}. Its connection needs a get() that"
                 " returns the socket, or an abort()"
             )
         if reply != message:
             self.failures.append(
-                f"a reply reached the wrong caller: {message!r} was answered {reply!r}. Its connection was kept after"
-                " an exchange that was not completed, or with a reply unread"
+                f"a reply reached the wrong caller: {message!r} was answered by {reply!r}. The pool has kept a"
+                " connection after an incomplete exchange, or with an unread reply"
             )
         self.report.exchanges += 1
 
-    # Again and again
+    # In each turn
 
     def check_limit(self) -> None:
         stats = self.pool.stats()
-        # Where the limit was lowered, those above it go as they come back.
+        # After the limit was lowered, surplus connections close as they come back.
         self._allowed = max(stats.max_connections, min(self._allowed, self.pool.size))
         if self.pool.size > self._allowed:
             self.failures.append(f"more than {self._allowed} connections: {self.pool!r}")
@@ -138,7 +138,7 @@ class Checks(Generic[C]):
     # In a forked child
 
     def reset_in_child(self) -> None:
-        """Forget what belongs to the parent. Exchanges over connections of the child must succeed from now on."""
+        """Forget what belongs to the parent. From here on, the child's exchanges must succeed."""
         self.failures.clear()
         self._holders.clear()
         self.last_error = "none"
@@ -146,12 +146,12 @@ class Checks(Generic[C]):
         self.calm = object()
 
     def client_sockets(self) -> dict[tuple[int, int], str]:
-        """Return the sockets of connections that are open now."""
+        """Return the sockets of the connections that are open now."""
         passed_over = self._ignored_sockets()
         return {which: what for which, what in open_sockets().items() if which not in passed_over}
 
     def check_parent_sockets(self, sockets: dict[tuple[int, int], str]) -> None:
-        """Wait until none of these is open in the child."""
+        """Wait until the child has closed these sockets."""
         self._wait_for(lambda: not sockets.keys() & open_sockets().keys(), GRACE)
         self.failures += [
             f"a forked process keeps a socket of its parent open: {sockets[which]}. Its connection needs a get() that"
@@ -159,7 +159,7 @@ class Checks(Generic[C]):
             for which in sockets.keys() & open_sockets().keys()
         ]
 
-    # In the end
+    # At the end
 
     def check_shared_connections(self) -> None:
         for served in () if self._server is None else self._server.connections:
@@ -169,7 +169,7 @@ class Checks(Generic[C]):
 
     def check_capacity(self) -> None:
         stats = self.pool.stats()
-        # A sweep takes back what greenlets have lost that have ended. Only those that were made for it may do so.
+        # A sweep reclaims connections from greenlets that have ended. Only the deliberate ones may lose any.
         lost = stats.in_use + self._reclaimed() - self._reclaimed_before - self.abandoned
         if lost:
             self.failures.append(f"{lost} connections were lost: {self.pool!r}")
@@ -180,7 +180,7 @@ class Checks(Generic[C]):
             try:
                 taken.append(self._acquire_working())
             except Exception as error:
-                # What began to be opened while the server misbehaved may fail yet.
+                # An opening that began while the server misbehaved may still fail.
                 if time.monotonic() > deadline:
                     self.failures.append(f"only {len(taken)} of {self.limit} could be used afterwards: {error!r}")
                     break
@@ -193,7 +193,7 @@ class Checks(Generic[C]):
             self.pool.release(connection)
 
     def check_open_sockets(self) -> None:
-        """Wait until every socket is closed that was not open before. To be called when the pool is closed."""
+        """Wait until every socket is closed that was not open before. Call this when the pool is closed."""
 
         def left() -> list[str]:
             passed_over = self._ignored_sockets()
@@ -224,7 +224,7 @@ class Checks(Generic[C]):
 
 
 def _is_injected_or_timeout(error: BaseException) -> bool:
-    """Whether an error comes from what was thrown, or from a timeout: a machine may be slow."""
+    """Return whether an error comes from an injected one, or from a timeout, which a slow machine may cause."""
     expected: Any = (gevent.GreenletExit, gevent.Timeout, InjectedError, TimeoutError)
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, expected):

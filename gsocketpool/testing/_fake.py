@@ -1,4 +1,4 @@
-"""A pool without a server: it hands out one object, whatever that is."""
+"""A pool without a server, which hands out one object."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ C = TypeVar("C")
 
 
 class FakePool(Generic[C]):
-    """Hands out `connection` each time, for tests of code that uses a :class:`~gsocketpool.Pool`.
+    """Hands out the same object to every caller, for tests of code that uses a :class:`~gsocketpool.Pool`.
 
-    It opens, checks and closes nothing, and keeps no limit: no caller waits, and any number of callers may have the
-    connection at a time. It counts what they do, so that :meth:`stats` tells whether each has given it back. A method
-    of a pool that it does not have raises an AttributeError that says so.
+    It opens, checks and closes nothing and has no limit: any number of callers may hold the connection at a time, and
+    none waits. It counts acquires and releases, so that :meth:`stats` shows whether all callers have given it back. The
+    methods of :class:`~gsocketpool.Pool` that it lacks raise an AttributeError that says so.
 
-    :param connection: any object. Nothing is asked of it.
-    :param name: what the pool is called in statistics and errors.
+    :param connection: any object. The pool calls none of its methods.
+    :param name: the pool's name in statistics and errors.
     """
 
     def __init__(self, connection: C, name: str = "fake") -> None:
-        #: The name in statistics and errors.
+        #: The pool's name in statistics and errors.
         self.name = name
         self._connection = connection
         self._leases: list[FakeLease[C]] = []
@@ -49,16 +49,16 @@ class FakePool(Generic[C]):
         return self.lease(timeout).connection
 
     def connection(self, timeout: float | None = None) -> FakeLease[C]:
-        """Return a lease that acquires the connection when its ``with`` block is entered, and gives it back at the end.
+        """Return a lease: its ``with`` block acquires the connection on entry, and gives it back at the end.
 
-        A block that an exception leaves counts as a discard by ``"error"``.
+        If an exception leaves the block, this counts as a discard with the reason ``"error"``.
         """
         if timeout is not None:
             check_seconds("timeout", timeout, zero=True, endless=True)
         return FakeLease(self, timeout)
 
     def lease(self, timeout: float | None = None) -> FakeLease[C]:
-        """Acquire the connection, and return the lease of it."""
+        """Acquire the connection and return its lease."""
         lease = self.connection(timeout)
         lease._begin()
         return lease
@@ -71,19 +71,19 @@ class FakePool(Generic[C]):
         self._last_lease(connection).release()
 
     def discard(self, connection: C) -> None:
-        """Give the connection back as one that must not be used again. The next caller gets it all the same.
+        """Count the connection as discarded. The next caller gets the same object.
 
         :raises ConnectionNotFoundError: if it is another object, or not in use.
         """
         self._last_lease(connection).discard()
 
     def ping(self, timeout: float | None = None) -> None:
-        """Acquire the connection and give it back: nothing is exchanged."""
+        """Acquire the connection and give it back, without calling its ``ping()``."""
         with self.connection(timeout):
             pass
 
     def close(self, timeout: float = 5.0) -> None:
-        """Hand out nothing any more, at once. The connection is left alone."""
+        """Hand out no more connections. This does not wait, nor close the connection."""
         self._closed = True
 
     def __enter__(self) -> FakePool[C]:
@@ -94,11 +94,11 @@ class FakePool(Generic[C]):
 
     @property
     def size(self) -> int:
-        """How many callers have the connection."""
+        """The number of callers that hold the connection."""
         return len(self._leases)
 
     def stats(self) -> PoolStats:
-        """Return how many callers have the connection, and how often it was acquired and discarded."""
+        """Return how many callers hold the connection, and how often it was acquired and discarded."""
         return PoolStats(
             name=self.name,
             max_connections=sys.maxsize,
@@ -130,31 +130,31 @@ class FakePool(Generic[C]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            can_do = ", which takes a real Pool" if hasattr(Pool, name) else ""
-            raise AttributeError(f"a FakePool has no {name!r}{can_do}", name=name, obj=self)
+            hint = "; use a real Pool" if hasattr(Pool, name) else ""
+            raise AttributeError(f"a FakePool has no {name!r}{hint}", name=name, obj=self)
 
     def _last_lease(self, connection: C) -> FakeLease[C]:
         if connection is not self._connection or not self._leases:
             raise ConnectionNotFoundError(f"{shown(connection)} is not in use in pool {self.name!r}")
-        # A block gives back its own.
+        # A block gives back its own lease.
         by_hand = [lease for lease in self._leases if not lease._is_entered]
         return (by_hand or self._leases)[-1]
 
 
 class FakeLease(Generic[C]):
-    """One use of the connection of a :class:`FakePool`, as a :class:`~gsocketpool.Lease` is one of a pool's."""
+    """One use of the connection of a :class:`FakePool`, with the methods of a :class:`~gsocketpool.Lease`."""
 
     def __init__(self, pool: FakePool[C], timeout: float | None = None) -> None:
         #: The pool that the connection belongs to.
         self.pool = pool
-        #: Seconds that acquiring may take. It takes none.
+        #: Seconds that acquiring may take. It never waits.
         self.timeout = timeout
         self._is_entered = False
         self._holder: Any = None
 
     @property
     def holder(self) -> Any:
-        """The greenlet that acquired the connection, or called :meth:`transfer`; None once the lease is over."""
+        """The greenlet that acquired the connection, or last called :meth:`transfer`; None once the lease is over."""
         return self._holder if self.is_active else None
 
     @property
@@ -164,7 +164,7 @@ class FakeLease(Generic[C]):
 
     @property
     def is_settled(self) -> bool:
-        """Always True: nothing is known of the connection."""
+        """Always True, because the pool does not look at the connection."""
         return True
 
     @property
@@ -179,7 +179,7 @@ class FakeLease(Generic[C]):
     def release(self, *, warn: bool = True) -> None:
         """Give the connection back.
 
-        :param warn: of no effect.
+        :param warn: ignored.
         :raises ConnectionNotFoundError: if the lease is not active.
         """
         self._require_active()
@@ -212,7 +212,7 @@ class FakeLease(Generic[C]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # The connection may have been given back in the block, which is no error.
+        # It is no error if the block itself has given the connection back.
         if self.is_active and kind is None:
             self.release()
         elif self.is_active:

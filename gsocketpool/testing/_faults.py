@@ -1,4 +1,4 @@
-"""What a server does wrong, and for how many answers."""
+"""The faults of a server."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from gsocketpool.settings import check_count, check_seconds
 
 #: What :meth:`FlakyServer.fail` can do, by name.
 FAULTS = {
-    "refuse": "Connections are refused. Those that are there go on.",
-    "hang": "Connecting neither succeeds nor fails: the backlog is full. Connections that are there go on.",
-    "silent": "Connections are accepted and requests are read, and nothing is said: no answer, no TLS handshake.",
-    "late": "Answers come when the server has healed, or after a delay.",
-    "half": "The first half of an answer comes, and no more.",
-    "pieces": "Answers come byte by byte.",
-    "twice": "Each answer comes twice.",
-    "close": "The connection is closed instead of answering.",
-    "reset": "The connection is reset instead of answering.",
+    "refuse": "The server refuses new connections. Existing ones work.",
+    "hang": "New connects are not answered, because the backlog is full. Existing connections work.",
+    "silent": "The server accepts connections and reads requests, but sends nothing: no answer, no TLS handshake.",
+    "late": "Answers are sent when the server heals, or after a delay.",
+    "half": "Only the first half of each answer is sent.",
+    "pieces": "Answers are sent byte by byte.",
+    "twice": "Each answer is sent twice.",
+    "close": "The server closes the connection instead of answering.",
+    "reset": "The server resets the connection instead of answering.",
 }
-#: Those that spoil connecting. The others spoil answers.
+#: The faults that spoil connecting. The others spoil answers.
 OF_CONNECTING = ("refuse", "hang")
 
 
 class Faults:
-    """The fault that a server commits at present, if any."""
+    """The current fault of a server, if any."""
 
     def __init__(self) -> None:
-        #: The name of the fault; None where there is none, or it has been committed as often as it should be.
+        #: The name of the fault; None if there is none, or it has spoiled as many answers as it should.
         self.present: str | None = None
-        #: How many answers were spoiled, by all faults.
+        #: How many answers all faults together have spoiled.
         self.spoiled = 0
-        #: Set while the server is well.
+        #: Set while the server works normally.
         self.healed = Event()
         self.healed.set()
-        #: The seconds after which a late answer comes.
+        #: Seconds after which a late answer is sent.
         self.delay: float | None = None
         self._times: int | None = None
         self._only: Callable[[bytes], bool] | None = None
 
     def begin(self, fault: str, times: int | None, delay: float | None, only: Callable[[bytes], bool] | None) -> None:
-        """Commit `fault` from now on."""
+        """Start a fault."""
         self.present, self._times, self.delay, self._only = fault, times, delay, only
         self.healed.clear()
 
     def heal(self) -> None:
-        """Commit none any more, and let go what was held back."""
+        """End the fault, and release late answers."""
         self.present = None
         self.healed.set()
 
     def take(self, answer: bytes) -> str | None:
-        """Return the fault to commit with `answer`, and count it."""
+        """Return the fault that spoils `answer`, and count it; None if there is none."""
         fault = self.present
         if fault is None or fault in OF_CONNECTING or not (self._only is None or self._only(answer)):
             return None
@@ -60,15 +60,15 @@ class Faults:
         if self._times is not None:
             self._times -= 1
             if not self._times:
-                # Not healed: what is late stays late.
+                # Without healing: late answers stay late.
                 self.present = None
         return fault
 
 
 def check_fault(fault: str, times: int | None, delay: float | None, only: object) -> float | None:
-    """Return `delay` as a float, if a server can commit `fault` like this.
+    """Check the arguments of :meth:`FlakyServer.fail`, and return the delay in seconds.
 
-    :raises InvalidArgumentError: if it can't.
+    :raises InvalidArgumentError: if one of them can't be used.
     """
     if fault not in FAULTS:
         raise InvalidArgumentError("fault", fault, f"one of {', '.join(FAULTS)}")
@@ -80,5 +80,5 @@ def check_fault(fault: str, times: int | None, delay: float | None, only: object
     if delay is None:
         return None
     if fault != "late":
-        raise InvalidArgumentError("delay", delay, "left out, but for 'late'")
+        raise InvalidArgumentError("delay", delay, "left out except for 'late'")
     return check_seconds("delay", delay)

@@ -1,4 +1,4 @@
-"""A forked process, and what it and its parent tell each other."""
+"""Forks a process, linked to its parent by pipes."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import warnings
 import gevent.os
 from gevent.monkey import get_original
 
-# gevent's own would switch.
+# gevent's version would switch.
 _select = get_original("select", "select")
 
 
 class PipeEnd:
-    """One end of two pipes, by which a parent and its child tell each other things."""
+    """One end of a pair of pipes between a parent and its child."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading = reading
         self._writing = writing
-        #: What has come so far.
+        #: All bytes received so far.
         self.received = b""
-        #: Whether no more can come.
+        #: Whether the other process has closed its end.
         self.is_at_end = False
 
     def send(self, data: bytes) -> None:
         os.write(self._writing, data)
 
     def poll(self, timeout: float = 0.0) -> None:
-        """Hear what has come, or comes within `timeout` seconds. It never switches, and stops the whole process."""
+        """Receive what is there or comes within `timeout` seconds. This blocks the whole process and never switches."""
         if not self.is_at_end and _select([self._reading], [], [], timeout)[0]:
             data = os.read(self._reading, 65536)
             self.received += data
             self.is_at_end = not data
 
     def wait_for(self, size: int, timeout: float) -> None:
-        """Stop the whole process until `size` bytes have come in all, for `timeout` seconds at most."""
+        """Block the whole process until `size` bytes have come in all, for up to `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while len(self.received) < size and not self.is_at_end and (left := deadline - time.monotonic()) > 0:
             self.poll(left)
@@ -46,11 +46,11 @@ class PipeEnd:
 
 
 def fork() -> tuple[int, PipeEnd]:
-    """Fork. Return the child's process, which is 0 in the child, and the link to the other process."""
+    """Fork. Return the child's process id, 0 in the child, and the pipes to the other process."""
     from_child, to_parent = os.pipe()
     from_parent, to_child = os.pipe()
     with warnings.catch_warnings():
-        # Python warns of a fork in a process with threads, and gevent resolves names in some.
+        # Python warns about a fork in a process with threads, which gevent uses to resolve names.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = gevent.os.fork_gevent()
     of_parent, of_child = PipeEnd(from_child, to_child), PipeEnd(from_parent, to_parent)

@@ -1,4 +1,4 @@
-"""Where clients connect: listens, refuses, or leaves connecting unanswered."""
+"""Accepts clients, refuses them, or leaves their connects unanswered."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import gevent.pool
 import gevent.socket
 from gevent.monkey import get_original
 
-# gevent's own would switch.
+# gevent's version would switch.
 _select = get_original("select", "select")
 
 
 class Acceptor:
-    """One address, on which a server listens or not.
+    """The address of a server, on which it listens or not.
 
-    :param path: where a Unix domain socket is made. Without one, a free TCP port of 127.0.0.1 is taken.
-    :param begin: called with each socket that was accepted. It must not switch.
+    :param path: the path of a Unix domain socket. By default, a free TCP port of 127.0.0.1.
+    :param begin: called with each accepted socket. It must not switch.
     """
 
     def __init__(self, path: str | None, begin: Callable[[Any], None], greenlets: gevent.pool.Group) -> None:
@@ -28,7 +28,7 @@ class Acceptor:
         self._greenlets = greenlets
         self._accepting: gevent.Greenlet | None = None
         self._listener: Any = None
-        #: Takes the port, without listening, while nothing listens there.
+        #: Reserves the port while the server does not listen.
         self._placeholder: Any = None
         self._fillers: list[Any] = []
         self.address: Any = path
@@ -37,14 +37,14 @@ class Acceptor:
             self.address = self._placeholder.getsockname()
 
     def close(self) -> None:
-        """Give the address back. Nothing listens on it."""
+        """Free the address, on which the server no longer listens."""
         if self._placeholder is not None:
             self._placeholder.close()
         else:
             _remove_socket(self.address)
 
     def sockets(self) -> list[Any]:
-        """Return the sockets that are held here. Some may be None or closed."""
+        """Return the sockets in use here. Some may be None or closed."""
         return [self._listener, self._placeholder, *self._fillers]
 
     def is_listening(self) -> bool:
@@ -62,8 +62,7 @@ class Acceptor:
         if self._accepting is not None:
             self._accepting.kill()
             self._accepting = None
-            # The clients take those for connected that have not been accepted yet. Nothing switches from here on, or
-            # there could be more of them.
+            # Accept the clients in the backlog, which count as connected. Without a switch, or more would come.
             while _select([self._listener], [], [], 0)[0]:
                 self._begin(self._listener.accept()[0])
         for sock in (self._listener, *self._fillers):
@@ -71,13 +70,13 @@ class Acceptor:
         self._fillers.clear()
 
     def fill_backlog(self) -> None:
-        """Leave connecting unanswered, where nothing listens."""
+        """Fill the backlog, so that further connects are not answered. The server must not be listening."""
         self._listener = self._bound(self.address)
         self._listener.listen(0)
         while True:
             filler = gevent.socket.socket(self._listener.family)
             self._fillers.append(filler)
-            # Asked of the socket below, which does not wait.
+            # On the raw socket, which does not wait.
             filler._sock.connect_ex(self.address)
             try:
                 gevent.socket.wait_write(filler.fileno(), timeout=0.02)
@@ -105,12 +104,12 @@ class Acceptor:
             try:
                 sock, _ = listener.accept()
             except OSError:
-                # It was closed.
+                # The listener was closed.
                 return
             self._begin(sock)
 
 
 def _remove_socket(path: str) -> None:
-    # Nothing else that is there is ours to remove: binding will say so.
+    # Only a socket: any other file is left, and binding raises.
     if not path.startswith("\0") and os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
         os.unlink(path)

@@ -1,4 +1,4 @@
-"""What comes of a torture."""
+"""The result of a torture."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from dataclasses import dataclass, field
 
 
 class TortureError(AssertionError):
-    """A pool, or its connections, did what must never happen."""
+    """A pool or its connections failed a torture."""
 
     def __init__(self, failures: list[str], report: TortureReport) -> None:
         super().__init__("\n".join([*failures[:10], str(report), f"Again: torture(…, seed={report.seed})"]))
-        #: What happened, in words.
+        #: The failures, in words.
         self.failures = failures
-        #: What had been done until then.
+        #: What the torture did up to the failure.
         self.report = report
 
 
 @dataclass
 class TortureReport:
-    """What was done by :func:`torture`, and what came of it."""
+    """What :func:`torture` did, and with what results."""
 
-    #: What decided everything that was decided by chance.
+    #: The seed of all random decisions.
     seed: int
-    #: How often a greenlet set out to use a connection.
+    #: How often a greenlet tried to use a connection.
     rounds: int = 0
-    #: How many exchanges were completed, with the right reply.
+    #: How many exchanges completed with the right reply.
     exchanges: int = 0
-    #: How many exceptions were thrown into greenlets, those of the pool's own included.
+    #: How many exceptions were thrown into greenlets, including the pool's own.
     thrown: int = 0
-    #: How many rounds were ended by a timeout of their own.
+    #: How many rounds ended by their own timeout.
     timeouts: int = 0
     #: How many errors and timeouts were caught inside a block, which then ended well.
     caught: int = 0
-    #: How many answers the faults of the server have spoiled.
+    #: How many answers the server's faults have spoiled.
     spoiled: int = 0
-    #: The faults of the server, by name, and the restarts.
+    #: How often each fault of the server happened, and each restart.
     faults: Counter[str] = field(default_factory=Counter)
     #: How often the pool was drained, resized and swept.
     upkeep: Counter[str] = field(default_factory=Counter)
     #: How many processes were forked.
     forks: int = 0
-    #: How the rounds ended that raised something else, by the name of its class.
+    #: How many rounds raised another error, by the name of its class.
     errors: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:

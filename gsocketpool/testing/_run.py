@@ -1,4 +1,4 @@
-"""What is done to a pool in a torture."""
+"""Runs a torture: throws exceptions, forks, and lets the server misbehave."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from gsocketpool.testing._worker import ROUND, Worker
 
 C = TypeVar("C")
 
-#: What happens a round, on average: exceptions thrown, and what is done to the pool.
+#: Average numbers per round: exceptions thrown, and drains, resizes or sweeps of the pool.
 _THROWN, _MAINTAINED = 0.5, 0.03
-#: The turns of the event loop between the first unanswered exchange and the fork, in which others join it.
+#: Turns of the event loop between the first unanswered exchange and the fork, so that others can start.
 _TURNS_BEFORE_FORK = 10
 
 
 class Run(Generic[C]):
-    """One torture of one pool. Its greenlet decides, turn by turn, what goes wrong."""
+    """One torture of one pool. Its greenlet decides in each turn of the event loop what goes wrong."""
 
     def __init__(
         self, checks: Checks[C], seed: int, rounds: int, server: FlakyServer | None, forks: int, greenlets: int
@@ -47,18 +47,18 @@ class Run(Generic[C]):
         self._least = max(1, self._pool._settings.min_connections)
         self._background = gevent.pool.Group()
         self._workers: list[Worker] = []
-        #: The errors still to throw before any is thrown again.
+        #: The classes of errors to throw next, each once before any is repeated.
         self._to_throw: list[type[BaseException]] = []
         self._greenlets = greenlets
         self._sabotage = Sabotage(server, checks, self._workers, self._random) if server is not None else None
-        #: Cleared while no further round begins.
+        #: Cleared to keep further rounds from starting.
         self._may_go_on = Event()
         self._may_go_on.set()
-        #: In which round that is.
+        #: The round in which to clear it.
         self._pause_in_round: int | None = None
 
     def execute(self) -> None:
-        """Torture the pool, and look at what is left of it."""
+        """Torture the pool, then check that it works as before."""
         self._checks.check_setup()
         self._workers += [
             Worker(self._checks, number, self._next_round, self._background) for number in range(self._greenlets)
@@ -67,11 +67,11 @@ class Run(Generic[C]):
             self._torture()
             self._recover()
         finally:
-            # Where all is well, they have ended by now.
+            # After a success they have ended already.
             for worker in self._workers:
                 worker.stop()
             gevent.joinall([worker.greenlet for worker in self._workers], timeout=ROUND)
-            # Among these are closings.
+            # Some of these close connections.
             self._background.join(timeout=2 * ROUND)
             self._background.kill(block=False)
 
@@ -118,7 +118,7 @@ class Run(Generic[C]):
     # What goes wrong
 
     def _is_due(self, often: float, done: int) -> bool:
-        """Return whether something is to happen in this turn, so that it happens so often a round."""
+        """Return whether something should happen in this turn, so that it happens `often` times per round."""
         return done < often * self._report.rounds and self._random.random() < 0.05
 
     def _throws_due(self) -> float:
@@ -130,13 +130,13 @@ class Run(Generic[C]):
                 self._throw_somewhere()
 
     def _throw_somewhere(self) -> None:
-        """Throw something into a greenlet, one of the pool's own now and then."""
+        """Throw an exception into a greenlet, sometimes one of the pool's own."""
         if not self._to_throw:
             self._to_throw = [gevent.GreenletExit, gevent.Timeout, InjectedError]
             self._random.shuffle(self._to_throw)
         error = self._to_throw.pop()()
         if self._random.random() < 0.85:
-            # Most of a round is spent in the queue.
+            # Prefer exchanges, because a worker spends most of a round in the queue.
             exchanging = [worker for worker in self._workers if worker.is_exchanging]
             aim = exchanging if exchanging and self._random.random() < 0.6 else self._workers
             self._random.choice(aim).throw(error)
@@ -176,7 +176,7 @@ class Run(Generic[C]):
     # Forks
 
     def _fork(self) -> None:
-        """Fork while exchanges are under way over connections that no fault has touched."""
+        """Fork while exchanges are in progress over connections that no fault has affected."""
         checks = self._checks
         self._heal()
         self._pause_in_round = self._report.rounds
@@ -196,7 +196,7 @@ class Run(Generic[C]):
                 self._run_parent(child, link)
             finally:
                 link.close()
-                # The event loop may have done so already.
+                # The event loop may have reaped the child already.
                 with suppress(ChildProcessError):
                     get_original("os", "waitpid")(child, 0)
                 self._go_on()
@@ -209,7 +209,7 @@ class Run(Generic[C]):
             self._maybe_throw()
 
     def _wait_for_exchanges(self) -> bool:
-        """Wait until exchanges are under way, and have the server leave them so. Return whether to go on."""
+        """Wait until exchanges are in progress, with late answers. Return whether to go on."""
         if self._server is not None:
             self._server.fail("late")
         deadline = time.monotonic() + ROUND
@@ -223,11 +223,11 @@ class Run(Generic[C]):
 
     def _run_parent(self, child: int, link: PipeEnd) -> None:
         hang = _checks.HANG
-        # Until the child has forgotten what is not its own, and then until it has read what it must not read, nothing
-        # is done here: this process would read the replies first.
+        # Wait until the child has forgotten the parent's connections, and then until it has tried to read from them.
+        # Otherwise this process would read the replies first.
         link.wait_for(1, hang)
         self._heal()
-        # All that is late is sent in this turn, and can be read in the next.
+        # Late answers are sent in this turn, and can be read in the next.
         gevent.sleep(0)
         link.send(b".")
         link.wait_for(2, 1.0)
@@ -238,9 +238,9 @@ class Run(Generic[C]):
         if not link.is_at_end:
             get_original("os", "kill")(child, 9)
             if not self._checks.failures:
-                self._checks.failures.append("a forked process said nothing")
+                self._checks.failures.append("a forked process did not report")
             return
-        found = json.loads(link.received.lstrip(b".") or b'["it ended without a word"]')
+        found = json.loads(link.received.lstrip(b".") or b'["it exited without a report"]')
         self._checks.failures += [f"in a forked process: {failure}" for failure in found]
 
     def _run_child(self, link: PipeEnd, sockets: dict[tuple[int, int], str]) -> None:
@@ -256,7 +256,7 @@ class Run(Generic[C]):
             os._exit(0)
 
     def _continue_in_child(self, link: PipeEnd) -> None:
-        """Let the copied greenlets go on with what they began in the parent, until they complete some exchanges."""
+        """Let the copied greenlets continue what they began in the parent, until they complete some exchanges."""
         checks = self._checks
         checks.reset_in_child()
         self._rounds_left = max(self._rounds_left, 100)
@@ -267,7 +267,7 @@ class Run(Generic[C]):
             while not link.received:
                 gevent.sleep(0)
                 link.poll()
-            # What can be read is read now.
+            # Time to read what can be read.
             for _ in range(3):
                 gevent.sleep(0.001)
             link.send(b".")
@@ -283,10 +283,10 @@ class Run(Generic[C]):
         self._pause_in_round = None
         self._may_go_on.set()
 
-    # In the end
+    # At the end
 
     def _recover(self) -> None:
-        """Let all come to rest, and look at whether everything is there again."""
+        """Wait for everything to finish, and check that no capacity was lost."""
         checks, hang = self._checks, _checks.HANG
         if self._server is not None:
             checks.failures += [f"the server has failed: {error!r}" for error in self._server._service.errors]

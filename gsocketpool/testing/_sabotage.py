@@ -1,4 +1,4 @@
-"""What the server does wrong in a torture, and when it is well again."""
+"""Lets the server misbehave in a torture, one fault after another."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from gsocketpool.testing._faults import FAULTS, OF_CONNECTING
 from gsocketpool.testing._server import FlakyServer
 from gsocketpool.testing._worker import ROUND, Worker
 
-#: Faults a round. They are waited for, and so are many and long only until each of them has happened.
+#: Faults per round, until each has happened once, and later. They take long, so later ones are rare and short.
 _FIRST, _LATER = 0.1, 0.02
 _ALL = (*FAULTS, "restart", "close idle")
-#: The faults with consequences: the next exchange over the same connection may meet them.
+#: The faults that may affect the next exchange over the same connection.
 _WITH_CONSEQUENCES = ("silent", "half", "twice")
-#: How many answers a fault spoils the first time, and later, and how many openings.
+#: The range of answers that a fault spoils the first time, the range later, and the range of spoiled openings.
 _FIRST_ANSWERS, _LATER_ANSWERS, _OPENINGS = (4, 8), (1, 3), (1, 2)
 
 
 class Sabotage:
-    """Has a server misbehave, one fault after the other."""
+    """Lets a server misbehave, one fault after another."""
 
     def __init__(self, server: FlakyServer, checks: Checks[Any], workers: list[Worker], random: Random) -> None:
         self._server = server
@@ -30,26 +30,26 @@ class Sabotage:
         self._workers = workers
         self._random = random
         self._spoiled_before = server._faults.spoiled
-        #: What is still to happen before anything happens again.
+        #: The faults to come, each once before any is repeated.
         self._to_come: list[str] = []
-        #: The present fault; None while the server is well.
+        #: The current fault; None while the server works normally.
         self._fault: str | None = None
-        #: When it ends at the latest.
+        #: When the fault ends at the latest.
         self._until = 0.0
-        #: How many openings have failed when it is over, if it is one of connecting.
+        #: The number of open errors that ends a fault of connecting.
         self._open_errors = 0
-        #: How many answers were spoiled when it is over, if it is that answers are late.
+        #: The number of spoiled answers that ends the fault "late".
         self._late_answers = 0
-        #: When it was over; None while it is not.
+        #: When the fault was over; None while it is not.
         self._over: float | None = None
-        #: In which round the server heals.
+        #: The round in which the server heals.
         self._heal_in_round = 0
-        #: Whether every exchange and every opening that meets the fault is left to end by itself.
+        #: Whether exchanges and openings affected by the fault are left to end without interruptions.
         self.is_patient = False
 
     @property
     def is_committing(self) -> bool:
-        """Whether there is a fault now."""
+        """Whether the server has a fault now."""
         return self._fault is not None
 
     def is_due(self) -> bool:
@@ -60,7 +60,7 @@ class Sabotage:
         return committed < _LATER * self._report.rounds and self._random.random() < 0.05
 
     def begin(self) -> None:
-        """Have the server commit a fault, or close connections."""
+        """Start a fault of the server, or close its connections."""
         if not self._to_come:
             self._to_come = list(_ALL)
             self._random.shuffle(self._to_come)
@@ -81,11 +81,11 @@ class Sabotage:
         if fault in OF_CONNECTING:
             self._open_errors = self._pool.stats().open_errors + self._random.randint(*_OPENINGS)
             self._server.fail(fault)
-            # While those that are idle are good, none is opened.
+            # While good idle connections are left, the pool opens no new ones.
             self._server.close_idle()
         elif fault == "late":
-            # More than there are connections: some are asked again whose first answer was given up. Healed then, the
-            # server sends the first answer to the second asker.
+            # More answers than connections, so that some connection is used again after its first exchange was given
+            # up. The server then heals and sends the first answer to the second caller.
             limit = self._pool.stats().max_connections
             self._late_answers = self._server._faults.spoiled + limit + self._random.randint(1, limit)
             self._server.fail(fault)
@@ -93,18 +93,18 @@ class Sabotage:
             self._server.fail(fault, times=self._random.randint(*answers))
 
     def go_on(self) -> None:
-        """Heal the server if the fault is over, and has had its consequences."""
+        """Heal the server if the fault is over and has had its consequences."""
         if self._fault is None:
             return
         if self._over is None and self._is_over():
             self._over = time.monotonic()
             self._heal_in_round = self._report.rounds + self._random.randint(0, len(self._workers))
-        # A fault that nothing meets would last for ever: all connections may be about to shake hands.
+        # With a time limit, because a fault may affect no exchange, for example while all connections shake hands.
         if self._is_time_to_heal() or time.monotonic() > self._until:
             self.heal()
 
     def heal(self) -> None:
-        """Have the server work well."""
+        """Let the server work normally."""
         self._fault = None
         self.is_patient = False
         self._server.heal()

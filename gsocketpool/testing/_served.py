@@ -1,4 +1,4 @@
-"""A connection as the server sees it."""
+"""A client's connection, on the server's side."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class ServedConnection:
-    """A connection as the server sees it. Nothing here changes any more once it has ended."""
+    """A client's connection, on the server's side. Its attributes no longer change once it has ended."""
 
     def __init__(self, sock: Any, number: int) -> None:
         self._sock = sock
         self._upstream: Any = None
-        #: How many there were before it.
+        #: The number of connections before it.
         self.number = number
-        #: The process that opened it; None where that can't be found out, as outside of Linux.
-        self.pid = peer_pid(sock)
-        #: Everything that came over it.
-        self.received = bytearray()
-        #: The requests that came over it, each with its delimiter. Empty with an upstream, whose protocol is unknown.
+        #: The process that opened it; None if unknown, as on systems other than Linux.
+        self.pid: int | None = peer_pid(sock)
+        #: All bytes received.
+        self.received: bytearray = bytearray()
+        #: The requests received, each with its delimiter. Empty with an upstream, because its protocol is unknown.
         self.requests: list[bytes] = []
-        #: How it has ended: ``"closed"`` or ``"reset"`` by the client, ``"cut off"`` by a client that left without the
-        #: goodbye that TLS asks for, or ``"by the server"``. None while it is open.
+        #: How it has ended: ``"closed"`` or ``"reset"`` by the client, ``"cut off"`` by the client without the closing
+        #: alert of TLS, or ``"by the server"``. None while it is open.
         self.end: str | None = None
-        #: Whether something came that has not been answered.
+        #: Whether a request was received and not answered.
         self.is_asking = False
 
     def __repr__(self) -> str:
@@ -44,7 +44,7 @@ class ServedConnection:
 
 
 def end(served: ServedConnection, how: str = "by the server", *, reset: bool = False) -> None:
-    """Close a connection that is open, and note how it has ended."""
+    """Close a connection if it is open, and record how it ended."""
     if not served.is_open:
         return
     served.end = how
@@ -53,6 +53,5 @@ def end(served: ServedConnection, how: str = "by the server", *, reset: bool = F
             served._sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_LINGER, _RESET_ON_CLOSE)
         elif isinstance(served._sock, gevent.ssl.SSLSocket) and served._sock._sslobj is not None:
             _sockets.say_goodbye(served._sock)
-    # More than close(), which gevent puts off where a greenlet waits for the socket: the client would find it open
-    # until the event loop has come round.
+    # Not close(), which gevent defers to the loop's next turn if a greenlet waits on the socket.
     _sockets.abort(served._sock)

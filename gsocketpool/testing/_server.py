@@ -68,7 +68,7 @@ class FlakyServer:
         #: Every connection so far, the oldest first.
         self.connections: list[ServedConnection] = []
         #: The highest number of connections open at the same time.
-        self.most_open = 0
+        self.most_open: int = 0
 
         self._faults = Faults()
         self._greenlets = gevent.pool.Group()
@@ -140,7 +140,7 @@ class FlakyServer:
             if error is not deadline:
                 raise
             seen = "".join(f"\n{served!r}" for served in self.connections[-10:])
-            raise AssertionError(f"it has not come true within {timeout} s. The server has seen:{seen}") from None
+            raise AssertionError(f"not true within {timeout} s. The server's last connections:{seen}") from None
         finally:
             deadline.close()
 

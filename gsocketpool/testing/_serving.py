@@ -1,4 +1,4 @@
-"""Serves one connection: answers its requests, or passes everything on to a server upstream."""
+"""Serves connections: answers their requests, or relays everything to a server upstream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Service:
-    """What is done with each connection, and with each answer."""
+    """Serves the connections of one server, and spoils answers by its faults."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Service:
         self._tls = tls
         self._faults = faults
         self._greenlets = greenlets
-        #: What has gone wrong here that was not meant to.
+        #: Unexpected errors.
         self.errors: list[Exception] = []
 
     def serve(self, served: ServedConnection) -> None:
@@ -59,7 +59,7 @@ class Service:
         except OSError:
             how = "reset"
         except Exception as error:
-            # A TLS socket that is closed under its handshake may raise whatever it happens to.
+            # A TLS socket that is closed during its handshake may raise any error.
             if served.is_open:
                 self.errors.append(error)
             how = "by the server"

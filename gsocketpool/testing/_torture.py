@@ -1,4 +1,4 @@
-"""Does to a pool what a bad day does, many times over, and looks at what is left."""
+"""Tortures a pool: makes everything go wrong, many times, and checks that the pool survives."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ def torture(
     max_connections: int = 4,
     forks: int = 2,
 ) -> TortureReport:
-    """Have many greenlets exchange messages while everything goes wrong that can. Return what was done.
+    """Let many greenlets exchange messages while everything that can goes wrong, and return a report.
 
-    Exceptions are thrown into the greenlets, and into those of the pool's own, in random turns of the event loop. The
-    pool is drained, resized and swept, the process is forked while replies are outstanding, and the server misbehaves:
-    each fault spoils some answers or openings. In some rounds an `OSError` or a `gevent.Timeout` is caught inside the
-    block, which then ends well. In the end, the server is well again, and all must be as if nothing had happened.
+    Exceptions are thrown into these greenlets, and into the pool's own, in random turns of the event loop. The pool is
+    drained, resized and swept, the process is forked while replies are outstanding, and the server misbehaves: each
+    fault spoils some answers or openings. In some rounds an `OSError` or a `gevent.Timeout` is caught inside the block,
+    which then ends well. At the end the server works normally, and the pool must work as before.
 
-    :param pool: a pool that no other code uses; or a factory of connections, or a connector, of which the torture makes
-        a pool that it closes at the end.
-    :param seed: decides everything that is decided here; a new one by default. The same seed does the same again, as
-        far as the kernel takes the same turns.
-    :param rounds: how often connections are used, all greenlets together.
-    :param exchange: gets a connection and a message of letters, digits and hyphens, has the backend send that message
-        back, and returns what came. By default :func:`exchange_line`.
-    :param server: where the connections lead, to have it misbehave. Without one the backend is left in peace.
-    :param greenlets: how many use connections at the same time.
-    :param max_connections: the limit of a pool that is made here.
-    :param forks: how many processes are forked; each uses the pool as its parent does. Fewer if the rounds end before.
-    :raises TortureError: an AssertionError that has the seed, if a reply reached the wrong caller, a connection was
-        used by two greenlets or processes, the limit was exceeded, capacity was lost, an exception was swallowed or
-        hidden by ``from None``, a greenlet hung, an exchange failed at a fork, a forked process kept a socket of its
-        parent open or, where the pool is closed here, a socket was left open.
+    :param pool: a pool that no other code uses; or a factory of connections or a connector, for which the torture makes
+        a pool and closes it at the end.
+    :param seed: the seed of all random decisions; by default a new one. The same seed repeats a torture, as far as the
+        kernel's timing is the same.
+    :param rounds: how often connections are used, by all greenlets together.
+    :param exchange: gets a connection and a message of letters, digits and hyphens, lets the backend send the message
+        back, and returns the reply. By default :func:`exchange_line`.
+    :param server: the server that the connections lead to, to let it misbehave. Without one, the backend has no faults.
+    :param greenlets: how many greenlets use connections at the same time.
+    :param max_connections: the limit of the pool, if the torture makes it.
+    :param forks: how many processes to fork. Each uses the pool as its parent does. Fewer if the rounds end first.
+    :raises TortureError: an AssertionError with the seed in its message, if a reply reached the wrong caller, a
+        connection was used by two greenlets or processes, the limit was exceeded, capacity was lost, an exception was
+        swallowed or hidden by ``from None``, a greenlet hung, an exchange failed at a fork, a forked process kept a
+        socket of its parent open or, if the torture made the pool, a socket was left open.
     :raises InvalidArgumentError: if an argument can't be used.
     """
     check_count("rounds", rounds, least=1)

@@ -1,4 +1,4 @@
-"""A greenlet that is tortured."""
+"""A greenlet that uses connections in a torture."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import gevent.pool
 
 from gsocketpool.testing._checks import Checks, InjectedError
 
-#: Seconds after which a Timeout ends a round: most rounds, and some.
+#: Seconds after which a Timeout ends most rounds, and a few rounds.
 ROUND, SHORT_ROUND = 0.5, 0.002
 
 
 class Worker:
-    """A greenlet that uses connections in every way there is, while exceptions are thrown at it.
+    """A greenlet that uses connections in every possible way, while exceptions are thrown at it.
 
-    :param next_round: returns whether there is another round. It may wait.
-    :param background: where the greenlets belong that it starts.
+    :param next_round: returns whether to start another round. It may wait.
+    :param background: the group for greenlets that this one starts.
     """
 
     def __init__(
@@ -33,17 +33,17 @@ class Worker:
         self._next_round = next_round
         self._background = background
         self._random = Random(f"{checks.report.seed}-{number}")
-        #: What was thrown in the present round.
+        #: The exceptions thrown in the current round.
         self._thrown: list[BaseException] = []
-        #: What was caught inside of the block, in the present round.
+        #: The exception caught inside the block in the current round.
         self._caught: BaseException | None = None
         self._limit: gevent.Timeout | None = None
         self._has_expired = False
-        #: Whether an exchange is under way.
+        #: Whether an exchange is in progress.
         self.is_exchanging = False
         self._calm: object | None = None
         self._is_stopped = False
-        #: Whether it uses a connection, or waits for one.
+        #: Whether it uses a connection or waits for one.
         self.is_in_round = False
         self._began = 0.0
         self.greenlet = gevent.spawn(self._run)
@@ -53,23 +53,23 @@ class Worker:
         gevent.get_hub().loop.run_callback(self._throw, error)
 
     def _throw(self, error: BaseException) -> None:
-        # The second one hits whatever the first one is in the middle of.
+        # Up to two, so that the second interrupts the handling of the first.
         if self.is_in_round and len(self._thrown) < 2:
             self._checks.report.thrown += 1
             self._thrown.append(error)
             self.greenlet.throw(error)
 
     def stop(self) -> None:
-        """End it, whatever it does. Nothing of that is judged."""
+        """End the greenlet, without checking the outcome."""
         self._is_stopped = True
         self.greenlet.kill(block=False)
 
     def busy_for(self) -> float:
-        """Return the seconds that its present round has taken so far."""
+        """Return the seconds that the current round has taken so far."""
         return time.monotonic() - self._began if self.is_in_round else 0.0
 
     def began_after(self, moment: float) -> bool:
-        """Return whether its present round, if any, has begun after that moment of the monotonic clock."""
+        """Return whether the current round, if any, began after that time of the monotonic clock."""
         return not self.is_in_round or self._began > moment
 
     def _run(self) -> None:
@@ -87,7 +87,7 @@ class Worker:
             if not self._is_stopped:
                 self._judge(came_out)
             self._forget(came_out)
-            # A frame must not keep the traceback that keeps the frame.
+            # Break the cycle: the traceback refers to this frame.
             del came_out
             if self._is_stopped:
                 return
@@ -96,14 +96,14 @@ class Worker:
         """Check that what was thrown came out, or an error that names it as its cause or context."""
         checks = self._checks
         outcome = self._caught if came_out is None else came_out
-        # What was thrown before the last one may have given way to it.
+        # The last exception may have replaced earlier ones.
         thrown = self._thrown[-1:]
         if self._limit is not None and self._has_expired:
             thrown.append(self._limit)
         if came_out is None and self._caught is not None:
             checks.report.caught += 1
         if outcome is not None and outcome is self._limit:
-            # Perhaps while something else was on its way out.
+            # Possibly while another exception was propagating.
             checks.report.timeouts += 1
         elif thrown:
             for one in thrown:
@@ -116,7 +116,7 @@ class Worker:
             checks.failures.append(f"{outcome!r} came out, which was never thrown")
 
     def _forget(self, came_out: BaseException | None) -> None:
-        """Keep no traceback: what a frame has in its locals, a half-open client for one, ends with its last one."""
+        """Drop the tracebacks, which keep locals alive, such as a half-open client."""
         for error in (came_out, self._caught, self._limit, *self._thrown):
             for one in _chain(error, hidden=True):
                 one.__traceback__ = None
@@ -127,7 +127,7 @@ class Worker:
         self._yield_turns()
         use = self._random.choices(_USES, _WEIGHTS)[0]
         if use is Worker._detached and self._calm is not None:
-            # No fork can be made meanwhile.
+            # A detached connection would prevent the fork.
             use = Worker._in_a_block
         self._limit = gevent.Timeout.start_new(SHORT_ROUND if self._random.random() < 0.1 else ROUND)
         try:
@@ -229,12 +229,12 @@ _WEIGHTS = (20, 20, *(3 for _ in _RARE))
 
 
 def _has(came_out: BaseException | None, thrown: BaseException) -> bool:
-    """Whether `came_out` is what was thrown, or says that it was raised because of it."""
+    """Return whether `came_out` is what was thrown, or has it as a cause or visible context."""
     return any(one is thrown for one in _chain(came_out, hidden=False))
 
 
 def _chain(error: BaseException | None, *, hidden: bool) -> list[BaseException]:
-    """Return an error and what it was raised because of; also what ``from None`` hides, if `hidden`."""
+    """Return an error with its causes and contexts, including those that ``from None`` hides if `hidden`."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)

@@ -374,7 +374,7 @@ def test_an_idle_connection_is_looked_at(kind: str, caplog: pytest.LogCaptureFix
             pool.acquire()
         for client in connector.clients:
             pool.release(client)
-        said = [record for record in caplog.records if "no socket to look at" in record.getMessage()]
+        said = [record for record in caplog.records if "no socket to peek at" in record.getMessage()]
         assert [record.levelno for record in said] == [logging.DEBUG] * (kind == "neither")
         assert pool.stats().can_peek is (kind != "neither")
         assert pool.stats().as_dict()["can_peek"] is (kind != "neither")
@@ -460,7 +460,7 @@ def test_what_is_neither_a_socket_nor_a_descriptor_is_not_looked_at(raw: Any, ca
     for connection in [pool.acquire(), pool.acquire()]:
         pool.release(connection)
     assert pool.stats().can_peek is False
-    assert caplog.text.count("no socket to look at") == 1
+    assert caplog.text.count("no socket to peek at") == 1
     assert numbers(pool) == (0, 2, 0, 0)
 
 

@@ -36,7 +36,12 @@ FLOORS = [
     {"gsocketpool._state", "gsocketpool.connection.stream"},
     {"gsocketpool._report", "gsocketpool._waiters", "gsocketpool.connection.tcp", "gsocketpool.connection.unix"},
     {"gsocketpool.connection.tls"},
-    {"gsocketpool.connection", "gsocketpool.connectors._base", "gsocketpool.connectors._urls"},
+    {
+        "gsocketpool.connection",
+        "gsocketpool.connectors._base",
+        "gsocketpool.connectors._resp_client",
+        "gsocketpool.connectors._urls",
+    },
     {"gsocketpool.connectors", "gsocketpool.connectors._resp"},
     {
         "gsocketpool._steps",

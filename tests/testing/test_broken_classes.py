@@ -27,7 +27,7 @@ STRANGER = "a reply reached the wrong caller"
 HIDDEN = "was thrown, and"
 LEFT_OPEN = "a socket is still open"
 IN_CHILD = "in a forked process"
-READ_IN_CHILD = "a forked process read what its parent had asked for"
+READ_IN_CHILD = "a forked process read a reply meant for its parent"
 FAILED_IN_PARENT = "an exchange failed at a fork"
 OPEN_IN_CHILD = "a forked process keeps a socket of its parent open"
 

@@ -130,7 +130,7 @@ def test_an_acquire_may_be_worded_as_of_old(pool: FakePool[Any], connection: Any
 @pytest.mark.parametrize("name", ["detach", "drop", "drop_expired", "drain", "resize", "wait_ready"])
 def test_what_it_cannot_do_says_so(pool: FakePool[Any], name: str) -> None:
     assert hasattr(Pool, name)
-    with pytest.raises(AttributeError, match=f"a FakePool has no '{name}', which takes a real Pool"):
+    with pytest.raises(AttributeError, match=f"a FakePool has no '{name}'; use a real Pool"):
         getattr(pool, name)
     with pytest.raises(AttributeError, match=r"a FakePool has no 'aquire'$"):
         pool.aquire()  # type: ignore[attr-defined]
