@@ -47,7 +47,7 @@ TICK = 0.1
     show_default=True,
     help="How many greenlets work at the same time.",
 )
-@click.option("--pool", "name", help="The pool to measure [default: the default pool, or the only one].")
+@click.option("--pool", "name", show_default="the default pool, or the only one", help="The pool to measure.")
 @click.option("--exchange", metavar="MODULE:FUNCTION", help="A function to call repeatedly with a connection.")
 @as_json_option
 @with_appcontext

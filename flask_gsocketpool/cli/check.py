@@ -32,12 +32,15 @@ OPEN_TIMEOUT = 10.0
 @click.option(
     "--timeout",
     type=Seconds(),
-    help="How long each pool may take [default: the pool's open_timeout].",
+    show_default="the pool's open_timeout",
+    help="How long each pool may take.",
 )
 @as_json_option
 @with_appcontext
 def check(timeout: float | None, as_json: bool) -> None:
-    """Open one connection of each pool, ping the backend if the connection can, and close it.
+    """Check that the backends can be reached.
+
+    Open one connection of each pool, ping the backend if the connection can do that, and close it.
 
     All pools are checked at the same time, so the check takes at most --timeout, after the import of the app. A
     connection that is not closed by then ends with the process. Code that blocks the whole process, as a client of the
