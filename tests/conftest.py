@@ -7,7 +7,6 @@ from typing import Any
 import gevent
 import pytest
 from gevent.hub import Hub
-from gevent.server import StreamServer
 
 from gsocketpool import PoolError
 from tests.support import patched
@@ -17,6 +16,7 @@ from tests.support.databases import memcached as memcached
 from tests.support.databases import own_servers as own_servers
 from tests.support.databases import valkey_url as valkey_url
 from tests.support.scripted import Backend, Clock
+from tests.support.servers import Server, echo
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -83,13 +83,5 @@ def no_error_in_the_background(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 @pytest.fixture
 def echo_port() -> Iterator[int]:
     """The port of a server on this machine that sends everything back."""
-
-    def echo(sock: Any, address: object) -> None:
-        with sock:
-            while data := sock.recv(4096):
-                sock.sendall(data)
-
-    server = StreamServer(("127.0.0.1", 0), echo)
-    server.start()
-    yield server.server_port
-    server.stop()
+    with Server(echo) as server:
+        yield server.port

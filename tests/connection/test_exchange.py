@@ -17,24 +17,13 @@ from gevent.event import Event
 from gevent.pywsgi import WSGIServer
 
 from gsocketpool import Connection, Pool, TcpConnection
-from tests.project.test_documents import DOCUMENTS, ROOT, blocks
 from tests.support.connections import no_hanging as no_hanging
-from tests.support.scripted import PATIENCE, eventually
+from tests.support.documents import DOCUMENTS, ROOT, blocks
+from tests.support.scripted import PATIENCE, Foreign, eventually
 
 
-class Wrapper(Connection):
+class Wrapper(Foreign, Connection):
     """Wraps a client that does as it is told. There is no __init__() to call another one from."""
-
-    is_open = False
-
-    def open(self) -> None:
-        self.is_open = True
-
-    def close(self) -> None:
-        self.is_open = False
-
-    def is_connected(self) -> bool:
-        return self.is_open
 
     def ask(self, error: BaseException | None = None) -> str:
         """Do one exchange, which is cut short by `error`."""

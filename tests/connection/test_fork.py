@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import socket
-import traceback
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,39 +11,14 @@ import gevent.socket
 import pytest
 
 from gsocketpool import TcpConnection, TlsConnection
-from gsocketpool.testing._sockets import identity
 from tests.support.connections import KINDS, Classic, exchange, serving, spawn_opening, spawn_waiting
 from tests.support.connections import no_hanging as no_hanging
+from tests.support.internals import identity
 from tests.support.line_server import Line, LineServer
 from tests.support.line_server import server as server
+from tests.support.processes import in_child
 from tests.support.scripted import PATIENCE
 from tests.support.servers import hanging_address, open_sockets, silent_listener
-
-
-def in_child(function: Callable[[], Any]) -> Any:
-    """What `function` returns, as JSON knows it, in a forked child."""
-    reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        # From Python 3.12 on there is a warning because the resolver has threads. The child doesn't use them.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        try:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(int(PATIENCE))
-            try:
-                answer = {"returned": function()}
-            except BaseException:
-                answer = {"raised": traceback.format_exc()}
-            os.write(writer, json.dumps(answer).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        answer = json.loads(pipe.read())
-    os.waitpid(child, 0)
-    assert "raised" not in answer, answer["raised"]
-    return answer["returned"]
 
 
 def check_that_both_ways_are_open(connection: Any, peer: Any) -> None:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
 from tests.support.connections import no_hanging as no_hanging
-from tests.support.scripted import PATIENCE
+from tests.support.processes import run_python
 
 SCRIPT = """
 import ssl, sys
@@ -56,15 +51,7 @@ print(gevent.monkey.is_module_patched("socket"), type(mine).__module__)
     ],
 )
 def test_it_works_and_blocks_nobody_however_python_is_patched(beginning: str, expected: str) -> None:
-    root = pathlib.Path(__file__).parents[2]
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", beginning + "\n" + SCRIPT],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE,
-    )
+    run = run_python(beginning + "\n" + SCRIPT, options=["-W", "error"])
     assert run.stderr == ""
     assert run.stdout.strip() == expected
     assert run.returncode == 0

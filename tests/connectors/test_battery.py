@@ -21,10 +21,10 @@ import pytest
 from werkzeug.exceptions import NotFound, abort
 
 from gsocketpool.testing import torture
-from gsocketpool.testing._forking import fork
 from tests.support.battery import FOR_EVER, RUNNING, Sessions, Subject, eventually
 from tests.support.battery_subjects import SUBJECTS, Postgres
 from tests.support.connections import outcome, without_switching
+from tests.support.internals import fork
 from tests.support.scripted import PATIENCE
 from tests.support.servers import open_sockets
 from tests.support.switches import Switches

@@ -74,6 +74,7 @@ class Engines(Postgres):
     def pool(self, limit: int = 4, *, steps: Any = None, events: Any = None, **settings: Any) -> Iterator[Any]:
         class Watched(GeventPool):
             def _make_pool(self) -> Any:
+                # An engine's pool takes no listener.
                 self._settings["events"] = events
                 return super()._make_pool()
 

@@ -18,11 +18,14 @@ from gevent.hub import Hub
 
 from gsocketpool import Connection, InvalidArgumentError, Pool, TcpConnection
 from gsocketpool.connectors import Connector
-from tests.support.connections import Classic, no_hanging, serving, wait_readable
+from tests.support.connections import Classic, serving, wait_readable
+from tests.support.connections import no_hanging as no_hanging
+from tests.support.internals import CANCEL_TIMEOUT, CLOSER_GRACE, closers_of, sweep
 from tests.support.scripted import (
     Backend,
     Client,
     Clock,
+    Foreign,
     Plain,
     ScriptedConnection,
     ScriptedConnector,
@@ -33,8 +36,6 @@ from tests.support.scripted import (
     settle,
 )
 from tests.support.servers import Server, echo
-
-__all__ = ["no_hanging"]
 
 
 class BoomError(BaseException):
@@ -429,7 +430,7 @@ def test_a_tls_client_is_looked_through() -> None:
         pool.release(sock)
         server.next_peer().sendall(b"!")
         wait_readable(connection)
-        pool._reaper.sweep(pool)
+        sweep(pool)
         assert pool.stats().idle == 0
 
 
@@ -495,7 +496,7 @@ class Transaction(ScriptedConnection):
 
 
 def made_by(backend: Backend, kind: type[ScriptedConnection]) -> Callable[[], Any]:
-    return lambda: backend._made(kind(backend, {}))
+    return lambda: backend.add(kind(backend, {}))
 
 
 def test_a_class_with_is_settled_completes_and_resets(backend: Backend) -> None:
@@ -531,22 +532,11 @@ def test_a_class_without_is_settled_is_left_alone(backend: Backend, reset: str) 
     assert pool.lease().is_settled
 
 
-class Foreign:
+class Odd(Foreign):
     """As written for gsocketpool 0.1.6, with methods that mean something else."""
-
-    is_open = False
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-
-    def open(self) -> None:
-        self.is_open = True
-
-    def close(self) -> None:
-        self.is_open = False
-
-    def is_connected(self) -> bool:
-        return self.is_open
 
     def __getattr__(self, name: str) -> Any:
         if name in STEPS:
@@ -559,7 +549,7 @@ STEPS = ("is_settled", "complete", "reset", "reset_session", "ping", "cancel", "
 
 @pytest.mark.parametrize("reset", ["unsettled", "always"])
 def test_a_foreign_class_is_left_alone(reset: str) -> None:
-    with Pool(Foreign, reset=reset) as pool:
+    with Pool(Odd, reset=reset) as pool:
         with pool.connection() as connection:
             pass
         pool.ping()
@@ -661,7 +651,7 @@ def be_killed(pool: Pool[Client], connector: ScriptedConnector) -> None:
 def die_with_one(pool: Pool[Client], connector: ScriptedConnector) -> None:
     gevent.spawn(pool.acquire).join()
     gc.collect()
-    pool._reaper.sweep(pool)
+    sweep(pool)
 
 
 def discard_one(pool: Pool[Client], connector: ScriptedConnector) -> None:
@@ -711,7 +701,7 @@ def end_its_life(pool: Pool[Client], clock: Clock) -> None:
 def be_idle(pool: Pool[Client], clock: Clock) -> None:
     use(pool, begin=False)
     clock.advance(100)
-    pool._reaper.sweep(pool)
+    sweep(pool)
 
 
 def drain_one_in_use(pool: Pool[Client], clock: Clock) -> None:
@@ -769,7 +759,7 @@ def test_what_is_in_no_exchange_is_not_cancelled(clock: Clock, act: Callable[[Po
 
 
 def test_the_caller_does_not_wait_for_a_cancel_and_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gsocketpool._closer.CANCEL_TIMEOUT", 1000.0)
+    monkeypatch.setattr(CANCEL_TIMEOUT, 1000.0)
     done = gevent.event.Event()
     connector = ScriptedConnector(cancel=lambda client: done.wait())
     pool = Pool(connector, max_connections=1)
@@ -785,7 +775,7 @@ def test_the_caller_does_not_wait_for_a_cancel_and_it_is_seen(monkeypatch: pytes
 
 
 def test_a_cancel_has_a_limit_of_its_own_and_the_close_follows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gsocketpool._closer.CANCEL_TIMEOUT", 0.01)
+    monkeypatch.setattr(CANCEL_TIMEOUT, 0.01)
     connector = ScriptedConnector(cancel=lambda client: gevent.sleep(100))
     pool = Pool(connector)
     pool.discard(pool.acquire())
@@ -795,7 +785,7 @@ def test_a_cancel_has_a_limit_of_its_own_and_the_close_follows(monkeypatch: pyte
 
 def test_ending_a_pool_waits_for_what_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """However short the time to close is: cancelling has a time of its own."""
-    monkeypatch.setattr("gsocketpool._closer.GRACE", 0.01)
+    monkeypatch.setattr(CLOSER_GRACE, 0.01)
     connector = ScriptedConnector(cancel=lambda client: gevent.sleep(0.05))
     pool = Pool(connector, close_timeout=0.01)
     pool.acquire()
@@ -819,7 +809,7 @@ def test_a_cancel_that_is_killed_is_followed_by_a_close() -> None:
     pool = Pool(connector)
     pool.discard(pool.acquire())
     eventually(lambda: connector.steps == ["cancel"])
-    (closer,) = pool._closer._closing
+    (closer,) = closers_of(pool)
     closer.kill()
     eventually(lambda: not connector.open)
     assert connector.steps == ["cancel", "close"]

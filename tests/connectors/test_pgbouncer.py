@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -13,7 +12,7 @@ import pytest
 
 from gsocketpool import Pool
 from gsocketpool.connectors.psycopg import PsycopgConnector
-from tests.project.test_documents import blocks, joined
+from tests.support.documents import ROOT, blocks, joined
 from tests.support.pgbouncer import PGBOUNCER, PgBouncer, pgbouncer, pgbouncer_version
 from tests.support.scripted import eventually
 
@@ -23,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed"),
 ]
 
-GUIDE = Path(__file__).parents[2] / "docs" / "clients" / "psycopg.rst"
+GUIDE = ROOT / "docs" / "clients" / "psycopg.rst"
 
 #: How many sessions it has on the server, at most.
 SESSIONS = 2

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
-from pathlib import Path
 from typing import Any
 from unittest import mock
 from uuid import uuid4
@@ -24,13 +21,12 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 from gsocketpool import InvalidArgumentError, Pool
-from gsocketpool.connection import _sockets
 from gsocketpool.connectors.psycopg import PsycopgConnector
-from tests.project.test_documents import blocks, joined
+from tests.support.connectors import check_refused, error_without, is_imported_by_the_pool
+from tests.support.documents import ROOT, blocks, joined
+from tests.support.internals import is_readable
 from tests.support.scripted import PATIENCE, eventually
 from tests.support.servers import open_sockets, silent_listener
-
-ROOT = Path(__file__).parents[2]
 
 patched = pytest.mark.patched
 
@@ -400,7 +396,7 @@ def terminate(conninfo: str, connection: Any) -> None:
     """Have the server end a session, and wait until its goodbye has come."""
     with observer(conninfo) as other:
         other.execute("SELECT pg_terminate_backend(%s)", [connection.info.backend_pid])
-    eventually(lambda: _sockets.is_readable(connection.fileno()))
+    eventually(lambda: is_readable(connection.fileno()))
 
 
 @patched
@@ -408,9 +404,9 @@ def test_the_descriptor_tells_that_an_idle_connection_has_died(conninfo: str) ->
     with connected(conninfo) as (connector, connection):
         target = connector.peek_target(connection)
         assert target == connection.fileno()
-        assert not _sockets.is_readable(target)
+        assert not is_readable(target)
         terminate(conninfo, connection)
-        assert _sockets.is_readable(target)
+        assert is_readable(target)
 
 
 @patched
@@ -686,7 +682,7 @@ def test_connections_that_listen_keep_their_channels_and_are_not_peeked_at(conni
         connector.reset_session(connection)
         with observer(conninfo) as other:
             other.execute("NOTIFY channel, 'news'")
-        eventually(lambda: _sockets.is_readable(connection.fileno()))
+        eventually(lambda: is_readable(connection.fileno()))
         assert connector.peek_target(connection) is None
         assert connector.is_reusable(connection, None)
         assert connector.is_settled(connection)
@@ -873,7 +869,7 @@ SECRET = "hunter2"
 def test_bad_input_is_refused_by_name_and_without_its_secret(argument: str, arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError) as raised:
         PsycopgConnector(**arguments)
-    check_refused(raised.value, argument)
+    check_refused(raised.value, argument, SECRET)
 
 
 @pytest.mark.parametrize(
@@ -889,16 +885,7 @@ def test_bad_input_from_a_callable_is_refused_when_it_is_asked(argument: str, ar
     connector = PsycopgConnector(**arguments)
     with pytest.raises(InvalidArgumentError) as raised:
         connector.connect()
-    check_refused(raised.value, argument)
-
-
-def check_refused(error: InvalidArgumentError, argument: str) -> None:
-    assert error.argument == argument
-    assert str(error).startswith(f"{argument} must be ")
-    assert SECRET not in str(error)
-    assert SECRET not in repr(error)
-    assert error.__cause__ is None
-    assert error.__context__ is None
+    check_refused(raised.value, argument, SECRET)
 
 
 @pytest.mark.parametrize(
@@ -926,12 +913,9 @@ def test_its_repr_tells_where_it_leads_and_no_secret(arguments: dict[str, Any], 
 
 
 def test_without_psycopg_the_import_says_what_to_install() -> None:
-    script = "import sys; sys.modules['psycopg'] = None; import gsocketpool.connectors.psycopg"
-    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert run.stderr.rstrip().endswith("PsycopgConnector needs psycopg: pip install 'gsocketpool[psycopg]'")
+    said = error_without("psycopg", "gsocketpool.connectors.psycopg")
+    assert said.endswith("PsycopgConnector needs psycopg: pip install 'gsocketpool[psycopg]'")
 
 
 def test_the_pool_does_not_import_it() -> None:
-    script = "import sys, gsocketpool.connectors, flask_gsocketpool; print('psycopg' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert run.stdout.strip() == "False"
+    assert not is_imported_by_the_pool("psycopg")

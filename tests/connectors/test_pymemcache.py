@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,12 @@ from pymemcache.client.base import Client
 from pymemcache.exceptions import MemcacheError, MemcacheIllegalInputError, MemcacheUnexpectedCloseError
 
 from gsocketpool import InvalidArgumentError, Pool
-from gsocketpool.connection import _sockets
 from gsocketpool.connectors.pymemcache import PymemcacheConnector
-from tests.project.test_documents import blocks, joined
 from tests.support.connections import no_hanging as no_hanging
+from tests.support.connectors import connected, error_without
 from tests.support.databases import RestartableServer
+from tests.support.documents import ROOT, blocks, joined
+from tests.support.internals import is_readable, is_silent
 from tests.support.scripted import PATIENCE, eventually
 from tests.support.servers import (
     Server,
@@ -33,8 +32,6 @@ from tests.support.servers import (
     server_context,
 )
 
-ROOT = Path(__file__).parents[2]
-
 
 class AppError(Exception):
     """An application's error."""
@@ -43,15 +40,6 @@ class AppError(Exception):
 @pytest.fixture
 def connector(memcached: RestartableServer) -> PymemcacheConnector:
     return PymemcacheConnector(f"memcached://127.0.0.1:{memcached.port}")
-
-
-@contextmanager
-def connected(connector: PymemcacheConnector) -> Iterator[Any]:
-    client = connector.connect()
-    try:
-        yield client
-    finally:
-        connector.close(client)
 
 
 @pytest.fixture
@@ -87,7 +75,7 @@ def test_a_client_works_and_closes(connector: PymemcacheConnector) -> None:
         connector.ping(client)
         assert connector.is_reusable(client, None)
         assert connector.is_settled(client)
-        assert not _sockets.is_readable(connector.peek_target(client).fileno())
+        assert not is_readable(connector.peek_target(client).fileno())
     assert open_sockets() == before
     connector.close(client)
     assert connector.peek_target(client) == -1
@@ -302,7 +290,7 @@ def test_a_unix_socket_and_tls(tmp_path: Path) -> None:
         with connected(connector) as client:
             assert client.version() == b"1"
             assert isinstance(connector.peek_target(client), gevent.ssl.SSLSocket)
-            assert _sockets.is_silent(connector.peek_target(client))
+            assert is_silent(connector.peek_target(client))
 
 
 @pytest.mark.parametrize("error", [gevent.Timeout(), gevent.GreenletExit()], ids=["timeout", "kill"])
@@ -370,6 +358,5 @@ def test_its_repr_tells_where_it_leads() -> None:
 
 
 def test_without_pymemcache_the_import_says_what_to_install() -> None:
-    script = "import sys; sys.modules['pymemcache'] = None; import gsocketpool.connectors.pymemcache"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.stderr.rstrip().endswith("PymemcacheConnector needs pymemcache: pip install 'gsocketpool[pymemcache]'")
+    said = error_without("pymemcache", "gsocketpool.connectors.pymemcache")
+    assert said.endswith("PymemcacheConnector needs pymemcache: pip install 'gsocketpool[pymemcache]'")

@@ -5,11 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import ssl
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -22,16 +19,15 @@ import pytest
 from pymysql.cursors import DictCursor, SSCursor
 
 from gsocketpool import InvalidArgumentError, Pool
-from gsocketpool.connection import _sockets
 from gsocketpool.connectors.pymysql import PyMySQLConnector
-from tests.project.test_documents import blocks, joined
 from tests.support.connections import no_hanging as no_hanging
 from tests.support.connections import outcome
+from tests.support.connectors import check_refused, connected, error_without
 from tests.support.databases import KeptMariaDB
+from tests.support.documents import ROOT, blocks, joined
+from tests.support.internals import is_silent
 from tests.support.scripted import PATIENCE, eventually
 from tests.support.servers import Server, hanging_address, open_sockets, refusing_address, silent_listener
-
-ROOT = Path(__file__).parents[2]
 
 #: Longer than any test takes, for the row is locked. A SLEEP, unlike this, notices in the end that its client has gone.
 FOR_EVER = "SELECT value FROM app.locked FOR UPDATE"
@@ -62,15 +58,6 @@ def arguments(mariadb: KeptMariaDB) -> dict[str, Any]:
 @pytest.fixture
 def connector(arguments: dict[str, Any]) -> PyMySQLConnector:
     return PyMySQLConnector(**arguments)
-
-
-@contextmanager
-def connected(connector: PyMySQLConnector) -> Iterator[Any]:
-    connection = connector.connect()
-    try:
-        yield connection
-    finally:
-        connector.close(connection)
 
 
 @pytest.fixture
@@ -411,6 +398,7 @@ def test_the_session_of_another_client_is_not_cancelled(
     connector = PyMySQLConnector(**{**arguments, "unix_socket": None}, host="127.0.0.1", port=mariadb.port)
     with connected(connector) as connection:
         interrupt(lambda: sleeping(connection))
+        # What the connector remembers a session's own connection by.
         right = connection._local_port
         connection._local_port += 1
         connector.cancel(connection)
@@ -437,7 +425,7 @@ def two_idle(pool: Pool[Any]) -> list[Any]:
 def test_what_died_while_idle_is_not_handed_out(pool: Pool[Any], other: Any) -> None:
     for one in two_idle(pool):
         run(other, f"KILL {one.thread_id()}")
-        eventually(lambda one=one: not _sockets.is_silent(one._sock))
+        eventually(lambda one=one: not is_silent(one._sock))
     for one in two_idle(pool):
         assert run(one, "SELECT 1") == ((1,),)
     assert pool.stats().discarded == {"unusable": 2}
@@ -765,7 +753,7 @@ SECRET = "hunter2"
 def test_bad_input_is_refused_by_name_and_without_its_secret(argument: str, arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError) as raised:
         PyMySQLConnector(**arguments)
-    check_refused(raised.value, argument)
+    check_refused(raised.value, argument, SECRET)
 
 
 @pytest.mark.parametrize(
@@ -780,15 +768,7 @@ def test_bad_input_from_a_callable_is_refused_when_it_is_asked(argument: str, ar
     connector = PyMySQLConnector(**arguments)
     with pytest.raises(InvalidArgumentError) as raised:
         connector.connect()
-    check_refused(raised.value, argument)
-
-
-def check_refused(error: InvalidArgumentError, argument: str) -> None:
-    assert error.argument == argument
-    assert str(error).startswith(f"{argument} must be ")
-    assert SECRET not in f"{error} {error!r}"
-    assert error.__cause__ is None
-    assert error.__context__ is None
+    check_refused(raised.value, argument, SECRET)
 
 
 @pytest.mark.parametrize(
@@ -809,6 +789,5 @@ def test_its_repr_tells_where_it_leads_and_no_secret(arguments: dict[str, Any], 
 
 
 def test_without_pymysql_the_import_says_what_to_install() -> None:
-    script = "import sys; sys.modules['pymysql'] = None; import gsocketpool.connectors.pymysql"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.stderr.rstrip().endswith("PyMySQLConnector needs PyMySQL: pip install 'gsocketpool[pymysql]'")
+    said = error_without("pymysql", "gsocketpool.connectors.pymysql")
+    assert said.endswith("PyMySQLConnector needs PyMySQL: pip install 'gsocketpool[pymysql]'")

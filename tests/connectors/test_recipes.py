@@ -32,12 +32,12 @@ from psycopg2 import extensions
 
 from gsocketpool import Pool
 from tests.connectors import test_battery as battery
-from tests.project.test_documents import POSTGRESQL, blocks, joined
 from tests.support import battery_subjects
 from tests.support.battery import IDLE, LONG, RUNNING, Relay, Subject, eventually
 from tests.support.connections import outcome, without_switching
+from tests.support.documents import POSTGRESQL, ROOT, blocks, joined
 
-PAGE = Path(__file__).parents[2] / "docs" / "clients" / "recipes.rst"
+PAGE = ROOT / "docs" / "clients" / "recipes.rst"
 
 patched = pytest.mark.patched
 Servers = dict[str, Any]

@@ -8,8 +8,6 @@ import logging
 import os
 import pickle
 import sqlite3
-import subprocess
-import sys
 import threading
 import traceback
 import warnings
@@ -39,10 +37,10 @@ from flask_gsocketpool import GSocketPool
 from flask_gsocketpool.health import blueprint
 from gsocketpool import InvalidArgumentError, PoolExhaustedError
 from gsocketpool.sqlalchemy import EngineExhaustedError, GeventPool
+from tests.support.connectors import error_without, is_imported_by_the_pool
+from tests.support.internals import changing
 from tests.support.scripted import PATIENCE, eventually
 from tests.support.switches import greenlets_there_are
-
-ROOT = Path(__file__).parents[2]
 
 patched = pytest.mark.patched
 
@@ -352,6 +350,7 @@ def test_a_connection_is_replaced_after_pool_recycle(driver: Driver, monkeypatch
     pool = pool_of(engine).gevent_pool
     with engine.connect():
         pass
+    # An engine's pool takes no clock.
     now = pool._clock()
     with monkeypatch.context() as later:
         later.setattr(pool, "_clock", lambda: now + 61)
@@ -600,12 +599,10 @@ def test_a_connection_of_a_dead_greenlet_is_taken_back(driver: Driver, caplog: p
 def test_what_comes_back_in_the_middle_of_a_change_is_put_off(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=1)
     connections = [engine.connect(), engine.connect()]
-    state = pool_of(engine).gevent_pool._state
-    state.changing = True
-    for connection in connections:
-        connection.close()
-    assert numbers(engine) == (2, 0, 0)
-    state.changing = False
+    with changing(pool_of(engine).gevent_pool):
+        for connection in connections:
+            connection.close()
+        assert numbers(engine) == (2, 0, 0)
     settle()
     assert numbers(engine) == (0, 1, 0)
 
@@ -957,15 +954,12 @@ def test_the_statistics_of_an_app_show_an_engine_too(driver: Driver) -> None:
 
 
 def test_without_sqlalchemy_the_import_says_what_to_install() -> None:
-    script = "import sys; sys.modules['sqlalchemy'] = None; import gsocketpool.sqlalchemy"
-    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert run.stderr.rstrip().endswith("needs SQLAlchemy 2: pip install 'gsocketpool[sqlalchemy]'")
+    said = error_without("sqlalchemy", "gsocketpool.sqlalchemy")
+    assert said.endswith("needs SQLAlchemy 2: pip install 'gsocketpool[sqlalchemy]'")
 
 
 def test_the_pool_does_not_import_it() -> None:
-    script = "import sys, gsocketpool.connectors, flask_gsocketpool; print('sqlalchemy' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert run.stdout.strip() == "False"
+    assert not is_imported_by_the_pool("sqlalchemy")
 
 
 def test_an_idle_connection_is_pinged_and_has_no_transaction_afterwards(driver: Driver) -> None:

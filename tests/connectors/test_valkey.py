@@ -7,8 +7,6 @@ import importlib.util
 import itertools
 import re
 import ssl
-import subprocess
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -29,11 +27,13 @@ import valkey
 
 from benchmarks.servers import valkey_server
 from gsocketpool import InvalidArgumentError, Pool
-from gsocketpool.connection import _sockets
 from gsocketpool.connectors.redis import RedisConnector
 from gsocketpool.connectors.valkey import ValkeyConnector
 from tests.support.connections import no_hanging as no_hanging
 from tests.support.connections import outcome, without_switching
+from tests.support.connectors import connected, error_without
+from tests.support.internals import is_readable, is_silent
+from tests.support.processes import run_python
 from tests.support.scripted import PATIENCE, eventually
 from tests.support.servers import (
     Server,
@@ -101,15 +101,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture
 def connector(library: Library, server: Any) -> Any:
     return library.at(server)
-
-
-@contextmanager
-def connected(connector: Any) -> Iterator[Any]:
-    client = connector.connect()
-    try:
-        yield client
-    finally:
-        connector.close(client)
 
 
 @pytest.fixture
@@ -212,7 +203,7 @@ def test_tls(library: Library, server: Any, scheme: str) -> None:
         connector = library.connector(f"{scheme}://localhost:{secure.port}", ssl_ca_data=authority_pem())
         with connected(connector) as client:
             assert client.echo("hello") == b"hello"
-            assert _sockets.is_silent(connector.peek_target(client))
+            assert is_silent(connector.peek_target(client))
             assert connector.is_reusable(client, None)
         connector = library.connector(f"{scheme}://localhost:{secure.port}")
         with pytest.raises(library.error.ConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
@@ -674,7 +665,7 @@ def test_a_lost_connection_is_not_opened_again(library: Library, connector: Any,
         with pytest.raises(library.error.ConnectionError, match="lost"):
             attempt()
     assert not connector.is_reusable(client, None)
-    assert _sockets.is_readable(connector.peek_target(client))
+    assert is_readable(connector.peek_target(client))
 
 
 def test_a_connection_that_dies_while_it_is_watched_ends_the_transaction(
@@ -691,9 +682,9 @@ def test_a_connection_that_dies_while_it_is_watched_ends_the_transaction(
 
 
 def test_the_death_of_an_idle_connection_is_seen(library: Library, connector: Any, client: Any, other: Any) -> None:
-    assert not _sockets.is_readable(connector.peek_target(client).fileno())
+    assert not is_readable(connector.peek_target(client).fileno())
     lose(client, other)
-    eventually(lambda: not _sockets.is_silent(connector.peek_target(client)))
+    eventually(lambda: not is_silent(connector.peek_target(client)))
     with pytest.raises(library.error.ConnectionError, match="is lost, or has an unexpected reply"):
         connector.reset(client)
 
@@ -712,7 +703,7 @@ def test_more_replies_than_commands_cost_the_connection(library: Library, server
             assert connector.is_reusable(client, None)
             assert client.echo("hello") == b"hello"
             # The second reply is in the library's buffer: the socket has nothing to read.
-            assert _sockets.is_silent(connector.peek_target(client))
+            assert is_silent(connector.peek_target(client))
             assert not connector.is_reusable(client, None)
 
 
@@ -932,10 +923,8 @@ def test_an_interruption_between_exchanges_keeps_the_connection(connector: Any, 
 
 @pytest.mark.parametrize("name", ["valkey", "redis"])
 def test_a_missing_library_is_asked_for(name: str) -> None:
-    script = f"import sys; sys.modules[{name!r}] = None; import gsocketpool.connectors.{name}"
-    run = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
-    kind = f"{name.title()}Connector"
-    assert f"ImportError: {kind} needs {name}: pip install 'gsocketpool[{name}]'" in run.stderr
+    said = error_without(name, f"gsocketpool.connectors.{name}")
+    assert said.endswith(f"ImportError: {name.title()}Connector needs {name}: pip install 'gsocketpool[{name}]'")
 
 
 PATCHED = """
@@ -958,11 +947,6 @@ for client in clients:
 @pytest.mark.parametrize(("name", "kind"), [("valkey", "ValkeyConnector"), ("redis", "RedisConnector")])
 def test_where_gevent_has_patched_python_a_client_that_waits_lets_others_run(server: Any, name: str, kind: str) -> None:
     script = PATCHED.format(name=name, kind=kind, port=server.port, patience=PATIENCE)
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=2 * PATIENCE,
-    )
+    run = run_python(script, options=["-W", "error"])
+    assert run.returncode == 0, run.stderr
     assert re.fullmatch(r"\(?\[?b'patched', b'one'\]?\)?\n", run.stdout)

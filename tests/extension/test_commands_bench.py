@@ -69,6 +69,7 @@ def test_bench_runs_an_exchange(backend: Backend) -> None:
 
 
 def test_percentiles() -> None:
+    # The times that the command prints are real ones, which no test can foresee.
     times = [float(number) for number in range(200, 0, -1)]
     assert bench._percentile(times, 50) == 100
     assert bench._percentile(times, 99) == 198

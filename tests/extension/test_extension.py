@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gevent
@@ -18,15 +15,15 @@ from flask import Blueprint, Flask
 from flask_gsocketpool import (
     ConfigurationError,
     GSocketPool,
+    UnknownPoolError,
     current_connection,
     current_connections,
     current_pool,
     current_pools,
     named_pool,
 )
-from flask_gsocketpool._registry import Pools
-from flask_gsocketpool.exceptions import UnknownPoolError
 from gsocketpool import Pool, PoolError, PoolExhaustedError
+from tests.support.processes import run_python
 from tests.support.scripted import (
     PATIENCE,
     Backend,
@@ -142,8 +139,8 @@ def test_a_pool_may_need_another_one_to_be_made(backend: Backend) -> None:
         with current_app_pools(app)["vault"].connection() as vault:
             return {"password": str(vault.number)}
 
-    def current_app_pools(app: Flask) -> Pools:
-        pools: Pools = app.extensions["gsocketpool"]
+    def current_app_pools(app: Flask) -> Mapping[str, Any]:
+        pools: Mapping[str, Any] = app.extensions["gsocketpool"]
         return pools
 
     vault = {"factory": backend.connect, "initial_connections": 1}
@@ -399,13 +396,7 @@ app.config.update(
 )
 GSocketPool(app)
 """
-    done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", prelude + program],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE * 3,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )
+    done = run_python(prelude + program, options=["-X", "dev", "-W", "error"], patience=3 * PATIENCE)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout.splitlines()
@@ -507,7 +498,7 @@ def test_a_thread_that_ends_leaves_no_connection_open(backend: Backend) -> None:
 def test_the_registry_is_a_mapping(backend: Backend) -> None:
     app = make_app(backend)
     pools = app.extensions["gsocketpool"]
-    assert isinstance(pools, Pools)
+    assert isinstance(pools, Mapping)
     assert dict(pools) == {"default": pools["default"]}
 
 
@@ -530,7 +521,7 @@ import flask_gsocketpool
 def error_of_importing_without(module: str) -> str:
     """The last line of the traceback."""
     code = BLOCKED_IMPORT.format(blocked=module)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=3 * PATIENCE)
+    done = run_python(code, patience=3 * PATIENCE)
     assert done.returncode == 1, done.stderr
     return done.stderr.splitlines()[-1]
 

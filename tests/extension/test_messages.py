@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +14,7 @@ from flask import Flask
 from flask_gsocketpool import ConfigurationError, GSocketPool, current_pool, current_pools
 from flask_gsocketpool.gunicorn import post_worker_init
 from gsocketpool import PoolExhaustedError
+from tests.support.processes import run_python
 from tests.support.scripted import PATIENCE, Backend, eventually
 
 TOO_LONG = 1000
@@ -200,13 +199,7 @@ def ask(times=1):
         for _ in range(times):
             assert app.test_client().get("/").status_code == 503
 """
-    done = subprocess.run(
-        [sys.executable, "-c", prelude + program],
-        capture_output=True,
-        text=True,
-        timeout=3 * PATIENCE,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )
+    done = run_python(prelude + program, patience=3 * PATIENCE)
     # No assertion, for it is no promise that is broken then.
     if done.returncode or "Traceback" in done.stderr:
         raise RuntimeError(done.stderr)

@@ -21,7 +21,6 @@ from flask_gsocketpool import (
     ConfigurationError,
     GSocketPool,
     UnreleasedConnectionWarning,
-    _request_scope,
     connection_closed,
     connection_opened,
     current_connection,
@@ -30,10 +29,10 @@ from flask_gsocketpool import (
     current_pools,
     pool_exhausted,
 )
-from flask_gsocketpool._registry import pools_of
 from flask_gsocketpool.testing import override_pool
 from gsocketpool import ConnectionNotFoundError, InvalidArgumentError, PoolExhaustedError
 from gsocketpool.testing import FakePool
+from tests.support.internals import sweep, use_clock_for_requests
 from tests.support.scripted import (
     PATIENCE,
     Backend,
@@ -865,7 +864,7 @@ def test_a_request_has_so_much_time_for_all_of_its_acquires(backend: Backend) ->
 def test_an_acquire_gets_what_others_have_left_of_the_time(
     backend: Backend, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_request_scope, "time", SimpleNamespace(monotonic=clock))
+    use_clock_for_requests(monkeypatch, clock)
     other = {"factory": backend.connect, "max_connections": 1}
     app = App(backend, SOCKETPOOL_REQUEST_TIMEOUT=10, SOCKETPOOL_MAX_CONNECTIONS=1, SOCKETPOOL_POOLS={"other": other})
     with app.app_context():
@@ -897,7 +896,7 @@ def test_an_acquire_gets_what_others_have_left_of_the_time(
 def test_a_block_gets_what_is_left_of_the_time_when_it_is_entered(
     backend: Backend, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_request_scope, "time", SimpleNamespace(monotonic=clock))
+    use_clock_for_requests(monkeypatch, clock)
     app = App(backend, SOCKETPOOL_REQUEST_TIMEOUT=10, SOCKETPOOL_MAX_CONNECTIONS=1)
     with app.app_context():
         current_pool.acquire()
@@ -1013,7 +1012,7 @@ def test_everything_of_a_connection_runs_in_the_apps_context(backend: Backend) -
 
     # Without a context, and in that of another app.
     gevent.spawn(use).get()
-    gevent.spawn(pool._reaper.sweep, pool).join()
+    gevent.spawn(sweep, pool).join()
     opening = ["options app", "make app", "open app", "reuse app"]
     eventually(lambda: names == [*opening, "check app", "reuse app", "expire app", "close app"])
     names.clear()
@@ -1024,7 +1023,7 @@ def test_everything_of_a_connection_runs_in_the_apps_context(backend: Backend) -
 
     def use_another() -> None:
         # Nobody refers to it afterwards.
-        apart = pools_of(app).private_copy("default")
+        apart = app.extensions["gsocketpool"].private_copy("default")
         apart.release(apart.acquire())
 
     gevent.spawn(use_another).get()

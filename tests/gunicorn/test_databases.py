@@ -23,7 +23,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from benchmarks import servers
 from flask_gsocketpool import GSocketPool, health
-from tests.project.test_documents import ROOT, blocks
+from tests.support.documents import ROOT, blocks
 from tests.support.gunicorn import PATIENCE, eventually
 from tests.support.servers import silent_listener
 

@@ -19,9 +19,10 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from flask_gsocketpool import GSocketPool, current_pool, current_pools
 from flask_gsocketpool.gunicorn import _apps_of, post_worker_init, worker_exit
 from gsocketpool import InvalidArgumentError, PoolClosedError
-from tests.project.test_documents import ROOT, blocks
 from tests.support import gunicorn as gunicorn_support
+from tests.support.documents import ROOT, blocks
 from tests.support.gunicorn import Start, gunicorns, results
+from tests.support.internals import after_fork
 from tests.support.scripted import Backend, eventually, numbers
 
 pytestmark = pytest.mark.servers
@@ -82,7 +83,7 @@ def test_pools_that_were_made_before_the_fork_are_filled_again(backend: Backend)
     site = make_app(backend, SOCKETPOOL_INITIAL_CONNECTIONS=3)
     with site.app_context():
         # A fork leaves this of the pool of an app that was used in the master.
-        current_pool._get_current_object()._after_fork()  # type: ignore[attr-defined]
+        after_fork(current_pool._get_current_object())  # type: ignore[attr-defined]
         assert current_pool.size == 0
     post_worker_init(Worker(site))
     assert pool_numbers(site) == (0, 3, 0, 0)
@@ -151,6 +152,7 @@ def test_an_app_that_is_found_twice_is_one(backend: Backend) -> None:
         def __call__(self, environ: Any, start_response: Any) -> Any:
             return self.app(environ, start_response)
 
+    # The hooks would do all that they do to one app twice, and it would not show.
     assert _apps_of(Worker(Middleware(site))) == [site]
 
 

@@ -8,25 +8,13 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
-from tests.project.test_documents import DOCUMENTS, ROOT
-from tests.support.gunicorn import Answer, Backend, Gunicorn, Start, eventually, gunicorns, results
+from tests.support.documents import DOCUMENTS, ROOT
+from tests.support.gunicorn import Answer, Backend, Gunicorn, Start, eventually, results
+from tests.support.gunicorn import backend as backend
+from tests.support.gunicorn import start as start
 
 #: All hooks there are.
 HOOKS = "from flask_gsocketpool.gunicorn import *\n"
-
-
-@pytest.fixture
-def backend() -> Iterator[Backend]:
-    with Backend() as backend:
-        yield backend
-
-
-@pytest.fixture
-def start(backend: Backend, tmp_path: Path) -> Iterator[Start]:
-    with gunicorns(tmp_path, backend) as start:
-        yield start
 
 
 @contextmanager

@@ -6,13 +6,14 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.project.test_documents import DOCUMENTS, ROOT, blocks
-from tests.support.gunicorn import Backend, Start, gunicorns
+from tests.support.documents import DOCUMENTS, ROOT, blocks
+from tests.support.gunicorn import Start
+from tests.support.gunicorn import backend as backend
+from tests.support.gunicorn import start as start
 from tests.support.scripted import PATIENCE
 
 #: An app is made, and gevent patches Python afterwards, as a worker does when its master has imported the app. Each
@@ -139,18 +140,6 @@ def test_where_the_documents_call_preload_safe_they_speak_of_the_patch() -> None
 
 
 # Real workers
-
-
-@pytest.fixture
-def backend() -> Iterator[Backend]:
-    with Backend() as backend:
-        yield backend
-
-
-@pytest.fixture
-def start(backend: Backend, tmp_path: Path) -> Iterator[Start]:
-    with gunicorns(tmp_path, backend) as start:
-        yield start
 
 
 def log_of_a_preloaded_worker(start: Start, directory: Path, text: str) -> str:

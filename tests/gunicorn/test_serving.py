@@ -6,25 +6,14 @@ import json
 import socket
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.support.gunicorn import Backend, End, Gunicorn, Start, eventually, gunicorns, results, slow, wrong
+from tests.support.gunicorn import Backend, End, Gunicorn, Start, eventually, results, slow, wrong
+from tests.support.gunicorn import backend as backend
+from tests.support.gunicorn import start as start
 
 pytestmark = pytest.mark.servers
-
-
-@pytest.fixture
-def backend() -> Iterator[Backend]:
-    with Backend() as backend:
-        yield backend
-
-
-@pytest.fixture
-def start(backend: Backend, tmp_path: Path) -> Iterator[Start]:
-    with gunicorns(tmp_path, backend) as start:
-        yield start
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,25 +22,14 @@ from tests.support.gunicorn import (
     Seen,
     Start,
     eventually,
-    gunicorns,
     results,
     slow,
     wrong,
 )
+from tests.support.gunicorn import backend as backend
+from tests.support.gunicorn import start as start
 
 pytestmark = pytest.mark.servers
-
-
-@pytest.fixture
-def backend() -> Iterator[Backend]:
-    with Backend() as backend:
-        yield backend
-
-
-@pytest.fixture
-def start(backend: Backend, tmp_path: Path) -> Iterator[Start]:
-    with gunicorns(tmp_path, backend) as start:
-        yield start
 
 
 # The end of workers

@@ -1,16 +1,19 @@
-"""Whatever a connection answers, and however it says so, the pool loses nothing by it."""
+"""The pool loses nothing by what a connection answers, or how it fails to."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import gevent
 import pytest
 
-from gsocketpool import Pool
+from gsocketpool import ConnectionNotFoundError, Pool, PoolExhaustedError
+from tests.support.callers import Caller, check_whole
 from tests.support.connections import outcome
-from tests.support.scripted import PATIENCE, Plain, Untold, eventually, numbers, settle
+from tests.support.scripted import PATIENCE, Backend, Plain, ScriptedConnection, Untold, eventually, numbers, settle
 
 
 def neither() -> Untold:
@@ -69,7 +72,7 @@ def make_pool(kind: Callable[[], Any]) -> tuple[Pool[Any], list[Any]]:
     return Pool(make, max_connections=1), made
 
 
-def check_whole(pool: Pool[Any], connections: list[Any]) -> None:
+def check_discarded(pool: Pool[Any], connections: list[Any]) -> None:
     settle()
     assert numbers(pool) == (0, 0, 0, 0)
     assert connections[0] is not pool.acquire(timeout=PATIENCE)
@@ -108,7 +111,7 @@ def test_a_released_connection_that_does_not_say_whether_it_is_open_is_discarded
     pool.acquire()
     made[0].answers["is_connected"] = answer()
     pool.release(made[0])
-    check_whole(pool, made)
+    check_discarded(pool, made)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,7 +122,7 @@ def test_a_connection_that_does_not_say_whether_it_is_open_is_discarded_at_the_e
     pool, made = make_pool(kind)
     with pool.connection() as connection:
         connection.answers["is_connected"] = answer()
-    check_whole(pool, made)
+    check_discarded(pool, made)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -145,7 +148,7 @@ def test_an_answer_that_ends_the_caller_does_not_lose_the_connection(
     # It can be closed if it answers then.
     made[0].answers.clear()
     assert came_out is error
-    check_whole(pool, made)
+    check_discarded(pool, made)
     assert not made[0].is_open
 
 
@@ -165,7 +168,7 @@ def test_a_connection_that_does_not_say_whether_it_is_reusable_is_discarded(answ
     pool.acquire()
     made[0].answers["is_reusable"] = answer()
     pool.release(made[0])
-    check_whole(pool, made)
+    check_discarded(pool, made)
     assert not made[0].is_open
 
 
@@ -214,3 +217,89 @@ def test_an_opening_after_which_a_connection_can_not_be_asked_has_failed() -> No
     settle()
     assert numbers(pool) == (0, 0, 0, 0)
     assert not made[0].is_open
+
+
+# Steps that raise, switch or use the pool
+
+
+@pytest.mark.parametrize("step", ["is_connected", "is_usable", "is_reusable", "close", "is_expired", "__repr__"])
+@pytest.mark.parametrize("raised", [ValueError("bad step"), gevent.Timeout(9)], ids=["error", "timeout"])
+def test_steps_that_raise_do_no_harm(
+    backend: Backend, step: str, raised: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    armed = False
+
+    def misbehave(self: Any, *arguments: Any) -> Any:
+        if armed:
+            raise raised
+        return getattr(ScriptedConnection, step)(self, *arguments)
+
+    kind = type("Misbehaving", (ScriptedConnection,), {step: misbehave})
+    pool: Pool[Any] = Pool(lambda: backend.add(kind(backend, {})), max_connections=1)
+    logging.raiseExceptions, before = False, logging.raiseExceptions
+    try:
+        pool.release(pool.acquire())
+        armed = True
+        for act in (lambda: pool.release(pool.acquire(timeout=0)), pool.drop_expired, pool.drain):
+            with contextlib.suppress(PoolExhaustedError, type(raised)):
+                act()
+            settle()
+        armed = False
+        for connection in backend.open:
+            # What would not even say whether it is open can't be closed.
+            assert step == "is_connected"
+            connection.is_open = False
+        for connection in backend.connections:
+            with contextlib.suppress(ConnectionNotFoundError):
+                pool.discard(connection)
+        check_whole(pool, backend)
+    finally:
+        logging.raiseExceptions = before
+
+
+def test_a_step_that_switches_and_then_fails_harms_nobody_else(backend: Backend) -> None:
+    class Switching(ScriptedConnection):
+        fails = True
+
+        def is_reusable(self, error: BaseException | None) -> bool:
+            if self.fails:
+                Switching.fails = False
+                gevent.sleep(0.001)
+                raise gevent.Timeout(1)
+            return True
+
+    pool = Pool(lambda: backend.add(Switching(backend, {})), max_connections=1)
+    connection = pool.acquire()
+    first = Caller(pool, lambda pool: pool.release(connection))
+    pool.release(connection)
+    assert pool.acquire() is connection
+    first.greenlet.join()
+    assert isinstance(first.ended_by, gevent.Timeout)
+    assert connection.is_open
+    assert numbers(pool) == (1, 0, 0, 0)
+
+
+def test_a_step_that_lets_another_greenlet_release_too(backend: Backend) -> None:
+    class Switching(ScriptedConnection):
+        def is_reusable(self, error: BaseException | None) -> bool:
+            gevent.sleep(0)
+            return True
+
+    pool = Pool(lambda: backend.add(Switching(backend, {})), max_connections=1)
+    connection = pool.acquire()
+    releases = [gevent.spawn(pool.release, connection) for _ in range(3)]
+    gevent.joinall(releases)
+    assert numbers(pool) == (0, 1, 0, 0)
+    check_whole(pool, backend)
+
+
+def test_a_factory_that_uses_the_pool_itself(backend: Backend) -> None:
+    def factory() -> ScriptedConnection:
+        if len(backend.connections) == 1:
+            pool.release(inner)
+        return backend.connect()
+
+    pool = Pool(factory, max_connections=2)
+    inner = pool.acquire()
+    pool.release(pool.acquire())
+    check_whole(pool, backend)

@@ -1,17 +1,15 @@
-"""How many, in which order, and for how long: acquiring and releasing."""
+"""Never more than ``max_connections``, first come, first served, and the error says how full the pool is."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import time
 from typing import Any
 
 import gevent
 import pytest
 
-from gsocketpool import InvalidArgumentError, Pool, PoolExhaustedError
-from tests.support.scripted import PATIENCE, Backend, numbers, settle, spawn_acquire
+from gsocketpool import Pool, PoolExhaustedError
+from tests.support.callers import ended_by
+from tests.support.scripted import PATIENCE, Backend, Plain, numbers, settle, spawn_acquire
 
 
 def test_a_connection_is_opened_when_there_is_none_and_reused_afterwards(backend: Backend) -> None:
@@ -129,159 +127,6 @@ def test_idle_connections_are_reused_last_in_first_out(backend: Backend) -> None
     assert [pool.acquire().number for _ in range(3)] == [first.number, third.number, second.number]
 
 
-class Cheap:
-    """The least that a pool takes for a connection."""
-
-    def open(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def is_connected(self) -> bool:
-        return True
-
-
-def count_steps(pool: Pool[Any]) -> int:
-    """How many lines of Python one acquire and release run."""
-    import sys
-
-    steps = 0
-
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        return trace
-
-    pool.release(pool.acquire())
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        pool.release(pool.acquire())
-    finally:
-        sys.settrace(before)
-    return steps
-
-
-def test_the_cost_does_not_depend_on_how_many_are_in_use_or_idle() -> None:
-    def pool_with(in_use: int, idle: int) -> Pool[Any]:
-        pool: Pool[Any] = Pool(Cheap, max_connections=10_001, max_opening=None)
-        connections = [pool.acquire() for _ in range(in_use + idle)]
-        for connection in connections[:idle]:
-            pool.release(connection)
-        return pool
-
-    steps = count_steps(pool_with(0, 0))
-    assert count_steps(pool_with(2000, 0)) == steps
-    assert count_steps(pool_with(0, 2000)) == steps
-
-    def seconds(pool: Pool[Any]) -> float:
-        began = time.perf_counter()
-        for _ in range(200):
-            pool.release(pool.acquire())
-        return time.perf_counter() - began
-
-    # What a list's remove() or an `in` would cost is no line of Python. Ten times is far from any noise, and far below
-    # what walking through thousands would take.
-    small, with_many_in_use, with_many_idle = (
-        min(seconds(pool) for _ in range(3)) for pool in (pool_with(0, 0), pool_with(5000, 0), pool_with(0, 5000))
-    )
-    assert with_many_in_use < 10 * small + 0.001
-    assert with_many_idle < 10 * small + 0.001
-
-
-def test_the_timeout_bounds_waiting(backend: Backend) -> None:
-    pool = Pool(backend.connect, max_connections=1, name="the pool")
-    pool.acquire()
-    waiter = spawn_acquire(pool)
-    with pytest.raises(PoolExhaustedError) as caught:
-        pool.acquire(timeout=0.02)
-    error = caught.value
-    assert (error.in_use, error.idle, error.opening, error.waiting) == (1, 0, 0, 1)
-    assert error.max_connections == 1
-    assert error.timeout == 0.02
-    assert 0.015 < error.waited < PATIENCE
-    assert error.held_by_caller == 1
-    assert error.last_open_error is None
-    assert "'the pool'" in str(error)
-    assert "1 in use, 0 idle, 0 opening" in str(error)
-    assert "this greenlet holds 1 of them already" in str(error)
-    waiter.kill()
-
-
-def test_the_timeout_is_not_cut_short_by_a_busy_caller(backend: Backend) -> None:
-    """Its turn of the event loop began long ago, and so did the loop's idea of the time."""
-    pool = Pool(backend.connect, max_connections=1)
-    pool.acquire()
-    gevent.sleep(0.001)
-    busy_until = time.monotonic() + 0.1
-    while time.monotonic() < busy_until:
-        pass
-    with pytest.raises(PoolExhaustedError) as caught:
-        pool.acquire(timeout=0.1)
-    assert caught.value.waited > 0.09
-
-
-def test_those_who_wait_share_a_timer_and_each_is_woken_in_time(backend: Backend) -> None:
-    pool = Pool(backend.connect, max_connections=1)
-    held = pool.acquire()
-    ended: list[float] = []
-
-    def wait(timeout: float) -> None:
-        with contextlib.suppress(PoolExhaustedError):
-            pool.release(pool.acquire(timeout=timeout))
-        ended.append(timeout)
-
-    waiting = [gevent.spawn(wait, timeout) for timeout in (PATIENCE, math.inf, 0.03, 0.01, 0.02)]
-    gevent.joinall(waiting[2:], timeout=PATIENCE)
-    # On a busy machine, their times may all be over at once.
-    assert sorted(ended) == [0.01, 0.02, 0.03]
-    waiting[0].kill()
-    settle()
-    # An armed timer would keep the event loop alive, though nobody waits for anything that it brings.
-    gevent.sleep(0.001)
-    pool.release(held)
-    gevent.joinall(waiting, timeout=PATIENCE)
-    assert ended[3:] == [math.inf]
-    assert pool._waiters.fires_at == math.inf
-    assert pool._waiters._timer is None
-
-
-def test_no_timer_is_left_for_those_who_wait_without_a_limit(backend: Backend) -> None:
-    pool = Pool(backend.connect, max_connections=1)
-    held = pool.acquire()
-    waiting = [spawn_acquire(pool, timeout=timeout) for timeout in (math.inf, 0.001)]
-    waiting[1].join(PATIENCE)
-    assert pool._waiters._timer is None
-    pool.release(held)
-    assert waiting[0].get(timeout=PATIENCE) is held
-
-
-def test_no_timer_is_left_after_a_wait_that_was_interrupted(backend: Backend) -> None:
-    pool = Pool(backend.connect, max_connections=1, reap_expired_connections=False)
-    pool.acquire()
-    waiting = [spawn_acquire(pool, timeout=PATIENCE) for _ in range(2)]
-    waiting[0].kill()
-    assert pool._waiters._timer is not None
-    waiting[1].kill()
-    assert pool._waiters._timer is None
-    assert pool._waiters.fires_at == math.inf
-
-
-@pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.torture)])
-def test_many_who_wait_for_different_times(backend: Backend, count: int) -> None:
-    pool = Pool(backend.connect, max_connections=1)
-    pool.acquire()
-    waiting = [gevent.spawn(pool.acquire, timeout=0.2 + number / 1e5) for number in range(count)]
-    for greenlet in waiting:
-        # Or each would be printed.
-        greenlet._report_error = lambda error: None
-    with gevent.Timeout(PATIENCE * 3):
-        gevent.joinall(waiting)
-    assert numbers(pool) == (1, 0, 0, 0)
-    assert pool.stats().timed_out == count
-
-
 def test_another_greenlets_connections_are_not_held_by_the_caller(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     holder = gevent.spawn(lambda: (pool.acquire(), gevent.sleep(PATIENCE)))
@@ -291,105 +136,6 @@ def test_another_greenlets_connections_are_not_held_by_the_caller(backend: Backe
     assert caught.value.held_by_caller == 0
     assert "already" not in str(caught.value)
     holder.kill()
-
-
-def test_the_timeout_bounds_opening(backend: Backend) -> None:
-    backend.opens.clear()
-    pool = Pool(backend.connect)
-    with gevent.Timeout(PATIENCE), pytest.raises(PoolExhaustedError) as caught:
-        pool.acquire(timeout=0.02)
-    assert (caught.value.opening, caught.value.waiting) == (1, 0)
-
-
-def test_the_timeout_bounds_checking(backend: Backend) -> None:
-    pool = Pool(backend.connect_checked)
-    connections = [pool.acquire(), pool.acquire()]
-    for connection in connections:
-        pool.release(connection)
-    backend.checks.clear()
-    with gevent.Timeout(PATIENCE), pytest.raises(PoolExhaustedError):
-        pool.acquire(timeout=0.02)
-    settle()
-    assert numbers(pool) == (0, 1, 0, 0), "the other one is left as it is"
-    assert len(backend.open) == 1
-
-
-def test_a_check_whose_timer_is_early_gets_the_rest_of_its_time(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As one of libuv's may be, by a millisecond.
-    monkeypatch.setattr("gsocketpool._adapter.timer_seconds", lambda seconds: max(0.001, seconds / 2))
-    test_the_timeout_bounds_checking(backend)
-
-
-def test_the_timeout_bounds_all_steps_together(backend: Backend) -> None:
-    """A bad idle connection, a slow check, then a slow opening: one deadline."""
-    pool = Pool(backend.connect_checked)
-    pool.release(pool.acquire())
-    backend.answer = False
-    backend.opens.clear()
-    with gevent.Timeout(PATIENCE), pytest.raises(PoolExhaustedError) as caught:
-        pool.acquire(timeout=0.05)
-    assert caught.value.opening == 1
-
-
-def test_the_default_timeout_is_the_pools(backend: Backend) -> None:
-    pool = Pool(backend.connect, max_connections=1, acquire_timeout=0.01)
-    pool.acquire(timeout=PATIENCE)
-    with pytest.raises(PoolExhaustedError) as caught:
-        pool.acquire()
-    assert caught.value.timeout == 0.01
-    with pytest.raises(PoolExhaustedError), pool.connection():
-        pass
-    with pytest.raises(PoolExhaustedError) as caught, pool.connection(timeout=0):
-        pass
-    assert caught.value.timeout == 0
-    assert Pool(backend.connect)._settings.acquire_timeout == 5.0
-
-
-@pytest.mark.parametrize("settings", [{"acquire_timeout": None}, {"acquire_timeout": 0.001}])
-def test_waiting_without_a_limit(backend: Backend, settings: dict[str, Any]) -> None:
-    pool = Pool(backend.connect, max_connections=1, **settings)
-    held = pool.acquire(timeout=math.inf)
-    waiter = spawn_acquire(pool, timeout=None if settings["acquire_timeout"] is None else math.inf)
-    gevent.sleep(0.01)
-    assert not waiter.ready()
-    pool.release(held)
-    assert waiter.get(timeout=PATIENCE) is held
-
-
-def test_a_timeout_of_0_never_waits(backend: Backend) -> None:
-    pool = Pool(backend.connect, max_connections=1)
-    switches = 0
-
-    def count() -> None:
-        nonlocal switches
-        switches += 1
-
-    gevent.spawn(count)
-    with pytest.raises(PoolExhaustedError):
-        pool.acquire(timeout=0)
-    assert switches == 0
-    settle()
-    # But it has seen to it that the next one gets something.
-    assert numbers(pool) == (0, 1, 0, 0)
-    gevent.spawn(count)
-    connection = pool.acquire(timeout=0)
-    assert switches == 1
-    with pytest.raises(PoolExhaustedError):
-        pool.acquire(timeout=0)
-    pool.release(connection)
-
-
-def test_a_timeout_of_0_has_no_time_for_a_check_that_may_block(backend: Backend) -> None:
-    pool = Pool(backend.connect_checked)
-    pool.release(pool.acquire())
-    backend.checks.clear()
-    connection = pool.acquire(timeout=0)
-    pool.release(connection)
-    connection.is_open = False
-    with pytest.raises(PoolExhaustedError):
-        pool.acquire(timeout=0)
 
 
 def test_the_queue_is_bounded_by_max_waiting(backend: Backend) -> None:
@@ -429,14 +175,72 @@ def test_a_full_pool_tells_the_last_open_error(backend: Backend) -> None:
     assert "ConnectionRefusedError: [Errno 111] no" in str(caught.value)
 
 
-def test_retries_and_a_timeout_do_not_go_together(backend: Backend) -> None:
-    with pytest.raises(InvalidArgumentError, match="timeout must be left out where retry is given, not 3"):
-        Pool(backend.connect).acquire(retry=1, timeout=3)
+def test_pools_of_one_program_do_not_meet(backend: Backend) -> None:
+    first, second = Pool(backend.connect, max_connections=1), Pool(backend.connect, max_connections=1)
+    connection = first.acquire()
+    other = second.acquire()
+    waiter = spawn_acquire(first)
+    second.release(other)
+    settle()
+    assert not waiter.ready()
+    with pytest.raises(PoolExhaustedError):
+        first.acquire(timeout=0)
+    first.release(connection)
+    assert waiter.get(timeout=PATIENCE) is connection
 
 
-@pytest.mark.parametrize("timeout", [-1, math.nan, "1", True, [1]])
-def test_a_bad_timeout_is_refused(backend: Backend, timeout: Any) -> None:
-    pool = Pool(backend.connect)
-    with pytest.raises(InvalidArgumentError, match="timeout must be a number of seconds of at least 0"):
-        pool.acquire(timeout=timeout)
-    assert pool.size == 0
+# What the error says
+
+
+def test_an_error_knows_what_its_caller_held_at_that_moment() -> None:
+    pool: Pool[Any] = Pool(Plain, max_connections=3)
+    for _ in range(3):
+        pool.acquire()
+    with pytest.raises(PoolExhaustedError) as caught:
+        pool.acquire(timeout=0)
+    pool.resize(4)
+    pool.acquire()
+    assert caught.value.held_by_caller == 3
+    assert caught.value.in_use == 3
+    assert "3 in use" in str(caught.value)
+    assert "this greenlet holds 3 of them already" in str(caught.value)
+
+
+def test_an_error_does_not_count_what_its_caller_has_given_back() -> None:
+    pool: Pool[Any] = Pool(Plain, max_connections=1)
+    connection = pool.acquire()
+    with pytest.raises(PoolExhaustedError, match="this greenlet holds 1 of them already"):
+        pool.acquire(timeout=0)
+    holder = gevent.spawn(hold, pool)
+    gevent.sleep(0)
+    pool.release(connection)
+    gevent.sleep(0)
+    try:
+        with pytest.raises(PoolExhaustedError) as caught:
+            pool.acquire(timeout=0)
+        assert caught.value.in_use == 1
+        assert caught.value.held_by_caller == 0
+        assert "this greenlet" not in str(caught.value)
+    finally:
+        holder.kill()
+
+
+def hold(pool: Pool[Any]) -> None:
+    with pool.connection():
+        gevent.sleep(PATIENCE)
+
+
+def test_an_error_counts_what_its_caller_has_acquired_a_moment_ago() -> None:
+    pool: Pool[Any] = Pool(Plain, max_connections=1)
+    connection = pool.acquire()
+    refused = gevent.spawn(ended_by, pool.acquire, timeout=0)
+    assert isinstance(refused.get(timeout=PATIENCE), PoolExhaustedError)
+    pool.release(connection)
+    acquired = gevent.spawn(acquire_two, pool)
+    assert acquired.get(timeout=PATIENCE).held_by_caller == 1
+
+
+def acquire_two(pool: Pool[Any]) -> PoolExhaustedError:
+    with pool.connection(), pytest.raises(PoolExhaustedError) as caught:
+        pool.acquire(timeout=0)
+    return caught.value

@@ -1,4 +1,4 @@
-"""How a pool ends: closed, or given up."""
+"""How a pool ends: it is closed, or the last reference to it goes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import gc
 import logging
 import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -16,9 +15,13 @@ import gevent
 import pytest
 
 from gsocketpool import InvalidArgumentError, Pool, PoolClosedError, TcpConnection
+from tests.support.callers import METHODS
+from tests.support.internals import reaper_of
+from tests.support.processes import run_python
 from tests.support.scripted import (
     PATIENCE,
     Backend,
+    Plain,
     ScriptedConnection,
     end_event_loop,
     eventually,
@@ -114,7 +117,7 @@ def test_what_is_half_open_is_closed_when_closing_returns(backend: Backend) -> N
             super().open()
             gevent.sleep(PATIENCE)
 
-    pool = Pool(lambda: backend._made(Handshaking(backend, {})))
+    pool = Pool(lambda: backend.add(Handshaking(backend, {})))
     spawn_acquire(pool)
     assert backend.open
     pool.close(timeout=0)
@@ -152,7 +155,7 @@ def test_every_close_is_bounded_and_what_it_raises_is_logged(
                 raise ValueError("I won't")
             gevent.sleep(PATIENCE)
 
-    pool = Pool(lambda: backend._made(Stubborn(backend, {})), close_timeout=0.01)
+    pool = Pool(lambda: backend.add(Stubborn(backend, {})), close_timeout=0.01)
     for connection in [pool.acquire() for _ in range(5)]:
         pool.release(connection)
     with gevent.Timeout(PATIENCE / 2), caplog.at_level(logging.WARNING, "gsocketpool"):
@@ -180,7 +183,7 @@ class Deaf(ScriptedConnection):
 
 
 def test_a_close_that_heeds_nothing_delays_the_end_by_a_second_at_most(backend: Backend) -> None:
-    pool = Pool(lambda: backend._made(Deaf(backend, {})), close_timeout=0.01)
+    pool = Pool(lambda: backend.add(Deaf(backend, {})), close_timeout=0.01)
     pool.release(pool.acquire())
     with gevent.Timeout(PATIENCE / 2):
         pool.close()
@@ -195,7 +198,7 @@ def test_an_opening_that_heeds_nothing_is_abort_of(backend: Backend) -> None:
                 with contextlib.suppress(BaseException):
                     gevent.sleep(PATIENCE)
 
-    pool = Pool(lambda: backend._made(DeafOpener(backend, {})), close_timeout=0.01)
+    pool = Pool(lambda: backend.add(DeafOpener(backend, {})), close_timeout=0.01)
     spawn_acquire(pool)
     with gevent.Timeout(PATIENCE / 2):
         pool.close(timeout=0)
@@ -203,7 +206,7 @@ def test_an_opening_that_heeds_nothing_is_abort_of(backend: Backend) -> None:
 
 
 def test_stubborn_closings_are_waited_for_together(backend: Backend) -> None:
-    pool = Pool(lambda: backend._made(Deaf(backend, {})), close_timeout=0.2, max_opening=None)
+    pool = Pool(lambda: backend.add(Deaf(backend, {})), close_timeout=0.2, max_opening=None)
     for connection in [pool.acquire() for _ in range(50)]:
         pool.release(connection)
     with gevent.Timeout(PATIENCE / 2):
@@ -257,7 +260,7 @@ def test_a_pool_that_nobody_refers_to_is_collected(backend: Backend) -> None:
         pool.wait_ready(PATIENCE)
         held = pool.acquire()
         idle = [connection for connection in backend.connections if connection is not held]
-        reaper: Any = pool._reaper.greenlet
+        reaper: Any = reaper_of(pool)
         settle()
         reference = weakref.ref(pool)
         del pool
@@ -278,7 +281,7 @@ def test_the_reaper_does_not_keep_its_pool_alive(backend: Backend) -> None:
             swept.append(True)
             return False
 
-    pool = Pool(lambda: backend._made(Watched(backend, {})), reap_interval=0.002)
+    pool = Pool(lambda: backend.add(Watched(backend, {})), reap_interval=0.002)
     pool.release(pool.acquire())
     eventually(lambda: swept)
     settle()
@@ -308,7 +311,7 @@ def test_a_pool_collected_in_another_thread_closes_in_its_own(backend: Backend) 
             closed_in.append(threading.get_ident())
             super().close()
 
-    holder = [Pool(lambda: backend._made(Watched(backend, {})))]
+    holder = [Pool(lambda: backend.add(Watched(backend, {})))]
     holder[0].release(holder[0].acquire())
     thread = threading.Thread(target=holder.clear)
     thread.start()
@@ -332,12 +335,7 @@ def test_a_collected_pool_takes_no_lock_and_calls_nobody(backend: Backend) -> No
 
 
 def run(program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE * 3,
-    )
+    return run_python(program, options=["-X", "dev", "-W", "error"], patience=3 * PATIENCE)
 
 
 @pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()"])
@@ -421,3 +419,25 @@ def test_a_failing_sweep_does_not_end_the_reaper(
     eventually(lambda: not connection.is_open, "the next sweeps do what they are for")
     assert "a sweep failed" in caplog.text
     pool.close()
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("drop", "close", "with")])
+def test_a_closed_pool_does_nothing_any_more(name: str) -> None:
+    """It says so to whoever wants something of it; what would change nothing is allowed."""
+    pool = Pool(Plain, max_connections=2)
+    held = pool.acquire()
+    closing = gevent.spawn(pool.close, timeout=PATIENCE)
+    settle()
+    outcome: Any = None
+    try:
+        outcome = METHODS[name](pool, held)
+    except PoolClosedError as error:
+        outcome = error
+    refused = name.startswith(("acquire", "connection", "lease", "wait_ready", "fill", "ping"))
+    assert isinstance(outcome, PoolClosedError) is refused
+    if name not in ("release", "discard", "detach"):
+        pool.release(held)
+    closing.join(PATIENCE)
+    assert closing.successful()
+    assert held.is_open is (name == "detach")
+    assert numbers(pool) == (0, 0, 0, 0)

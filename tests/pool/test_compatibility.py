@@ -12,6 +12,7 @@ import gevent
 import pytest
 
 from gsocketpool import Connection, ConnectionNotFoundError, Pool, PoolExhaustedError, TcpConnection
+from tests.support.internals import reaper_of
 from tests.support.scripted import PATIENCE, Backend, eventually, numbers, settle
 
 
@@ -56,7 +57,7 @@ def test_its_first_example(echo_port: int) -> None:
 def test_all_arguments_by_position(echo_port: int) -> None:
     pool = Pool(TcpConnection, {"host": "127.0.0.1", "port": echo_port}, 1, 2, False, 60)
     assert pool.size == 1
-    assert pool._reaper.greenlet is None
+    assert reaper_of(pool) is None
     conn = pool.acquire()
     assert pool.acquire(10) is not conn
     with pytest.raises(PoolExhaustedError):

@@ -1,4 +1,4 @@
-"""A connection that is broken can be got rid of as with gsocketpool 0.1.6: it is released, then dropped."""
+"""``drop()`` takes an idle connection out, or forgets a broken one that was just released, as in gsocketpool 0.1.6."""
 
 from __future__ import annotations
 
@@ -81,3 +81,16 @@ def test_what_another_pool_has_closed_was_never_this_ones(backend: Backend) -> N
     pools[0].release(connection)
     with pytest.raises(ConnectionNotFoundError):
         pools[1].drop(connection)
+
+
+def test_dropping_an_idle_connection(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    idle, held = pool.acquire(), pool.acquire()
+    pool.release(idle)
+    for wrong in (held, None, backend.connect()):
+        with pytest.raises(ConnectionNotFoundError, match="is not idle in pool 'connect'"):
+            pool.drop(wrong)
+    pool.drop(idle)
+    assert not idle.is_open
+    assert numbers(pool) == (1, 0, 0, 0)
+    assert pool.stats().retired == {"dropped": 1}

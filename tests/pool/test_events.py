@@ -1,27 +1,19 @@
-"""What a pool tells its listener, the context that it enters around a connection's code, and the clock it goes by."""
+"""What a pool tells its listener, and when."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any
 
 import gevent
 import pytest
 from gevent.event import Event
 
-from gsocketpool import (
-    Connection,
-    InvalidArgumentError,
-    Lease,
-    Pool,
-    PoolClosedError,
-    PoolError,
-    PoolEvents,
-    PoolExhaustedError,
-)
+from gsocketpool import InvalidArgumentError, Lease, Pool, PoolClosedError, PoolError, PoolEvents, PoolExhaustedError
+from tests.support.callers import check_whole, ended_by
+from tests.support.callers import thrown as thrown
 from tests.support.connections import no_hanging as no_hanging
 from tests.support.connections import outcome, without_switching
 from tests.support.scripted import (
@@ -84,14 +76,6 @@ def pool_of(backend: Backend, events: PoolEvents | None = None, **settings: Any)
     return Pool(backend.connect, events=events, **{**usual, **settings})
 
 
-def ended_by(function: Callable[..., object], *arguments: Any) -> object:
-    """What a call returns, or whatever it raises: for a greenlet that is killed."""
-    try:
-        return function(*arguments)
-    except BaseException as error:
-        return error
-
-
 def acquire_and_die(pool: Pool[Any]) -> None:
     gevent.spawn(pool.acquire).join()
 
@@ -138,21 +122,6 @@ WAYS: dict[str, Act] = {
     "acquire": lambda pool: pool.acquire(),
     "lease": lambda pool: pool.lease().connection,
 }
-
-
-def check_whole(pool: Pool[Any]) -> None:
-    """Nothing was lost: all connections can be acquired, each once, and are given back."""
-    settle()
-    limit = pool.stats().max_connections
-    taken = [pool.acquire(timeout=PATIENCE) for _ in range(limit)]
-    assert len({id(connection) for connection in taken}) == limit
-    assert all(connection.is_open for connection in taken)
-    with pytest.raises(PoolExhaustedError):
-        pool.acquire(timeout=0)
-    for connection in taken:
-        pool.release(connection)
-    settle()
-    assert numbers(pool) == (0, limit, 0, 0)
 
 
 # The order of events
@@ -591,7 +560,7 @@ def test_leaked_is_told_once_of_a_leak(backend: Backend, clock: Clock) -> None:
 
     told: list[tuple[Any, int]] = []
     pool: Pool[Any] = clock.pool(
-        lambda: backend._made(Counting(backend, {})),
+        lambda: backend.add(Counting(backend, {})),
         reap_interval=0.005,
         leak_threshold=60,
         events=listening(leaked=lambda pool, connection: told.append((pool, connection.number))),
@@ -740,13 +709,6 @@ def test_a_waiter_is_served_though_the_listener_of_closed_raises(backend: Backen
 
 # A listener that is interrupted
 
-THROWN: list[Callable[[], BaseException]] = [gevent.GreenletExit, lambda: gevent.Timeout(1)]
-
-
-@pytest.fixture(params=THROWN, ids=["kill", "timeout"])
-def thrown(request: pytest.FixtureRequest) -> BaseException:
-    return request.param()  # type: ignore[no-any-return]
-
 
 class Waiting:
     """A method of a listener that waits until it is told to go on; then it waits no more."""
@@ -806,7 +768,7 @@ def test_a_connection_is_discarded_that_a_listener_of_acquired_was_using_when_in
 ) -> None:
     acquired = Waiting()
     pool = Pool(
-        lambda: backend._made(Forgiving(backend, {})),
+        lambda: backend.add(Forgiving(backend, {})),
         max_connections=1,
         reap_expired_connections=False,
         events=listening(acquired=acquired),
@@ -1144,427 +1106,3 @@ def test_no_argument_is_the_same_as_none(backend: Backend) -> None:
     use_a_block(pool)
     check_whole(pool)
     pool.close()
-
-
-# A context
-
-
-class Context:
-    """Notes which greenlets are inside, and which exceptions leave it."""
-
-    def __init__(self) -> None:
-        self.inside: list[Any] = []
-        self.left_by: list[BaseException | None] = []
-
-    def __call__(self) -> Context:
-        return self
-
-    def __enter__(self) -> None:
-        self.inside.append(gevent.getcurrent())
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.inside.remove(gevent.getcurrent())
-        self.left_by.append(error)
-
-
-class Asked:
-    """What the connections of one test have in common: they note what they are asked where."""
-
-    def __init__(self) -> None:
-        self.context = Context()
-        #: Each step, and whether it was taken inside of the context.
-        self.steps: set[tuple[str, bool]] = set()
-        #: What a step raises, or waits for.
-        self.errors: dict[str, BaseException] = {}
-        self.going_on: dict[str, Event] = {}
-
-    def note(self, step: str) -> None:
-        self.steps.add((step, gevent.getcurrent() in self.context.inside))
-        if step in self.going_on:
-            self.going_on[step].wait()
-        if step in self.errors:
-            raise self.errors[step]
-
-    def pool(self, kind: type[Any], **settings: Any) -> Pool[Any]:
-        usual: dict[str, Any] = {"max_connections": 1, "reap_expired_connections": False}
-        return Pool(kind, {"asked": self}, context=self.context, **{**usual, **settings})
-
-
-@pytest.fixture
-def asked() -> Asked:
-    return Asked()
-
-
-class Foreign:
-    """Derives from nothing of ours."""
-
-    def __init__(self, asked: Asked) -> None:
-        self.asked = asked
-        self.is_open = False
-        asked.note("making")
-
-    def open(self) -> None:
-        self.asked.note("open")
-        self.is_open = True
-
-    def close(self) -> None:
-        self.is_open = False
-        self.asked.note("close")
-
-    def abort(self) -> None:
-        self.is_open = False
-
-    def is_connected(self) -> bool:
-        self.asked.note("is_connected")
-        return self.is_open
-
-    def is_expired(self) -> bool:
-        self.asked.note("is_expired")
-        return False
-
-
-class Simple(Foreign, Connection):
-    """Overrides no check."""
-
-
-class WithSocket(Simple):
-    """Has something to look at, and the usual check, which never waits."""
-
-    def get(self) -> None:
-        self.asked.note("get")
-
-
-class Checked(Simple):
-    """Has a check of its own, which may wait, and decides by itself whether it is kept."""
-
-    def is_usable(self) -> bool:
-        self.asked.note("is_usable")
-        return self.is_open
-
-    def is_reusable(self, error: BaseException | None) -> bool:
-        self.asked.note("is_reusable")
-        return self.is_open
-
-
-KINDS: list[tuple[type[Any], set[str]]] = [
-    (Simple, set()),
-    (WithSocket, {"get"}),
-    (Checked, {"is_usable", "is_reusable"}),
-    (Foreign, set()),
-]
-
-
-@pytest.mark.parametrize(("kind", "more"), KINDS)
-def test_a_context_is_entered_around_all_that_a_connection_is_asked(
-    asked: Asked, kind: type[Any], more: set[str]
-) -> None:
-    pool = asked.pool(kind, min_connections=1, reap_expired_connections=True, reap_interval=0.005)
-    pool.wait_ready(PATIENCE)
-    for timeout in (PATIENCE, 0):
-        with pool.connection(timeout=timeout):
-            pass
-        pool.release(pool.acquire(timeout=timeout))
-    eventually(lambda: ("is_expired", True) in asked.steps)
-    pool.drop_expired()
-    pool.close()
-    steps = {"making", "open", "close", "is_connected", "is_expired"} | more
-    assert asked.steps == {(step, True) for step in steps}
-    assert not asked.context.inside
-    assert set(asked.context.left_by) == {None}
-
-
-@pytest.mark.parametrize("timeout", [PATIENCE, 0], ids=["with time", "without"])
-@pytest.mark.parametrize(("kind", "more"), KINDS)
-def test_a_context_is_entered_for_each_check(asked: Asked, kind: type[Any], more: set[str], timeout: float) -> None:
-    pool = asked.pool(kind)
-    pool.release(pool.acquire())
-    settle()
-    asked.steps.clear()
-    asked.context.left_by.clear()
-    connection = pool.acquire(timeout=timeout)
-    assert len(asked.context.left_by) == 1
-    pool.release(connection)
-    assert len(asked.context.left_by) == 2
-    assert asked.steps
-    assert all(is_inside for _, is_inside in asked.steps)
-
-
-def test_options_and_what_a_subclass_makes_are_asked_for_inside_of_the_context(asked: Asked) -> None:
-    class Special(Pool[Any]):
-        def _create_connection(self) -> Any:
-            asked.note("creating")
-            return super()._create_connection()
-
-    def options() -> dict[str, Any]:
-        asked.note("options")
-        return {"asked": asked}
-
-    pool = Special(Simple, options, context=asked.context)
-    pool.acquire()
-    assert {("creating", True), ("options", True)} <= asked.steps
-    assert {is_inside for _, is_inside in asked.steps} == {True}
-
-
-@pytest.mark.parametrize("step", ["making", "open", "is_connected"])
-@pytest.mark.parametrize("kind", [Simple, Foreign])
-def test_what_opening_raises_passes_the_exit_of_the_context(asked: Asked, kind: type[Any], step: str) -> None:
-    error = asked.errors[step] = OSError("not today")
-    pool = asked.pool(kind)
-    with pytest.raises(OSError, match="not today") as raised:
-        pool.acquire()
-    assert raised.value is error
-    assert error in asked.context.left_by
-    asked.errors.clear()
-    check_whole(pool)
-
-
-STEPS: list[tuple[type[Any], str, Act]] = [
-    (Simple, "is_connected", lambda pool: pool.acquire()),
-    (Foreign, "is_connected", lambda pool: pool.acquire()),
-    (WithSocket, "is_connected", lambda pool: pool.acquire()),
-    (Checked, "is_usable", lambda pool: pool.acquire()),
-    (Simple, "is_expired", Pool.drop_expired),
-    (Foreign, "is_expired", Pool.drop_expired),
-    (Simple, "close", Pool.drain),
-    (Foreign, "close", Pool.drain),
-]
-
-
-@pytest.mark.parametrize("error", [ValueError("a bad step"), gevent.Timeout(1)], ids=["error", "timeout"])
-@pytest.mark.parametrize(("kind", "step", "act"), STEPS)
-def test_what_a_step_raises_passes_the_exit_of_the_context(
-    asked: Asked, kind: type[Any], step: str, act: Act, error: BaseException
-) -> None:
-    pool = asked.pool(kind)
-    connection = pool.acquire()
-    pool.release(connection)
-    asked.errors[step] = error
-    # Other tests look at the greenlet that it reaches.
-    result = gevent.spawn(outcome, act, pool).get(timeout=PATIENCE)
-    settle()
-    assert error in asked.context.left_by
-    assert not asked.context.inside
-    asked.errors.clear()
-    if isinstance(result, kind):
-        pool.release(result)
-    check_whole(pool)
-
-
-@pytest.mark.parametrize(
-    ("kind", "step"), [(Simple, "is_connected"), (Foreign, "is_connected"), (Checked, "is_reusable")]
-)
-def test_what_a_check_on_return_raises_passes_the_exit_of_the_context(asked: Asked, kind: type[Any], step: str) -> None:
-    pool = asked.pool(kind)
-    connection = pool.acquire()
-    error = asked.errors[step] = ValueError("a bad step")
-    pool.release(connection)
-    assert asked.context.left_by[-1] is error
-    settle()
-    asked.errors.clear()
-    assert pool.stats().discarded == {"not_reusable": 1}
-    check_whole(pool)
-
-
-@pytest.mark.parametrize("step", ["open", "is_usable", "close"])
-def test_what_cuts_a_step_short_passes_the_exit_of_the_context(asked: Asked, step: str) -> None:
-    pool = asked.pool(Checked, open_timeout=0.01, close_timeout=0.01, acquire_timeout=None)
-    if step != "open":
-        pool.release(pool.acquire())
-    asked.going_on[step] = Event()
-    if step == "close":
-        pool.drain()
-    else:
-        gevent.spawn(outcome, lambda: pool.acquire(timeout=0.005)).join()
-    eventually(lambda: not asked.context.inside)
-    (error,) = (error for error in asked.context.left_by if error is not None)
-    assert isinstance(error, gevent.Timeout | gevent.GreenletExit)
-    asked.going_on[step].set()
-    check_whole(pool)
-
-
-def test_a_caller_that_is_killed_in_a_check_ends_the_context_of_it(asked: Asked, thrown: BaseException) -> None:
-    pool = asked.pool(Checked)
-    pool.release(pool.acquire())
-    asked.going_on["is_usable"] = Event()
-    caller = gevent.spawn(ended_by, pool.acquire)
-    settle()
-    assert asked.context.inside
-    caller.kill(thrown, block=False)
-    assert caller.get(timeout=PATIENCE) is thrown
-    settle()
-    assert not asked.context.inside
-    asked.going_on["is_usable"].set()
-    check_whole(pool)
-
-
-@pytest.mark.parametrize("kind", [Simple, WithSocket, Checked, Foreign])
-def test_a_context_that_can_not_be_entered_loses_nothing(asked: Asked, kind: type[Any]) -> None:
-    def context() -> Context:
-        if error is not None:
-            raise error
-        return asked.context
-
-    error: Exception | None = RuntimeError("no context")
-    pool = Pool(kind, {"asked": asked}, context=context, max_connections=1, reap_expired_connections=False)
-    with pytest.raises(RuntimeError, match="no context"):
-        pool.acquire()
-    error = None
-    connection = pool.acquire()
-    error = RuntimeError("no context")
-    pool.release(connection)
-    settle()
-    assert numbers(pool) == (0, 0, 0, 0)
-    error = None
-    pool.release(pool.acquire())
-    error = RuntimeError("no context")
-    with pytest.raises(RuntimeError, match="no context"):
-        pool.acquire()
-    error = None
-    check_whole(pool)
-
-
-@pytest.mark.parametrize("kind", [Simple, WithSocket, Checked, Foreign])
-def test_a_context_that_swallows_an_error_does_not_make_a_connection_good(asked: Asked, kind: type[Any]) -> None:
-    pool = Pool(kind, {"asked": asked}, context=lambda: contextlib.suppress(OSError), max_connections=1)
-    pool.release(pool.acquire())
-    asked.errors["is_usable" if kind is Checked else "is_connected"] = OSError("not today")
-    asked.errors["open"] = OSError("not today")
-    assert isinstance(gevent.spawn(outcome, pool.acquire).get(timeout=PATIENCE), Exception)
-    asked.errors.clear()
-    check_whole(pool)
-
-
-# A clock
-
-
-def test_a_lifetime_goes_by_the_clock(backend: Backend, clock: Clock) -> None:
-    pool = pool_of(backend, clock=clock, max_lifetime=100)
-    first = pool.acquire()
-    # A lifetime ends up to a tenth earlier.
-    clock.advance(89)
-    pool.release(first)
-    assert pool.acquire(timeout=0) is first
-    pool.release(first)
-    clock.advance(11)
-    assert pool.acquire() is not first
-    settle()
-    assert pool.stats().retired == {"lifetime": 1}
-    assert not first.is_open
-
-
-def test_a_lifetime_that_ends_in_use_goes_by_the_clock(backend: Backend, clock: Clock) -> None:
-    pool = pool_of(backend, clock=clock, max_lifetime=100)
-    pool.release(pool.acquire())
-    with pool.connection() as first:
-        clock.advance(100)
-    settle()
-    assert pool.stats().retired == {"lifetime": 1}
-    assert not first.is_open
-
-
-def test_an_idle_time_goes_by_the_clock(backend: Backend, clock: Clock) -> None:
-    pool = pool_of(backend, clock=clock, idle_timeout=10)
-    first = pool.acquire()
-    clock.advance(50)
-    pool.release(first)
-    for _ in range(3):
-        clock.advance(9)
-        pool.release(pool.acquire())
-    assert pool.acquire(timeout=0) is first
-    pool.release(first)
-    clock.advance(10)
-    assert pool.acquire() is not first
-    assert pool.stats().retired == {"idle": 1}
-
-
-@pytest.mark.parametrize(("setting", "reason"), [("max_lifetime", "lifetime"), ("idle_timeout", "idle")])
-def test_a_sweep_goes_by_the_clock(backend: Backend, clock: Clock, setting: str, reason: str) -> None:
-    asked = 0
-
-    class Counting(ScriptedConnection):
-        def is_expired(self) -> bool:
-            nonlocal asked
-            asked += 1
-            return False
-
-    settings: dict[str, Any] = {setting: 100, "reap_interval": 0.005}
-    pool = clock.pool(lambda: backend._made(Counting(backend, {})), **settings)
-    connection = pool.acquire()
-    pool.release(connection)
-    clock.advance(89)
-    asked = 0
-    eventually(lambda: asked >= 2)
-    assert connection.is_open
-    clock.advance(11)
-    eventually(lambda: not connection.is_open)
-    assert pool.stats().retired == {reason: 1}
-    pool.close()
-
-
-def test_an_acquire_is_late_by_the_clock(backend: Backend, clock: Clock) -> None:
-    pool = pool_of(backend, clock=clock)
-    pool.acquire()
-    caller = gevent.spawn(outcome, lambda: pool.acquire(timeout=0.005))
-    other = gevent.spawn(outcome, lambda: pool.acquire(timeout=60))
-    settle()
-    clock.advance(59)
-    error = caller.get(timeout=PATIENCE)
-    assert isinstance(error, PoolExhaustedError)
-    assert error.waited == 59
-    assert not other.ready()
-    other.kill()
-
-
-def test_callers_that_wait_again_keep_the_order_of_the_clock(backend: Backend, clock: Clock) -> None:
-    class Judged(ScriptedConnection):
-        """Stalls in its check until it is judged."""
-
-        def is_usable(self) -> bool:
-            if self.number > 1:
-                return True
-            checks[self.number].wait()
-            return False
-
-    def acquire(number: int) -> None:
-        pool.acquire()
-        served.append(number)
-
-    checks = [Event(), Event()]
-    pool = clock.pool(
-        lambda: backend._made(Judged(backend, {})), max_connections=2, max_opening=1, reap_expired_connections=False
-    )
-    taken = [pool.acquire(), pool.acquire()]
-    served: list[int] = []
-    callers = []
-    for number in range(3):
-        callers.append(gevent.spawn(acquire, number))
-        settle()
-        clock.advance(1)
-    backend.opens.clear()
-    for connection in taken:
-        pool.release(connection)
-    settle()
-    # The second caller hears first that its connection is bad, and waits again; then the first does.
-    for check in reversed(checks):
-        check.set()
-        settle()
-    assert numbers(pool) == (0, 0, 1, 3)
-    backend.opens.set()
-    eventually(lambda: len(served) == 2)
-    assert served == [0, 1]
-    gevent.killall(callers)
-
-
-def test_times_of_stats_go_by_the_clock(backend: Backend, clock: Clock) -> None:
-    backend.opens.clear()
-    pool = pool_of(backend, clock=clock)
-    caller = spawn_acquire(pool)
-    clock.advance(3)
-    backend.opens.set()
-    connection = caller.get(timeout=PATIENCE)
-    clock.advance(5)
-    pool.release(connection)
-    stats = pool.stats()
-    assert (stats.open_time, stats.wait_time, stats.use_time) == (3, 3, 5)

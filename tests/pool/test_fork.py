@@ -24,10 +24,12 @@ import pytest
 
 from gsocketpool import Pool, PoolClosedError, PoolEvents, PoolExhaustedError
 from gsocketpool._threads import current
-from gsocketpool.connection._sockets import is_readable
 from gsocketpool.connectors import Connector
+from tests.support.connections import outcome
+from tests.support.internals import is_readable, pause_filling, reaper_of
 from tests.support.line_server import Line, LineServer, line_pool
 from tests.support.line_server import server as server
+from tests.support.processes import in_gevents_child
 from tests.support.scripted import (
     PATIENCE,
     Backend,
@@ -40,35 +42,6 @@ from tests.support.scripted import (
     settle,
     spawn_acquire,
 )
-
-
-def in_child(act: Any) -> None:
-    """Forks as gevent does, runs `act` in the child, and raises what went wrong there."""
-    reader, writer = os.pipe()
-    child = gevent.os.fork()
-    if child == 0:
-        report = b"ok"
-        try:
-            os.close(reader)
-            with gevent.Timeout(PATIENCE):
-                act()
-        except BaseException as error:
-            report = "".join(traceback.format_exception(error)).encode()
-        finally:
-            os.write(writer, report[-4000:])
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        report = pipe.read()
-    os.waitpid(child, 0)
-    assert report == b"ok", report.decode()
-
-
-def what_comes_of(act: Callable[..., object], **arguments: Any) -> object:
-    try:
-        return act(**arguments)
-    except Exception as error:
-        return error
 
 
 def test_a_forked_child_starts_empty_and_the_parent_notices_nothing(server: LineServer) -> None:
@@ -88,7 +61,7 @@ def test_a_forked_child_starts_empty_and_the_parent_notices_nothing(server: Line
                 assert connection.exchange(b"child") == b"child"
             pool.close()
 
-        in_child(child)
+        in_gevents_child(child)
         assert repr(pool) == before
         held.send(b" exchange\n")
         assert held.recv_until(b"\n") == b"half an exchange\n"
@@ -110,7 +83,7 @@ def test_a_child_forked_inside_a_block_leaves_it_in_peace(server: LineServer) ->
                 return
             raise AssertionError("the child has read the parent's reply")
 
-        in_child(child)
+        in_gevents_child(child)
         assert connection.recv_until(b"\n") == b"one\n"
 
 
@@ -133,7 +106,7 @@ def test_a_reply_that_is_there_at_the_fork_is_the_parents(server: LineServer) ->
                 # In the child, where the test must not go on.
                 gevent.sleep(PATIENCE)
             if len(replies) == 1:
-                in_child(child)
+                in_gevents_child(child)
 
         with pool.connection() as one, pool.connection() as two:
             readers = [gevent.spawn(read, one), gevent.spawn(read, two)]
@@ -168,7 +141,7 @@ def test_what_was_under_way_at_a_fork_ends_in_the_child(backend: Backend) -> Non
         backend.closes.set()
         dropping.get(timeout=PATIENCE)
 
-    in_child(child)
+    in_gevents_child(child)
     assert numbers(pool) == (1, 0, 1, 2)
     backend.closes.set()
     backend.opens.set()
@@ -226,7 +199,7 @@ def test_an_opening_that_the_fork_caught_under_way_says_nothing_more_in_the_chil
     with ours, theirs, Pool(kind(ours), max_connections=1) as pool:
         opener = spawn_acquire(pool)
         eventually(lambda: is_readable(theirs.fileno()))
-        in_child(settle)
+        in_gevents_child(settle)
         settle()
         assert set(theirs.recv(100_000).split()) == {b"%d" % os.getpid()}
         opener.kill()
@@ -250,28 +223,28 @@ def test_a_socket_that_a_server_listens_on_stays_in_the_child_whatever_is_being_
     with ours, theirs, listener, Pool(MadeByAServer(ours, listener), max_connections=1) as pool:
         opener = spawn_acquire(pool)
         settle()
-        in_child(lambda: socket.create_connection(listener.getsockname()).close())
-        in_child(lambda: listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        in_gevents_child(lambda: socket.create_connection(listener.getsockname()).close())
+        in_gevents_child(lambda: listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
         opener.kill()
 
 
 def test_the_childs_reaper_is_its_own(backend: Backend) -> None:
     pool = Pool(backend.connect, reap_interval=0.005)
     pool.release(pool.acquire())
-    parents = pool._reaper.greenlet
+    parents = reaper_of(pool)
     assert parents is not None
 
     def child() -> None:
-        assert pool._reaper.greenlet is None
+        assert reaper_of(pool) is None
         connection = pool.acquire()
         connection.says_expired = True
         pool.release(connection)
         settle()
         assert parents.dead
-        assert pool._reaper.greenlet is not parents
+        assert reaper_of(pool) is not parents
         eventually(lambda: not connection.is_open)
 
-    in_child(child)
+    in_gevents_child(child)
     assert not parents.dead
     pool.close()
 
@@ -285,7 +258,7 @@ def test_a_hand_over_that_the_fork_caught_under_way(backend: Backend) -> None:
     def child() -> None:
         assert waiter.get(timeout=PATIENCE) is not held
 
-    in_child(child)
+    in_gevents_child(child)
     assert waiter.get(timeout=PATIENCE) is held
 
 
@@ -303,7 +276,7 @@ class Asked(CheckedConnection):
 def test_a_check_that_has_not_begun_at_the_fork_is_not_made_by_the_child(
     backend: Backend, is_handed_over: bool
 ) -> None:
-    pool: Pool[Any] = Pool(lambda: backend._made(Asked(backend, {})), max_connections=1)
+    pool: Pool[Any] = Pool(lambda: backend.add(Asked(backend, {})), max_connections=1)
     held = pool.acquire()
     Asked.asked.clear()
     if is_handed_over:
@@ -318,7 +291,7 @@ def test_a_check_that_has_not_begun_at_the_fork_is_not_made_by_the_child(
         assert 0 not in Asked.asked
 
     # In the turn in which it is woken, or spawns the greenlet that asks.
-    gevent.spawn(in_child, child).get(timeout=PATIENCE)
+    gevent.spawn(in_gevents_child, child).get(timeout=PATIENCE)
     assert waiter.get(timeout=PATIENCE) is held
     assert Asked.asked == [0]
 
@@ -332,7 +305,7 @@ def test_what_a_collected_pool_has_left_is_closed_by_the_parent_alone(backend: B
 
     goodbyes: list[int] = []
     backend.closes.clear()
-    pool: Pool[Any] | None = Pool(lambda: backend._made(Polite(backend, {})))
+    pool: Pool[Any] | None = Pool(lambda: backend.add(Polite(backend, {})))
     assert pool is not None
     pool.release(pool.acquire())
     # Until the greenlet that has opened it is gone.
@@ -350,7 +323,7 @@ def test_what_a_collected_pool_has_left_is_closed_by_the_parent_alone(backend: B
         settle()
         assert goodbyes == []
 
-    in_child(child)
+    in_gevents_child(child)
     backend.closes.set()
     settle()
     assert goodbyes == [0]
@@ -359,12 +332,12 @@ def test_what_a_collected_pool_has_left_is_closed_by_the_parent_alone(backend: B
 def test_a_fork_in_the_turn_in_which_the_time_of_a_waiter_is_over(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     pool.acquire()
-    waiter = gevent.spawn(what_comes_of, pool.acquire, timeout=0.02)
+    waiter = gevent.spawn(outcome, pool.acquire, timeout=0.02)
 
     def child() -> None:
         assert isinstance(waiter.get(timeout=PATIENCE), PoolExhaustedError)
 
-    forking = gevent.spawn_later(0.01, in_child, child)
+    forking = gevent.spawn_later(0.01, in_gevents_child, child)
     settle()
     # Both are late, and their timers go off one after the other.
     time.sleep(0.05)
@@ -385,9 +358,9 @@ def test_a_child_that_forks_again_at_once(backend: Backend) -> None:
         # The grandchild has a copy of the waiters, too, and they come first.
         for waiter in waiters:
             waiter.kill(block=False)
-        in_child(grandchild)
+        in_gevents_child(grandchild)
 
-    in_child(child)
+    in_gevents_child(child)
     gevent.killall(waiters)
 
 
@@ -401,7 +374,7 @@ def test_closing_in_the_child_wakes_copied_waiters(backend: Backend) -> None:
         waiter.join(PATIENCE)
         assert isinstance(waiter.exception, PoolClosedError)
 
-    in_child(child)
+    in_gevents_child(child)
     waiter.kill()
 
 
@@ -416,14 +389,14 @@ def test_waiting_until_ready_goes_on_in_the_child(backend: Backend) -> None:
         waiting.get(timeout=PATIENCE)
         assert numbers(pool) == (0, 2, 0, 0)
 
-    in_child(child)
+    in_gevents_child(child)
     waiting.kill()
 
 
 def test_a_child_that_does_not_use_the_pool_opens_nothing(backend: Backend) -> None:
     backend.failures.extend([OSError("down")] * 2)
     pool = Pool(backend.connect, min_connections=1)
-    pool._lifecycle._pause = 0.01
+    pause_filling(pool, 0.01)
     eventually(lambda: pool.stats().open_errors)
     made = len(backend.connections)
 
@@ -431,7 +404,7 @@ def test_a_child_that_does_not_use_the_pool_opens_nothing(backend: Backend) -> N
         gevent.sleep(0.03)
         assert len(backend.connections) == made
 
-    in_child(child)
+    in_gevents_child(child)
     pool.close()
 
 
@@ -445,7 +418,7 @@ def test_a_sweep_that_the_fork_caught_under_way_opens_nothing_in_a_child_that_do
             return False
 
     sweeping, going_on = gevent.event.Event(), gevent.event.Event()
-    pool = Pool(lambda: backend._made(Sweeping(backend, {})), max_connections=2, min_connections=1, reap_interval=0.001)
+    pool = Pool(lambda: backend.add(Sweeping(backend, {})), max_connections=2, min_connections=1, reap_interval=0.001)
     pool.wait_ready(PATIENCE)
     assert sweeping.wait(PATIENCE)
 
@@ -455,7 +428,7 @@ def test_a_sweep_that_the_fork_caught_under_way_opens_nothing_in_a_child_that_do
 
     # The sweep goes on in the next turn, before what ends its copy in the child.
     going_on.set()
-    in_child(child)
+    in_gevents_child(child)
     pool.close()
 
 
@@ -500,7 +473,7 @@ def test_a_caller_that_logs_a_dead_holder_at_the_fork_uses_the_pool_in_the_child
     caller = gevent.spawn(use)
     settle()
     assert len(stalling_handler.messages) == 1
-    in_child(go_on)
+    in_gevents_child(go_on)
     go_on()
 
 
@@ -511,7 +484,7 @@ def test_the_child_counts_from_0(backend: Backend) -> None:
     def child() -> None:
         assert pool.stats() == Pool(backend.connect).stats()
 
-    in_child(child)
+    in_gevents_child(child)
     assert pool.stats().opened == 1
 
 
@@ -550,7 +523,7 @@ def test_the_waiters_of_another_thread_are_not_copied() -> None:
         assert numbers(pool) == (0, 1, 0, 0)
 
     with another_thread(use):
-        in_child(child)
+        in_gevents_child(child)
 
 
 def test_what_another_thread_has_waited_for_can_be_waited_for_in_the_child() -> None:
@@ -566,7 +539,7 @@ def test_what_another_thread_has_waited_for_can_be_waited_for_in_the_child() -> 
         pools[0].close(timeout=0.001)
 
     with another_thread(use):
-        in_child(child)
+        in_gevents_child(child)
 
 
 @pytest.mark.parametrize("is_used", [True, False], ids=["used", "unused"])
@@ -593,12 +566,13 @@ def test_the_child_is_not_told_of_the_parents_connections(backend: Backend, is_u
         settle()
         assert told == mine
 
-    in_child(child)
+    in_gevents_child(child)
     settle()
     assert told == [discarded.number, released.number]
 
 
 def test_a_child_of_a_thread_keeps_nothing_of_a_collected_pool() -> None:
+    # What is left to a thread is a private matter, and all that shows it.
     def use() -> None:
         pool: Pool[Any] | None = Pool(Plain)
         assert pool is not None
@@ -635,7 +609,7 @@ def test_a_destructor_says_no_goodbye_in_the_child() -> None:
         settle()
         gc.collect()
 
-    in_child(child)
+    in_gevents_child(child)
     pool.close()
     del pool
     settle()
@@ -648,7 +622,7 @@ def test_a_closed_pool_is_closed_in_the_child(backend: Backend) -> None:
     pool = Pool(backend.connect)
     pool.release(pool.acquire())
     pool.close()
-    in_child(pool.close)
+    in_gevents_child(pool.close)
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

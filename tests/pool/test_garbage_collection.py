@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,12 +16,14 @@ import pytest
 from gsocketpool import Pool, PoolEvents, TcpConnection, _fork
 from gsocketpool._adapter import Adapter
 from gsocketpool._closer import Closer
-from gsocketpool._reaper import _sweep_forever
 from gsocketpool._steps import ConnectionSteps
 from gsocketpool._threads import Thread
 from tests.support.connections import check_echo
+from tests.support.internals import sweep_all_the_time
+from tests.support.processes import run_python
 from tests.support.scripted import PATIENCE, Backend, Plain, ScriptedConnection, end_event_loop, eventually, settle
 from tests.support.switches import Switches, greenlets_there_are
+from tests.support.threads import in_thread
 
 
 @pytest.fixture
@@ -69,14 +69,6 @@ class Switching(ScriptedConnection):
         return self.is_open
 
 
-def sweep_all_the_time(pool: Pool[Any]) -> Any:
-    reaper = pool._reaper
-    assert reaper.greenlet is not None
-    reaper.greenlet.kill()
-    reaper.greenlet = gevent.spawn(_sweep_forever, reaper, weakref.ref(pool), 0)
-    return reaper.greenlet
-
-
 class Garbage:
     """Only the collector finds it."""
 
@@ -100,7 +92,7 @@ def use(pool: Pool[Any], number: int, served: list[int], found: list[int]) -> No
 
 
 def test_collecting_at_every_switch_of_a_pool_at_work(backend: Backend) -> None:
-    pool = Pool(lambda: backend._made(Switching(backend, {})), max_connections=2)
+    pool = Pool(lambda: backend.add(Switching(backend, {})), max_connections=2)
     pool.release(pool.acquire())
     settle()
     served: list[int] = []
@@ -125,7 +117,7 @@ def test_greenlets_that_nobody_refers_to_but_their_pool(backend: Backend) -> Non
     """They wait without a limit, so not even a timer knows them; nor does anybody else know their pool."""
     served: list[int] = []
     with collecting_at_every_switch():
-        pool = Pool(lambda: backend._made(Switching(backend, {})), max_connections=1, acquire_timeout=None)
+        pool = Pool(lambda: backend.add(Switching(backend, {})), max_connections=1, acquire_timeout=None)
 
         def use_without_a_limit(pool: Pool[Any], number: int) -> None:
             for _ in range(3):
@@ -167,7 +159,7 @@ def test_when_its_last_waiter_goes_a_pool_is_collected_and_what_is_in_use_left_a
 def test_a_pool_in_a_cycle_is_collected_in_whatever_its_reaper_does(backend: Backend) -> None:
     """It sleeps, or is in the middle of a sweep, which waits for a connection to be closed."""
     for turns in range(12):
-        pool: Any = Pool(lambda: backend._made(Switching(backend, {})), max_connections=3)
+        pool: Any = Pool(lambda: backend.add(Switching(backend, {})), max_connections=3)
         pool.itself = pool
         for connection in [pool.acquire() for _ in range(3)]:
             pool.release(connection)
@@ -199,7 +191,7 @@ def test_when_its_thread_has_ended_what_is_idle_is_closed_and_the_pool_can_be_co
         if ends_loop:
             end_event_loop()
 
-    in_thread(use)
+    in_thread(use, ends_loop=False)
     assert not connections[0].is_open
     reference = weakref.ref(pools.pop())
     gc.collect()
@@ -207,13 +199,6 @@ def test_when_its_thread_has_ended_what_is_idle_is_closed_and_the_pool_can_be_co
 
 
 # The end of a thread
-
-
-def in_thread(act: Callable[[], object]) -> None:
-    thread = threading.Thread(target=act)
-    thread.start()
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
 
 
 class Telling(PoolEvents):
@@ -232,7 +217,7 @@ def leave_a_block_by_an_error(pool: Pool[Any]) -> None:
 
 
 def release_in_another_thread(pool: Pool[Any]) -> None:
-    in_thread(pool.lease().release)
+    in_thread(pool.lease().release, ends_loop=False)
 
 
 def retire(pool: Pool[Any]) -> None:
@@ -275,7 +260,7 @@ def test_a_thread_that_ends_leaves_no_connection_open(act: str, events: PoolEven
         settle()
         LAST_ACTS[act](pool)
 
-    in_thread(use)
+    in_thread(use, ends_loop=False)
     gc.collect()
     # A connection that no pool knows any more is as good as closed when it is gone.
     assert [found for one in connections if (found := one()) is not None and found.is_open] == []
@@ -294,7 +279,7 @@ def test_a_pool_is_collected_whatever_the_last_act_of_its_thread_was(act: str) -
         settle()
         LAST_ACTS[act](pool)
 
-    in_thread(use)
+    in_thread(use, ends_loop=False)
     gc.collect()
     assert pools[0]() is None
 
@@ -311,6 +296,7 @@ def test_a_thread_that_ends_as_its_pool_is_collected_leaves_no_connection_open()
         def run_callback_threadsafe(self, *_: Any) -> None:
             pass
 
+    # The moment is one in the middle of a method, so that its parts are put together by hand.
     thread = Thread()
     closer = Closer(1, Adapter(ConnectionSteps(), None, "never"))
     connection = Plain()
@@ -334,7 +320,7 @@ def test_a_living_thread_does_not_keep_its_pools() -> None:
         collected.append(reference() is None)
 
     collected: list[bool] = []
-    in_thread(use)
+    in_thread(use, ends_loop=False)
     assert collected == [True]
 
 
@@ -467,19 +453,14 @@ def endings() -> Iterator[Any]:
 def test_the_interpreter_ends_in_the_middle_of_it(situation: str, is_patched: bool) -> None:
     beginning = "from gevent import monkey; monkey.patch_all()" if is_patched else ""
     program = f"{beginning}\n{BEGINNING}\n{SITUATIONS[situation]}\nprint('here')\nsys.exit(3)"
-    done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=3 * PATIENCE,
-    )
+    done = run_python(program, options=["-X", "dev", "-W", "error"], patience=3 * PATIENCE)
     assert (done.returncode, done.stdout, done.stderr) == (3, "here\n", "")
 
 
 @pytest.mark.parametrize("beginning", ["", "from gevent import monkey; monkey.patch_all()"], ids=["plain", "patched"])
 def test_the_interpreter_ends_by_an_error_in_a_block(beginning: str) -> None:
     program = f"{beginning}\n{BEGINNING}\nwith pool.connection():\n    raise LookupError('mine')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=3 * PATIENCE)
+    done = run_python(program, patience=3 * PATIENCE)
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
     assert done.stderr.endswith("LookupError: mine\n")

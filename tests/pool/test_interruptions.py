@@ -6,6 +6,7 @@ each point, and for every kind of exception, which is thrown there and nowhere e
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import logging
@@ -21,9 +22,10 @@ import gevent
 import pytest
 from gevent.hub import Hub, get_hub
 
-from gsocketpool import Pool, PoolClosedError, PoolError, PoolEvents, PoolExhaustedError
-from gsocketpool._reaper import _sweep_forever
+from gsocketpool import ConnectionNotFoundError, Pool, PoolClosedError, PoolError, PoolEvents, PoolExhaustedError
 from gsocketpool.connectors import Connector
+from tests.support.callers import is_closed
+from tests.support.internals import FIRST_PAUSE, keepalive_of, look_once_for_dead_holders, sweep_all_the_time
 from tests.support.scripted import PATIENCE, Backend, ScriptedConnection, settle
 from tests.support.switches import Switches, greenlets_there_are
 
@@ -164,7 +166,7 @@ class World:
         kind = scenario.kind or (SwitchingAndChecked if scenario.is_checked else Switching)
 
         def make() -> Any:
-            return self.backend._made(kind(self.backend, {}))
+            return self.backend.add(kind(self.backend, {}))
 
         self.pool: Pool[Any] = Pool(
             TransactionConnector(make) if scenario.has_connector else make,
@@ -218,7 +220,7 @@ class World:
             # What is reset at the end of the last caller's use.
             if pool.stats().resetting:
                 gevent.sleep(0)
-        if not pool._state.closed:
+        if not is_closed(pool):
             if pool.stats().resetting or pool.stats().waiting or pool.stats().in_use:
                 self.wrongs.append(f"something was left behind: {pool}")
             self.backend.answer = True
@@ -355,8 +357,9 @@ def first_do(act: Callable[[World], object]) -> Callable[[World, int], None]:
 
 def drop_or_use(world: World, number: int) -> None:
     if number == 0:
-        for entry in world.pool._state.idle[:]:
-            world.pool.drop(entry.connection)
+        for connection in world.backend.connections:
+            with contextlib.suppress(ConnectionNotFoundError):
+                world.pool.drop(connection)
     use_in_a_block(world, number)
 
 
@@ -378,11 +381,8 @@ def fail_once(world: World) -> None:
     world.backend.failures.append(ConnectionRefusedError("once"))
 
 
-def sweep_all_the_time(world: World) -> None:
-    reaper = world.pool._reaper
-    assert reaper.greenlet is not None
-    reaper.greenlet.kill()
-    reaper.greenlet = gevent.spawn(_sweep_forever, reaper, weakref.ref(world.pool), 0)
+def be_swept(world: World) -> None:
+    sweep_all_the_time(world.pool)
     for connection in world.backend.connections:
         connection.says_expired = True
     # It is in the middle of a sweep when the callers come.
@@ -391,10 +391,8 @@ def sweep_all_the_time(world: World) -> None:
 
 
 def ping_all_the_time(world: World) -> None:
-    keepalive = world.pool._lifecycle.keepalive
-    assert keepalive is not None
     # As its timer does.
-    get_hub().loop.run_callback(keepalive.ping_due)
+    get_hub().loop.run_callback(keepalive_of(world.pool).ping_due)
     gevent.sleep(0)
 
 
@@ -431,7 +429,7 @@ SCENARIOS = {
         first_do(lambda world: world.pool.drain()), {"_open", "_close", "_check"}, idle=True, is_checked=True
     ),
     "drop": Scenario(drop_or_use, {"_open", "_close"}, idle=True, allowed=PoolError),
-    "sweeps": Scenario(use_in_a_block, {"_sweep_forever", "_close", "_open"}, idle=True, prepare=sweep_all_the_time),
+    "sweeps": Scenario(use_in_a_block, {"_sweep_forever", "_close", "_open"}, idle=True, prepare=be_swept),
     "wait until ready": Scenario(fill_and_use, {"_open"}, is_filled=True),
     "complete": Scenario(begin_in_a_block, set(), idle=True, kind=Transaction),
     "complete, with a connector": Scenario(begin_in_a_block, set(), idle=True, kind=Transaction, has_connector=True),
@@ -556,7 +554,7 @@ def interruptions(rehearsal: Switches) -> Iterator[Interruption]:
 @pytest.fixture(autouse=True)
 def no_look_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slow machine the look for dead holders that a caller has asked for comes in the middle of a rehearsal."""
-    monkeypatch.setattr("gsocketpool._reaper.CHECK_INTERVAL", 1000.0)
+    look_once_for_dead_holders(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -600,7 +598,7 @@ def test_thrown_wherever_a_greenlet_waits(
 ) -> None:
     in_the_background: list[Any] = []
     monkeypatch.setattr(Hub, "print_exception", lambda *arguments: in_the_background.append(arguments[1:4]))
-    monkeypatch.setattr("gsocketpool._lifecycle.FIRST_PAUSE", 0.0001)
+    monkeypatch.setattr(FIRST_PAUSE, 0.0001)
     caplog.set_level(logging.CRITICAL, "gsocketpool")
     scenario = SCENARIOS[name]
     # Pools that other tests have left to the garbage collector would be buried in the middle of this one.

@@ -28,14 +28,24 @@ from gsocketpool import (
     PoolExhaustedError,
 )
 from gsocketpool.connectors.valkey import ValkeyConnector
-from tests.pool.test_fork import in_child
-from tests.pool.test_reset import check_whole, discarded, errors, swallow
 from tests.support.connections import no_hanging as no_hanging
+from tests.support.internals import (
+    discard_late,
+    has_timer,
+    idle_upkeep_of,
+    keepalive_of,
+    reaper_of,
+    state_of,
+    sweep,
+    upkeep_of,
+)
+from tests.support.processes import in_gevents_child
 from tests.support.scripted import (
     PATIENCE,
     Backend,
     Client,
     Clock,
+    Foreign,
     Plain,
     ScriptedConnection,
     ScriptedConnector,
@@ -47,14 +57,14 @@ from tests.support.scripted import (
     settle,
     spawn_acquire,
 )
+from tests.support.upkeep import check_whole, discarded, errors, swallow
 
 INTERVAL = 60
 
 
 def look(pool: Pool[Any]) -> None:
     """Begins the pings that are due, as the timer does, and lets them go on until they wait."""
-    keepalive = pool._lifecycle.keepalive
-    assert keepalive is not None
+    keepalive = keepalive_of(pool)
     gevent.get_hub().loop.run_callback(keepalive.ping_due)
     settle()
 
@@ -207,8 +217,7 @@ def test_it_sets_its_timer_for_the_first_that_is_due(clock: Clock, monkeypatch: 
             return timer(seconds)
 
     keeping.fill(3)
-    keepalive = keeping.pool._lifecycle.keepalive
-    assert keepalive is not None
+    keepalive = keepalive_of(keeping.pool)
     monkeypatch.setattr(keepalive, "_loop", Noting())
     clock.advance(10)
     look(keeping.pool)
@@ -227,9 +236,7 @@ def test_it_goes_on_when_a_program_kills_every_greenlet() -> None:
     with Pool(connector, keepalive_interval=0.01) as pool:
         pool.release(pool.acquire())
         eventually(lambda: pings(connector) > 1)
-        upkeep, reaper = pool._lifecycle.upkeep, pool._reaper.greenlet
-        assert reaper is not None
-        gevent.killall([*upkeep.running, *upkeep.idle, reaper])
+        gevent.killall([*upkeep_of(pool), *idle_upkeep_of(pool), reaper_of(pool)])
         count = pings(connector)
         eventually(lambda: pings(connector) > count)
 
@@ -237,7 +244,7 @@ def test_it_goes_on_when_a_program_kills_every_greenlet() -> None:
 def test_a_pool_that_was_not_told_to_does_nothing() -> None:
     pool = Pool(ScriptedConnector())
     pool.release(pool.acquire())
-    assert pool._lifecycle.keepalive is None
+    assert keepalive_of(pool) is None
 
 
 # Meanwhile
@@ -285,7 +292,7 @@ def test_it_has_no_holder_that_can_die(clock: Clock, caplog: pytest.LogCaptureFi
     clock.advance(INTERVAL)
     look(keeping.pool)
     clock.advance(100)
-    keeping.pool._reaper.sweep(keeping.pool)
+    sweep(keeping.pool)
     assert keeping.pool.stats().resetting == 1
     assert discarded(keeping.pool) == {}
     assert not caplog.records
@@ -298,13 +305,12 @@ def test_a_discard_that_was_put_off_takes_it_and_the_others_are_pinged_all_the_s
     keeping = Keeping(clock, max_connections=2)
     first, _ = keeping.fill(2)
     clock.advance(INTERVAL)
-    entry = keeping.pool._state.idle[0]
-    keepalive = keeping.pool._lifecycle.keepalive
-    assert keepalive is not None
+    entry = state_of(keeping.pool).idle[0]
+    keepalive = keepalive_of(keeping.pool)
     keepalive.ping_due()
     if has_begun:
         settle()
-    keeping.pool._discard(entry, entry.generation)
+    discard_late(keeping.pool, entry, entry.generation)
     keeping.lets.set()
     eventually(lambda: not first.is_open)
     settle()
@@ -462,12 +468,11 @@ def test_a_ping_that_is_killed_discards_and_the_next_is_pinged(clock: Clock, tur
     killed = []
 
     def kill() -> None:
-        for greenlet in list(keeping.pool._lifecycle.upkeep.running):
+        for greenlet in upkeep_of(keeping.pool):
             greenlet.kill(block=False)
             killed.append(greenlet)
 
-    keepalive = keeping.pool._lifecycle.keepalive
-    assert keepalive is not None
+    keepalive = keepalive_of(keeping.pool)
     keepalive.ping_due()
     gevent.get_hub().loop.run_callback(kill)
     for _ in range(turns):
@@ -570,12 +575,12 @@ def test_a_pinged_connection_is_retired_when_it_would_have_been(clock: Clock) ->
     (client,) = keeping.fill(1)
     clock.advance(99)
     look(keeping.pool)
-    keeping.pool._reaper.sweep(keeping.pool)
+    sweep(keeping.pool)
     assert client.is_open
     clock.advance(1)
     look(keeping.pool)
     assert keeping.pinged == [0], "it is not pinged once its time is up"
-    keeping.pool._reaper.sweep(keeping.pool)
+    sweep(keeping.pool)
     eventually(lambda: not client.is_open)
     assert keeping.pool.stats().retired == {"idle": 1}
 
@@ -612,7 +617,7 @@ def test_one_that_is_too_old_is_retired(clock: Clock) -> None:
     keeping = Keeping(clock, max_lifetime=100)
     client = keeping.begin_ping()
     clock.advance(100)
-    keeping.pool._reaper.sweep(keeping.pool)
+    sweep(keeping.pool)
     assert keeping.pool.stats().resetting == 1
     keeping.lets.set()
     eventually(lambda: not client.is_open)
@@ -656,8 +661,7 @@ def test_closing_the_pool_cuts_it_short(clock: Clock, timeout: float, has_begun:
     keeping = Keeping(clock, max_connections=2)
     clients = keeping.fill(2)
     clock.advance(INTERVAL)
-    keepalive = keeping.pool._lifecycle.keepalive
-    assert keepalive is not None
+    keepalive = keepalive_of(keeping.pool)
     keepalive.ping_due()
     if has_begun:
         settle()
@@ -671,7 +675,7 @@ def test_closing_the_pool_cuts_it_short(clock: Clock, timeout: float, has_begun:
     settle()
     assert numbers(keeping.pool) == (0, 0, 0, 0)
     assert keeping.pinged == [0] * has_begun
-    assert keepalive._timer is None
+    assert not has_timer(keepalive)
     with pytest.raises(PoolClosedError):
         keeping.pool.acquire()
 
@@ -728,7 +732,7 @@ def test_a_fork_ends_it_in_the_child_and_the_parent_notices_nothing(
         assert not caplog.records
         keeping.pool.close()
 
-    in_child(child)
+    in_gevents_child(child)
     assert repr(keeping.pool) == before
     keeping.lets.set()
     assert waiting.get(timeout=PATIENCE) is client
@@ -739,8 +743,7 @@ def test_a_child_pings_nothing_that_was_about_to_be_pinged(keeping: Keeping) -> 
     keeping.lets.set()
     (client,) = keeping.fill(1)
     keeping.clock.advance(INTERVAL)
-    keepalive = keeping.pool._lifecycle.keepalive
-    assert keepalive is not None
+    keepalive = keepalive_of(keeping.pool)
     keepalive.ping_due()
 
     def child() -> None:
@@ -749,7 +752,7 @@ def test_a_child_pings_nothing_that_was_about_to_be_pinged(keeping: Keeping) -> 
         assert keeping.connector.steps == ["abort"]
         assert keeping.pool.acquire() is not client
 
-    in_child(child)
+    in_gevents_child(child)
     settle()
     assert keeping.pinged == [0]
     assert keeping.pool.acquire() is client
@@ -760,18 +763,17 @@ def test_a_child_has_a_timer_of_its_own() -> None:
     pool = Pool(connector, keepalive_interval=0.02)
     client = pool.acquire()
     pool.release(client)
-    keepalive = pool._lifecycle.keepalive
-    assert keepalive is not None
+    keepalive = keepalive_of(pool)
 
     def child() -> None:
-        assert keepalive._timer is None
+        assert not has_timer(keepalive)
         # The copy of the parent's would have come by then.
         gevent.sleep(0.05)
         assert connector.steps == ["abort"]
         pool.release(pool.acquire())
         eventually(lambda: pings(connector) > 1)
 
-    in_child(child)
+    in_gevents_child(child)
     eventually(lambda: pings(connector) > 1)
     assert client.is_open
     pool.close()
@@ -785,8 +787,7 @@ def test_a_pool_that_is_collected_leaves_nothing_open(clock: Clock, when: str) -
     reference = weakref.ref(pool)
     client = pool.acquire()
     pool.release(client)
-    keepalive = pool._lifecycle.keepalive
-    assert keepalive is not None
+    keepalive = keepalive_of(pool)
     if when != "idle":
         clock.advance(INTERVAL)
         keepalive.ping_due()
@@ -798,7 +799,7 @@ def test_a_pool_that_is_collected_leaves_nothing_open(clock: Clock, when: str) -
     assert reference() is None
     eventually(lambda: not client.is_open)
     assert connector.steps == ["ping"] * (when == "under way") + ["close"]
-    assert keepalive._timer is None
+    assert not has_timer(keepalive)
 
 
 @pytest.mark.parametrize("is_under_way", [False, True])
@@ -879,20 +880,8 @@ def test_a_ping_whose_error_the_context_suppresses_is_no_good_one(clock: Clock) 
     assert discarded(pool) == {"not_pinged": 1}
 
 
-class Old:
+class Old(Foreign):
     """A connection of gsocketpool 0.1.6, whose ping() may mean anything."""
-
-    def __init__(self) -> None:
-        self.is_open = False
-
-    def open(self) -> None:
-        self.is_open = True
-
-    def close(self) -> None:
-        self.is_open = False
-
-    def is_connected(self) -> bool:
-        return self.is_open
 
     def ping(self) -> None:
         raise AssertionError("it was asked for something that is not the pool's to ask for")
@@ -910,8 +899,7 @@ def test_the_log_says_once_that_a_class_has_no_ping(
     assert record.levelno == logging.WARNING
     assert "of pool 'old': its class has no ping()" in record.getMessage()
     clock.advance(INTERVAL)
-    keepalive = pool._lifecycle.keepalive
-    assert keepalive is not None
+    keepalive = keepalive_of(pool)
     keepalive.ping_due()
     assert numbers(pool) == (0, 3, 0, 0)
 

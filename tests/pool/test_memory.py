@@ -13,6 +13,7 @@ import pytest
 from gevent.hub import Waiter
 
 from gsocketpool import Pool, PoolExhaustedError
+from tests.support.internals import look_once_for_dead_holders
 from tests.support.scripted import PATIENCE, Backend, Clock, Plain, eventually, numbers, settle, spawn_acquire
 
 #: Bytes: less than any object has. What lists and dicts keep in reserve comes to less for each of many.
@@ -23,7 +24,7 @@ SMALL = 16
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Memory is counted, and collected only where a test says so."""
     # The one greenlet of a pool that looks for dead holders in a moment is there all the time, or else now and then.
-    monkeypatch.setattr("gsocketpool._reaper.CHECK_INTERVAL", 1000.0)
+    look_once_for_dead_holders(monkeypatch)
     gc.disable()
     # What other tests have left need not be looked through each time.
     gc.freeze()

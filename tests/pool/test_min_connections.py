@@ -1,4 +1,4 @@
-"""A pool keeps on opening up to ``min_connections``, whatever becomes of the greenlets that it has set to work."""
+"""A pool opens ``initial_connections`` when it is made, and keeps ``min_connections`` open, whatever is killed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import gevent
 import pytest
 from gevent.hub import Hub
 
-from gsocketpool import InvalidArgumentError, Pool, PoolClosedError
+from gsocketpool import InvalidArgumentError, Pool, PoolClosedError, PoolNotReadyError
+from tests.support.internals import pause_filling
 from tests.support.scripted import PATIENCE, Backend, eventually, numbers, settle
 from tests.support.switches import greenlets_there_are
 
@@ -143,3 +144,95 @@ def test_a_pool_that_is_closed_while_it_is_filled_in_the_background_says_nothing
     settle()
     assert not errors
     assert caplog.records == []
+
+
+def test_initial_connections_are_open_when_the_pool_is_made(backend: Backend) -> None:
+    pool = Pool(backend.connect, initial_connections=3)
+    assert numbers(pool) == (0, 3, 0, 0)
+    assert len(backend.open) == 3
+    assert pool.stats().opened == 3
+
+
+def test_initial_and_kept_connections_share_the_limit(backend: Backend) -> None:
+    pool = Pool(backend.connect, initial_connections=5, min_connections=5, max_connections=5)
+    settle()
+    assert backend.most_open == 5
+    assert pool.stats().opened == 5
+
+
+def test_an_initial_connection_that_fails(backend: Backend) -> None:
+    backend.failures.append(OSError("down"))
+    opened_before = backend.connect
+    made: list[Any] = []
+
+    def factory() -> Any:
+        made.append(opened_before())
+        if len(made) == 3:
+            raise OSError("the third")
+        return made[-1]
+
+    with pytest.raises(OSError, match="down"):
+        Pool(factory, initial_connections=2)
+    made.clear()
+    with pytest.raises(OSError, match="the third"):
+        Pool(factory, initial_connections=3)
+    assert not backend.open
+
+
+def test_min_connections_are_kept_open(backend: Backend) -> None:
+    pool = Pool(backend.connect, min_connections=3, max_connections=4)
+    assert len(backend.connections) == 0, "in the background"
+    pool.wait_ready(timeout=PATIENCE)
+    assert numbers(pool) == (0, 3, 0, 0)
+    connections = [pool.acquire() for _ in range(3)]
+    assert pool.size == 3, "those in use count"
+    pool.discard(connections[0])
+    settle()
+    assert numbers(pool) == (2, 1, 0, 0)
+    pool.drain()
+    pool.wait_ready(timeout=PATIENCE)
+    eventually(lambda: len(backend.open) == 3)
+
+
+def test_waiting_until_ready(backend: Backend) -> None:
+    backend.opens.clear()
+    pool = Pool(backend.connect, min_connections=2, name="cache")
+    with pytest.raises(PoolNotReadyError) as caught:
+        pool.wait_ready(timeout=0.005)
+    assert (caught.value.connections, caught.value.min_connections) == (0, 2)
+    waiting = [gevent.spawn(pool.wait_ready) for _ in range(2)]
+    settle()
+    backend.opens.set()
+    gevent.joinall(waiting, timeout=PATIENCE, raise_error=True)
+    pool.wait_ready(timeout=0)
+    Pool(backend.connect).wait_ready(timeout=0)
+
+
+def test_waiting_for_a_pool_that_gets_closed(backend: Backend) -> None:
+    backend.opens.clear()
+    pool = Pool(backend.connect, min_connections=1)
+    waiting = gevent.spawn(pool.wait_ready)
+    settle()
+    pool.close()
+    with pytest.raises(PoolClosedError):
+        waiting.get(timeout=PATIENCE)
+
+
+def test_filling_goes_on_when_the_backend_is_back(backend: Backend) -> None:
+    backend.failures.extend(OSError(f"down {number}") for number in range(3))
+    pool = Pool(backend.connect, min_connections=1)
+    with pytest.raises(PoolNotReadyError, match="opening one last failed with OSError: down 0") as caught:
+        pool.wait_ready(timeout=0.02)
+    assert caught.value.last_open_error == "OSError: down 0"
+    assert len(backend.connections) == 1, "not again and again without a pause"
+    pool.wait_ready(timeout=PATIENCE)
+    assert pool.stats().open_errors == 3
+    assert len(backend.connections) == 4
+
+
+def test_a_caller_does_not_wait_for_the_pause(backend: Backend) -> None:
+    backend.failures.append(OSError("down"))
+    pool = Pool(backend.connect, min_connections=1)
+    settle()
+    pause_filling(pool, 1000.0)
+    assert pool.acquire(timeout=PATIENCE).number == 1

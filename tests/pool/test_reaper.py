@@ -14,7 +14,8 @@ import pytest
 
 from gsocketpool import Connection, Pool, TcpConnection, TlsConnection
 from tests.support.connections import no_hanging as no_hanging
-from tests.support.scripted import PATIENCE, Backend, Clock, Plain, ScriptedConnection, eventually, numbers
+from tests.support.internals import sweep
+from tests.support.scripted import PATIENCE, Backend, Clock, Foreign, Plain, ScriptedConnection, eventually, numbers
 from tests.support.servers import Server, client_context, server_context
 
 
@@ -114,21 +115,6 @@ def test_dropping_expired_connections_costs_the_same_wherever_they_are() -> None
 
 
 # One bad connection among others
-
-
-class Foreign:
-    """A connection of a class that has nothing to do with ours."""
-
-    is_open = False
-
-    def open(self) -> None:
-        self.is_open = True
-
-    def close(self) -> None:
-        self.is_open = False
-
-    def is_connected(self) -> bool:
-        return self.is_open
 
 
 class RaisingAttributes(Foreign):
@@ -261,7 +247,7 @@ def test_a_sweep_does_not_look_at_a_class_with_a_check_of_its_own() -> None:
             pool.release(dying)
             peer.close()
             assert pool.stats().can_peek is False
-            pool._reaper.sweep(pool)
+            sweep(pool)
             assert pool.stats().idle == 1
             assert pool.acquire() is not dying
 
@@ -290,3 +276,46 @@ def test_a_sweep_leaves_what_is_alive_and_makes_no_round_trip(kind: Any) -> None
             assert numbers(pool) == (0, 1, 0, 0)
             assert getattr(connection, "pings", 0) == 0
             assert pool.acquire() is connection
+
+
+# What the connections say themselves
+
+
+def test_the_users_is_expired_is_the_reapers_alone(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    connection = pool.acquire()
+    connection.says_expired = True
+    pool.release(connection)
+    assert pool.acquire() is connection
+    pool.release(connection)
+    pool.drop_expired()
+    assert not connection.is_open
+    assert pool.stats().retired == {"expired": 1}
+
+
+def test_sweeps_come_as_often_as_the_tightest_limit_needs(backend: Backend) -> None:
+    def interval(**settings: Any) -> float:
+        return Pool(backend.connect, **settings).settings.sweep_interval
+
+    assert interval() == 180
+    assert interval(reap_interval=10, idle_timeout=60) == 10
+    assert interval(idle_timeout=60) == 60
+    assert interval(idle_timeout=60, max_lifetime=50, leak_threshold=40) == 40
+
+
+def test_an_expiry_question_that_switches_is_asked_about_idle_connections_only(backend: Backend) -> None:
+    class Slow(ScriptedConnection):
+        def is_expired(self) -> bool:
+            gevent.sleep(0)
+            return True
+
+    pool = Pool(lambda: backend.add(Slow(backend, {})))
+    first, second = pool.acquire(), pool.acquire()
+    pool.release(first)
+    pool.release(second)
+    dropping = gevent.spawn(pool.drop_expired)
+    gevent.sleep(0)
+    taken = [pool.acquire(), pool.acquire()]
+    dropping.get(timeout=PATIENCE)
+    assert all(connection.is_open for connection in taken)
+    assert numbers(pool) == (2, 0, 0, 0)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-from tests.support.scripted import PATIENCE
+from tests.support.processes import run_python
 
 # The recursion limit and everything that is on the stack are those of a process of its own.
 SCRIPT = """
@@ -202,16 +198,8 @@ print(json.dumps(found))
 
 
 def run_script(script: str, *arguments: Any, loop: str = "") -> Any:
-    root = pathlib.Path(__file__).parents[2]
-    run = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(arguments)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), **({"GEVENT_LOOP": loop} if loop else {})},
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE,
-        check=True,
-    )
+    run = run_python(script, json.dumps(arguments), **({"GEVENT_LOOP": loop} if loop else {}))
+    assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
 

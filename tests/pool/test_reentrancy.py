@@ -1,11 +1,10 @@
-"""Code of the user's that uses the very pool that calls it, closings that go wrong in every way, and other threads."""
+"""User code that uses the very pool that calls it, and closings that go wrong in every way."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,17 +12,9 @@ import gevent
 import pytest
 from gevent.hub import Hub
 
-from gsocketpool import Pool, PoolClosedError, PoolError, PoolExhaustedError, WrongThreadError
-from tests.support.scripted import (
-    PATIENCE,
-    Backend,
-    Plain,
-    ScriptedConnection,
-    end_event_loop,
-    eventually,
-    numbers,
-    settle,
-)
+from gsocketpool import Pool, PoolError, PoolExhaustedError
+from tests.support.callers import is_closed
+from tests.support.scripted import PATIENCE, Backend, ScriptedConnection, eventually, numbers, settle
 
 
 class Reentrant(ScriptedConnection):
@@ -142,7 +133,7 @@ def everything(pool: Pool[Any], backend: Backend) -> None:
 
 
 def check_whole(pool: Pool[Any], backend: Backend) -> None:
-    if not pool._state.closed:
+    if not is_closed(pool):
         assert numbers(pool)[0] == 0, "something is lost"
         taken = [pool.acquire(timeout=PATIENCE) for _ in range(pool.stats().max_connections)]
         assert all(connection.is_open for connection in taken)
@@ -167,7 +158,7 @@ def test_a_step_that_uses_the_pool(backend: Backend, act: str, step: str, size: 
     def factory() -> ScriptedConnection:
         connection = Reentrant(backend, {})
         connection.check_whether_armed("factory")
-        return backend._made(connection)
+        return backend.add(connection)
 
     pool = Pool(factory, max_connections=size, close_timeout=0.2)
     use(pool, PATIENCE)
@@ -191,7 +182,7 @@ def test_a_close_that_kills_its_own_greenlet(backend: Backend, is_waited_for: bo
         def close(self) -> None:
             gevent.getcurrent().kill()
 
-    pool = Pool(lambda: backend._made(Suicidal(backend, {})), max_connections=2)
+    pool = Pool(lambda: backend.add(Suicidal(backend, {})), max_connections=2)
     close_one(pool, is_waited_for)
     check_whole(pool, backend)
 
@@ -215,7 +206,7 @@ def test_a_close_that_raises(
 
     in_the_background: list[Any] = []
     monkeypatch.setattr(Hub, "print_exception", lambda *arguments: in_the_background.append(arguments[3]))
-    pool = Pool(lambda: backend._made(Raising(backend, {})), max_connections=2)
+    pool = Pool(lambda: backend.add(Raising(backend, {})), max_connections=2)
     close_one(pool, is_waited_for)
     assert in_the_background == ([error] if isinstance(error, FatalError) else [])
     check_whole(pool, backend)
@@ -244,7 +235,7 @@ def test_a_close_that_ends_the_program(backend: Backend) -> None:
             if self.number == 0:
                 raise SystemExit(3)
 
-    pool = Pool(lambda: backend._made(Exiting(backend, {})), max_connections=2)
+    pool = Pool(lambda: backend.add(Exiting(backend, {})), max_connections=2)
     pool.discard(pool.acquire())
     with pytest.raises(SystemExit):
         settle()
@@ -259,7 +250,7 @@ def test_closings_that_hang_hold_no_place(backend: Backend, caplog: pytest.LogCa
             gevent.sleep(PATIENCE)
 
     caplog.set_level(logging.CRITICAL, "gsocketpool")
-    pool = Pool(lambda: backend._made(Hanging(backend, {})), max_connections=2, close_timeout=0.5)
+    pool = Pool(lambda: backend.add(Hanging(backend, {})), max_connections=2, close_timeout=0.5)
 
     def discard() -> None:
         pool.discard(pool.acquire())
@@ -269,134 +260,3 @@ def test_closings_that_hang_hold_no_place(backend: Backend, caplog: pytest.LogCa
     assert numbers(pool) == (0, 0, 0, 0)
     assert all(one.successful() for one in discarding)
     check_whole(pool, backend)
-
-
-# Threads
-
-
-def in_thread(act: Callable[[], object]) -> Any:
-    """What a call in another thread returns, or the error that it raises."""
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.append(act())
-        except BaseException as error:
-            outcome.append(error)
-        finally:
-            end_event_loop()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join(PATIENCE)
-    return outcome[0]
-
-
-METHODS: dict[str, Callable[[Pool[Any], Any], object]] = {
-    "acquire": lambda pool, held: pool.acquire(),
-    "acquire at once": lambda pool, held: pool.acquire(timeout=0),
-    "acquire and retry": lambda pool, held: pool.acquire(retry=1),
-    "connection": lambda pool, held: use(pool, 1),
-    "lease": lambda pool, held: pool.lease(),
-    "release": lambda pool, held: pool.release(held),
-    "discard": lambda pool, held: pool.discard(held),
-    "detach": lambda pool, held: pool.detach(held),
-    "drop": lambda pool, held: pool.drop(pool._state.idle[0].connection),
-    "drop_expired": lambda pool, held: pool.drop_expired(),
-    "drain": lambda pool, held: pool.drain(),
-    "resize": lambda pool, held: pool.resize(1),
-    "wait_ready": lambda pool, held: pool.wait_ready(),
-    "fill": lambda pool, held: pool.fill(2),
-    "ping": lambda pool, held: pool.ping(),
-    "close": lambda pool, held: pool.close(),
-    "with": lambda pool, held: pool.__enter__().__exit__(None, None, None),
-}
-
-
-def test_there_is_a_case_for_every_method() -> None:
-    public = {name for name in dir(Pool) if not name.startswith("_") and callable(getattr(Pool, name))}
-    assert public - set(METHODS) == {"from_url", "stats"}, "what any thread may call"
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_another_thread_is_told_so_and_those_who_wait_are_left_alone(name: str) -> None:
-    pool = Pool(Plain, max_connections=2)
-    held, other = pool.acquire(), pool.acquire()
-    pool.release(other)
-    before = pool.stats()
-    assert isinstance(in_thread(lambda: METHODS[name](pool, held)), WrongThreadError)
-    assert pool.stats() == before
-    taken = pool.acquire()
-    waiter = gevent.spawn(pool.acquire)
-    settle()
-    if name != "drop":
-        assert isinstance(in_thread(lambda: METHODS[name](pool, held)), WrongThreadError)
-        settle()
-        assert numbers(pool) == (2, 0, 0, 1)
-    assert in_thread(pool.stats).waiting == 1
-    assert "2 in use" in in_thread(lambda: repr(pool))
-    pool.release(held)
-    assert waiter.get(timeout=PATIENCE) is held
-    pool.release(held)
-    pool.release(taken)
-    pool.close()
-
-
-def test_a_lease_is_not_transferred_to_another_thread() -> None:
-    pool = Pool(Plain, max_connections=1)
-    lease = pool.lease()
-    assert isinstance(in_thread(lease.transfer), WrongThreadError)
-    assert lease.is_active
-    lease.release()
-    assert numbers(pool) == (0, 1, 0, 0)
-    pool.close()
-
-
-@pytest.mark.parametrize("name", ["release", "discard"])
-def test_a_lease_that_ends_in_another_thread_is_given_back_in_the_pools_own(name: str) -> None:
-    pool = Pool(Plain, max_connections=1)
-    lease = pool.lease()
-    assert in_thread(getattr(lease, name)) is None
-    eventually(lambda: not lease.is_active)
-    assert numbers(pool) == (0, int(name == "release"), 0, 0)
-    pool.close()
-
-
-def test_a_block_left_in_another_thread_is_given_back_in_the_pools_own() -> None:
-    """The collector may leave it there, and what that raised would reach no caller."""
-    pool = Pool(Plain, max_connections=1)
-    block = pool.connection()
-    connection = block.__enter__()
-    assert in_thread(lambda: block.__exit__(None, None, None)) is None
-    eventually(lambda: numbers(pool) == (0, 1, 0, 0))
-    assert pool.acquire(timeout=0) is connection
-    pool.close(timeout=0)
-
-
-def test_a_block_whose_use_is_over_may_be_left_anywhere() -> None:
-    pool = Pool(Plain, max_connections=1)
-    block = pool.connection()
-    pool.discard(block.__enter__())
-    assert in_thread(lambda: block.__exit__(None, None, None)) is None
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("drop", "close", "with")])
-def test_a_closed_pool_does_nothing_any_more(name: str) -> None:
-    """It says so to whoever wants something of it; what would change nothing is allowed."""
-    pool = Pool(Plain, max_connections=2)
-    held = pool.acquire()
-    closing = gevent.spawn(pool.close, timeout=PATIENCE)
-    settle()
-    outcome: Any = None
-    try:
-        outcome = METHODS[name](pool, held)
-    except PoolClosedError as error:
-        outcome = error
-    refused = name.startswith(("acquire", "connection", "lease", "wait_ready", "fill", "ping"))
-    assert isinstance(outcome, PoolClosedError) is refused
-    if name not in ("release", "discard", "detach"):
-        pool.release(held)
-    closing.join(PATIENCE)
-    assert closing.successful()
-    assert held.is_open is (name == "detach")
-    assert numbers(pool) == (0, 0, 0, 0)

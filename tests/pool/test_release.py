@@ -6,31 +6,30 @@ import contextlib
 import gc
 import itertools
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import gevent
 import pytest
-from gevent.hub import Hub
+from gevent.event import Event
 
-import gsocketpool
 from gsocketpool import ConnectionNotFoundError, Pool, PoolClosedError, PoolExhaustedError
 from tests.support.connections import without_switching
+from tests.support.garbage import at_line, is_in_package, only_new_garbage
+from tests.support.garbage import errors_behind as errors_behind
 from tests.support.scripted import (
     PATIENCE,
     Backend,
     Plain,
     ScriptedConnection,
-    end_event_loop,
     eventually,
     numbers,
     settle,
+    spawn_acquire,
 )
+from tests.support.threads import in_thread
 
 Act = Callable[[Pool[Any]], object]
 #: Makes a generator that acquires a connection, yields, and gives back; and notes in a list when it is collected.
@@ -180,17 +179,6 @@ def test_a_greenlet_killed_in_a_block_is_dead_whatever_timeout_it_has_set(backen
 
 
 # Garbage: a generator that is suspended in a block gives back when it is collected, in the middle of anything
-
-PACKAGE = os.path.dirname(gsocketpool.__file__) + os.sep
-
-
-def is_in_package(frame: FrameType | None) -> bool:
-    """Whether code of the package runs, or waits for what runs."""
-    while frame is not None:
-        if frame.f_code.co_filename.startswith(PACKAGE):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def read_in_a_block(pool: Pool[Any], collected: list[bool]) -> Iterator[None]:
@@ -352,59 +340,20 @@ class World:
             self.pool.release(connection)
 
 
-@pytest.fixture
-def errors_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The errors of greenlets, callbacks and finalizers, which have nobody to be raised to."""
-    errors: list[str] = []
-    monkeypatch.setattr(Hub, "print_exception", lambda *arguments: errors.append(repr(arguments[3])))
-    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: errors.append(repr(unraisable.exc_value)))
-    return errors
-
-
-@contextmanager
-def only_new_garbage() -> Iterator[None]:
-    """Turns the collector off. When it is called, it passes over what is there already, which would take it long."""
-    before = gc.get_threshold()
-    gc.disable()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        gc.set_threshold(*before)
-        gc.enable()
-
-
 def run_dropping_at(line: int, act: Act, read: Reader, in_a_cycle: bool) -> tuple[list[bool], list[str]]:
     """Has a pool at work, and the garbage collected at the given one of the lines that the package runs.
 
     Returns, if it came to that line, whether the garbage was collected inside of the package; and what was wrong.
     """
     world = World(read, in_a_cycle)
-    lines = 0
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        return trace_lines if frame.f_code.co_filename.startswith(PACKAGE) else None
-
-    def trace_lines(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal lines
-        if event == "line":
-            lines += 1
-            if lines == line:
-                collect()
-        return trace_lines
 
     def collect() -> None:
         world.references.clear()
         if in_a_cycle:
             gc.collect()
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
+    with at_line(line, collect):
         world.run(use, act, use, use)
-    finally:
-        sys.settrace(before)
     collected = list(world.collected)
     collect()
     world.end()
@@ -522,19 +471,6 @@ class Owned(Plain):
         return super().is_reusable(error)
 
 
-def in_thread(act: Callable[[], object]) -> None:
-    def run() -> None:
-        try:
-            act()
-        finally:
-            end_event_loop()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
-
-
 @pytest.mark.parametrize("waiters", [0, 1])
 @pytest.mark.parametrize("in_a_cycle", [False, True], ids=["dropped", "collected"])
 def test_a_block_collected_in_another_thread_comes_back(
@@ -560,3 +496,106 @@ def test_a_block_collected_in_another_thread_comes_back(
             assert threads == {threading.get_ident()}
         finally:
             gevent.killall(waiting)
+
+
+# Releasing what is not in use
+
+
+@pytest.mark.parametrize("give_back", ["release", "detach"])
+def test_giving_back_what_is_not_in_use_changes_nothing(backend: Backend, give_back: str) -> None:
+    pool = Pool(backend.connect, max_connections=2)
+    other = Pool(backend.connect)
+    idle, held, foreign = pool.acquire(), pool.acquire(), other.acquire()
+    pool.release(idle)
+    before = pool.stats()
+    for wrong in (idle, foreign, None, object(), ScriptedConnection(backend, {})):
+        with pytest.raises(ConnectionNotFoundError, match="is not in use in pool 'connect'"):
+            getattr(pool, give_back)(wrong)
+        assert pool.stats() == before
+    assert idle.is_open
+    assert held.is_open
+    assert foreign.is_open
+
+
+def test_discarding_what_is_not_the_pools_changes_nothing(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=2)
+    other = Pool(backend.connect)
+    held, foreign, gone = pool.acquire(), other.acquire(), pool.acquire()
+    pool.discard(gone)
+    settle()
+    before = pool.stats()
+    for wrong in (gone, foreign, None, object(), ScriptedConnection(backend, {})):
+        with pytest.raises(ConnectionNotFoundError, match="is not in use or idle in pool 'connect'"):
+            pool.discard(wrong)  # type: ignore[arg-type]
+        assert pool.stats() == before
+    assert held.is_open
+    assert foreign.is_open
+
+
+def test_a_second_release_is_refused(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    connection = pool.acquire()
+    pool.release(connection)
+    with pytest.raises(ConnectionNotFoundError):
+        pool.release(connection)
+    assert numbers(pool) == (0, 1, 0, 0)
+
+
+def test_a_second_release_in_the_turn_of_a_hand_over_serves_nobody_else(backend: Backend) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    connection = pool.acquire()
+    waiters = [spawn_acquire(pool) for _ in range(2)]
+    pool.release(connection)
+    pool.release(connection)
+    for served in (1, 2):
+        settle()
+        assert sum(waiter.ready() for waiter in waiters) == served
+        pool.release(connection)
+    assert numbers(pool) == (0, 1, 0, 0)
+
+
+def test_a_second_release_while_the_next_user_has_it_checked_serves_nobody_else(backend: Backend) -> None:
+    pool = Pool(backend.connect_checked, max_connections=1)
+    connection = pool.acquire()
+    pool.release(connection)
+    backend.checks.clear()
+    waiters = [spawn_acquire(pool) for _ in range(2)]
+    pool.release(connection)
+    settle()
+    backend.checks.set()
+    for served in (1, 2):
+        settle()
+        assert sum(waiter.ready() for waiter in waiters) == served
+        pool.release(connection)
+    assert numbers(pool) == (0, 1, 0, 0)
+
+
+def test_of_one_connection_made_twice_everybody_gives_back_the_own_use(backend: Backend) -> None:
+    connection = backend.connect()
+    pool = Pool(lambda: connection, initial_connections=2, max_connections=2)
+
+    def use_block() -> None:
+        with pool.connection():
+            over.wait()
+
+    over = Event()
+    other = gevent.spawn(use_block)
+    settle()
+    pool.release(pool.acquire())
+    over.set()
+    other.get(timeout=PATIENCE)
+    assert numbers(pool) == (0, 2, 0, 0)
+
+
+def test_connections_are_told_apart_though_they_are_equal(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    first, second = pool.acquire(), pool.acquire()
+    assert first == second
+    pool.release(second)
+    assert pool.acquire() is second
+    pool.discard(first)
+    settle()
+    assert second.is_open
+    assert not first.is_open
+    with pytest.raises(ConnectionNotFoundError):
+        pool.release(first)

@@ -10,7 +10,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 import gevent
@@ -18,9 +17,12 @@ import pytest
 from gevent.event import Event
 
 from gsocketpool import ConnectionNotFoundError, Pool, PoolClosedError, PoolEvents, PoolExhaustedError
-from tests.pool.test_fork import in_child
-from tests.pool.test_release import PACKAGE, errors_behind, in_thread, only_new_garbage
-from tests.support.connections import no_hanging, without_switching
+from tests.support.connections import no_hanging as no_hanging
+from tests.support.connections import without_switching
+from tests.support.garbage import at_line, only_new_garbage
+from tests.support.garbage import errors_behind as errors_behind
+from tests.support.internals import discard_late, is_changing, lease_record, state_of, sweep, upkeep_of
+from tests.support.processes import in_gevents_child
 from tests.support.scripted import (
     PATIENCE,
     Client,
@@ -35,12 +37,8 @@ from tests.support.scripted import (
     settle,
     spawn_acquire,
 )
-
-__all__ = ["errors_behind", "no_hanging"]
-
-
-class BoomError(BaseException):
-    """One that no "except Exception" catches."""
+from tests.support.threads import in_thread
+from tests.support.upkeep import BoomError, check_whole, discarded, errors, swallow
 
 
 class Stalling:
@@ -148,9 +146,9 @@ def test_its_lease_is_over(stalling: Stalling, act: str) -> None:
 def test_a_discard_that_was_put_off_comes_too_late(stalling: Stalling) -> None:
     lease = stalling.pool.lease()
     lease.connection.begin()
-    assert lease._entry is not None
+    leased = lease_record(lease)
     lease.release()
-    stalling.pool._discard(lease._entry, lease._generation)
+    discard_late(stalling.pool, *leased)
     settle()
     assert stalling.pool.stats().resetting == 1
 
@@ -167,8 +165,8 @@ def test_it_has_no_holder_that_can_die(clock: Clock, caplog: pytest.LogCaptureFi
     settle()
     gc.collect()
     clock.advance(100)
-    stalling.pool._reaper.sweep(stalling.pool)
-    stalling.pool._reaper.sweep(stalling.pool)
+    sweep(stalling.pool)
+    sweep(stalling.pool)
     assert stalling.pool.stats().resetting == 1
     assert stalling.pool.stats().discarded == {}
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -230,31 +228,6 @@ def test_a_waiter_that_gave_up_misses_nothing(stalling: Stalling) -> None:
 # What a reset comes to
 
 
-def discarded(pool: Pool[Client]) -> dict[str, int]:
-    return dict(pool.stats().discarded)
-
-
-def check_whole(pool: Pool[Client], connector: ScriptedConnector) -> None:
-    """The capacity is whole, and what was discarded is closed."""
-    connector.acts.clear()
-    taken = [pool.acquire() for _ in range(pool.stats().max_connections)]
-    assert len(set(map(id, taken))) == len(taken)
-    assert all(client.is_open and not client.is_begun for client in taken)
-    eventually(lambda: len(connector.open) == len(taken))
-    for client in taken:
-        pool.release(client)
-
-
-def errors() -> list[Any]:
-    kinds: list[Callable[[], BaseException]] = [
-        lambda: ValueError("boom"),
-        lambda: gevent.Timeout(1),
-        gevent.GreenletExit,
-        BoomError,
-    ]
-    return [pytest.param(kind, id=type(kind()).__name__) for kind in kinds]
-
-
 @pytest.mark.parametrize("kind", errors())
 @pytest.mark.parametrize("waiters", [0, 1])
 def test_a_reset_that_raises_discards(
@@ -308,13 +281,6 @@ def test_what_is_still_unsettled_is_discarded_and_logged(caplog: pytest.LogCaptu
     assert discarded(pool) == {"not_reset": 1}
     assert f"{client!r} was reset, and still can't be used again" in caplog.text
     check_whole(pool, connector)
-
-
-def swallow(client: Client) -> None:
-    """Takes the pool's limit for an error of its own."""
-    with contextlib.suppress(BaseException):
-        gevent.sleep(100)
-    client.is_begun = False
 
 
 @pytest.mark.parametrize("reset", [lambda client: gevent.sleep(100), swallow], ids=["hangs", "swallows"])
@@ -374,7 +340,7 @@ def test_a_reset_that_is_killed_discards(stalling: Stalling, turns: int) -> None
     killed = []
 
     def kill() -> None:
-        for greenlet in list(stalling.pool._lifecycle.upkeep.running):
+        for greenlet in upkeep_of(stalling.pool):
             greenlet.kill(block=False)
             killed.append(greenlet)
 
@@ -458,7 +424,7 @@ def test_a_fork_discards_in_the_child_and_the_parent_notices_nothing(
         stalling.pool.release(other)
         stalling.pool.close()
 
-    in_child(child)
+    in_gevents_child(child)
     assert repr(stalling.pool) == before
     stalling.lets.set()
     assert waiting.get(timeout=PATIENCE) is client
@@ -474,7 +440,7 @@ def test_a_fork_before_the_reset_has_begun(stalling: Stalling) -> None:
         assert "reset" not in stalling.connector.steps
         assert stalling.pool.acquire() is not client
 
-    in_child(child)
+    in_gevents_child(child)
     stalling.lets.set()
     assert stalling.pool.acquire() is client
 
@@ -500,7 +466,7 @@ def test_in_a_child_forked_during_a_reset_its_greenlet_says_nothing(caplog: pyte
 
     # It is woken in the turn of the fork.
     failed.set()
-    in_child(child)
+    in_gevents_child(child)
     eventually(lambda: not client.is_open)
 
 
@@ -525,7 +491,7 @@ def test_a_fork_while_a_block_is_completed() -> None:
         assert numbers(pool) == (0, 0, 0, 0)
         assert pool.acquire() is not client
 
-    in_child(child)
+    in_gevents_child(child)
     lets.set()
     assert using.get(timeout=PATIENCE) is client
     assert numbers(pool) == (0, 1, 0, 0)
@@ -546,7 +512,7 @@ def test_a_fork_while_a_connection_is_cancelled() -> None:
         settle()
         assert connector.steps == ["cancel", "abort"]
 
-    in_child(child)
+    in_gevents_child(child)
     assert pool.stats().closing == 1
     lets.set()
     eventually(lambda: connector.steps == ["cancel", "close"])
@@ -597,7 +563,7 @@ def test_a_reset_connection_that_is_too_old_is_retired(clock: Clock) -> None:
     stalling.pool.release(stalling.pool.acquire())
     client = stalling.begin_reset()
     clock.advance(20)
-    stalling.pool._reaper.sweep(stalling.pool)
+    sweep(stalling.pool)
     assert stalling.pool.stats().resetting == 1
     stalling.lets.set()
     eventually(lambda: not client.is_open)
@@ -998,7 +964,7 @@ def test_giving_back_in_another_thread_is_reset_by_the_pools_own(
     assert connector.steps == ["reset"]
     assert threads == {threading.get_ident()}
     (warning,) = warnings(caplog)
-    assert "tests/pool/test_" in warning
+    assert "tests/support/threads.py" in warning
 
 
 def test_a_thread_that_has_ended_resets_nothing_any_more() -> None:
@@ -1065,37 +1031,21 @@ def run_dropping_at(line: int, act: Callable[[Pool[Client]], None], read: Reads)
     pool = Pool(connector, max_connections=2, reap_expired_connections=False)
     garbage = [read(pool)]
     next(garbage[0])
-    lines = 0
     wrongs: list[str] = []
 
     def is_settled(client: Client) -> bool:
-        if pool._state.changing:
+        if is_changing(pool):
             wrongs.append("user code ran in the middle of a change")
         return not client.is_begun
 
     connector.acts["is_settled"] = is_settled
 
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        return trace_lines if frame.f_code.co_filename.startswith(PACKAGE) else None
-
-    def trace_lines(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal lines
-        if event == "line":
-            lines += 1
-            if lines == line:
-                garbage.clear()
-        return trace_lines
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
+    with at_line(line, garbage.clear):
         greenlets = [gevent.spawn(act, pool) for _ in range(3)]
         for _ in range(30):
             gevent.sleep(0)
-            if pool._state.size + len(pool._state.opening) > 2 or pool._state.resetting < 0:
+            if pool.size > 2 or pool.stats().resetting < 0:
                 wrongs.append(f"wrong numbers: {pool!r}")
-    finally:
-        sys.settrace(before)
     has_fired = not garbage
     garbage.clear()
     gevent.joinall(greenlets, timeout=1)
@@ -1159,7 +1109,7 @@ def test_what_is_collected_while_a_reset_ends_does_not_give_back_twice(monkeypat
     """The connection is released a second time, which is a mistake, at the worst moment."""
     stalling = Stalling()
     client = stalling.begin_reset()
-    state = stalling.pool._state
+    state = state_of(stalling.pool)
     give_back = state.give_back
     refused: list[BaseException] = []
 
@@ -1249,6 +1199,7 @@ def test_they_end_with_the_pool(strangers: set[gevent.Greenlet], end: str) -> No
 def test_a_reset_that_could_not_be_begun_is_not_forgotten(stalling: Stalling, monkeypatch: pytest.MonkeyPatch) -> None:
     """Near the recursion limit, any call may fail."""
     client = begun(stalling.pool)
+    # No public way leads to a callback that can't be made.
     lifecycle = stalling.pool._lifecycle
     loop = lifecycle._loop
 

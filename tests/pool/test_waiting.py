@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +11,7 @@ from gevent.event import Event
 
 from gsocketpool import Pool, PoolClosedError, PoolError, PoolEvents, PoolExhaustedError
 from tests.support.connections import outcome, spawn_waiting
+from tests.support.processes import run_python
 from tests.support.scripted import PATIENCE, Backend, ScriptedConnection, eventually, numbers, settle
 
 # Every way to wait ends with the pool
@@ -311,13 +308,5 @@ print(pool.size)
 
 @pytest.mark.parametrize("beginning", ["", "from gevent import monkey; monkey.patch_all()"], ids=["plain", "patched"])
 def test_an_ordinary_signal_handler_closes_a_pool(beginning: str) -> None:
-    root = pathlib.Path(__file__).parents[2]
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", beginning + "\n" + SCRIPT],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE,
-    )
+    run = run_python(beginning + "\n" + SCRIPT, options=["-W", "error"])
     assert (run.stdout.splitlines(), run.stderr) == (["True NoneType", "PoolClosedError", "0"], "")

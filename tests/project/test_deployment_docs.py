@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.project.test_documents import DOCUMENTS, ROOT
+from tests.support.documents import DOCUMENTS, ROOT
 
 #: How many paragraphs an example and what is said of it may take.
 LENGTH = 4

@@ -9,7 +9,7 @@ import runpy
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -23,13 +23,10 @@ from flask_gsocketpool.config import APP_WIDE, DEFAULT_SETTINGS, SETTINGS, TARGE
 from gsocketpool import Pool
 from gsocketpool.settings import Settings
 from gsocketpool.testing import FlakyServer, torture
+from tests.support.documents import DOCS, DOCUMENTS, POSTGRESQL, REDIS, ROOT, VALKEY, blocks, joined
 from tests.support.line_server import LineServer
 from tests.support.line_server import server as server
 from tests.support.scripted import PATIENCE
-
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
-DOCUMENTS = [ROOT / "README.rst", *sorted(DOCS.rglob("*.rst"))]
 
 #: The page whose module the examples of the other pages on Flask continue.
 FLASK = DOCS / "flask" / "start.rst"
@@ -37,27 +34,9 @@ FLASK = DOCS / "flask" / "start.rst"
 #: Run by the tests of the connectors and recipes, which look at what the examples have left in the database.
 ELSEWHERE = {DOCS / "clients" / name for name in ("memcached.rst", "mysql.rst", "psycopg.rst", "recipes.rst")}
 
-#: What stands in the examples for where a server of the tests is.
-POSTGRESQL, VALKEY, REDIS = "postgresql://localhost/app", "valkey://localhost:6379", "redis://localhost:6379"
-
 
 def name_of(document: Path) -> str:
     return str(document.relative_to(DOCS if document.is_relative_to(DOCS) else ROOT))
-
-
-def blocks(document: Path) -> list[str]:
-    """The examples in Python of a document, each line where it stands in it."""
-    found: list[list[str]] = []
-    indent = None
-    for number, line in enumerate(document.read_text().splitlines()):
-        if line.strip() == ".. code-block:: python":
-            indent = len(line) - len(line.lstrip()) + 4
-            found.append([""] * (number + 1))
-        elif indent is not None and line.strip() and len(line) - len(line.lstrip()) < indent:
-            indent = None
-        elif indent is not None:
-            found[-1].append(line[indent:])
-    return ["\n".join(lines) + "\n" for lines in found]
 
 
 def module_of_the_guide() -> str:
@@ -91,13 +70,6 @@ def examples(document: Path) -> str:
 
 def examples_of_tests(document: Path) -> str:
     return joined(filter(is_of_tests, blocks(document)))
-
-
-def joined(found: Iterable[str]) -> str:
-    whole = ""
-    for block in found:
-        whole += "\n".join(block.split("\n")[whole.count("\n") :])
-    return whole
 
 
 APP = """

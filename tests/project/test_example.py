@@ -26,10 +26,10 @@ from example_app import create_app
 from example_app.ports import find_free, first_free, why_unavailable
 from example_app.servers import Demo, Ports, Server, ServerError
 from flask_gsocketpool import current_pools
+from tests.support.documents import ROOT
 
 pytestmark = pytest.mark.servers
 
-ROOT = Path(__file__).parents[2]
 PATIENCE = 20
 
 

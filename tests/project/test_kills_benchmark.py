@@ -20,6 +20,7 @@ from benchmarks.blows import CAUGHT, KILL, TIMEOUT
 from benchmarks.cases.kills import BY_NAME, CASE, CONTESTANTS, FIGURES, REQUESTS, SIZE
 from benchmarks.subjects.base import EXCHANGING, GIVING_BACK, PHASES, WAITING, RefusedError, Subject
 from gsocketpool import Connection, Pool, PoolExhaustedError
+from tests.support.documents import ROOT
 
 OURS = "gsocketpool, RedisConnector"
 #: Its earlier versions have not all that makes the most of it.
@@ -249,7 +250,7 @@ def test_the_page_is_made_of_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def reference(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs"))
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
     try:
         return __import__("_kills").reference
     finally:

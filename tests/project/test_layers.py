@@ -12,8 +12,7 @@ from types import MappingProxyType
 import pytest
 
 from flask_gsocketpool._app_pool import AppEvents, AppPool, Block, QuietEvents
-
-ROOT = Path(__file__).parents[2]
+from tests.support.documents import ROOT
 
 #: Who is on which floor. A module imports from floors below its own only.
 FLOORS = [

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 import flask_gsocketpool
-
-ROOT = Path(__file__).parents[2]
+from tests.support.documents import ROOT
 
 #: Has no mistakes. It needs the client libraries, and says by itself which types it expects.
 CLEAN_PROGRAM = ROOT / "tests" / "project" / "typed_program.py"

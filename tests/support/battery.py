@@ -8,6 +8,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -16,9 +17,13 @@ import gevent.event
 import gevent.socket
 
 from gsocketpool import Pool, PoolEvents, PoolExhaustedError
+from tests.support import scripted
 from tests.support.connections import outcome
 from tests.support.scripted import PATIENCE
 from tests.support.servers import Server
+
+#: Gives up before a test in the patched process is ended.
+eventually = partial(scripted.eventually, patience=0.6 * PATIENCE)
 
 #: Longer than any test takes: what waits for it must be cut short.
 FOR_EVER = 600
@@ -306,12 +311,3 @@ def signal_all(processes: list[int], number: signal.Signals) -> None:
         # That of a session that has just ended may be gone.
         with suppress(ProcessLookupError):
             os.kill(process, number)
-
-
-def eventually(condition: Callable[[], Any], shown: Callable[[], object] = str) -> None:
-    """Wait until a condition is true, for a while."""
-    with gevent.Timeout(PATIENCE * 0.6, False):
-        while not condition():
-            gevent.sleep(0.005)
-        return
-    raise AssertionError(f"it has not come true: {shown()}")

@@ -81,10 +81,10 @@ def check_echo(connection: StreamConnection, message: bytes = b"is anybody there
     assert connection.recv_exactly(len(message)) == message
 
 
-def outcome(function: Callable[..., object], *arguments: Any) -> object:
-    """What a call returns, or the error that it raises: for a greenlet, which had better not die of it."""
+def outcome(function: Callable[..., object], *arguments: Any, **options: Any) -> object:
+    """Return what a call returns, or the error that it raises: for a greenlet, which had better not die of it."""
     try:
-        return function(*arguments)
+        return function(*arguments, **options)
     except (Exception, gevent.Timeout) as error:
         return error
 

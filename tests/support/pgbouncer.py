@@ -8,14 +8,13 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.support.scripted import PATIENCE
+from tests.support.scripted import eventually
 
 #: Where the program is; None if it is not installed. Debian has it where only root looks.
 PGBOUNCER = shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
@@ -63,13 +62,10 @@ class PgBouncer:
         self._socket.unlink(missing_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen([PGBOUNCER, self._configuration], user=self._user, stderr=log)
-        deadline = time.monotonic() + PATIENCE
-        while not self._is_listening():
-            assert self._process.poll() is None, self._log.read_text()
-            assert time.monotonic() < deadline, self._log.read_text()
-            time.sleep(0.01)
+        eventually(self._is_listening, self._log.read_text)
 
     def _is_listening(self) -> bool:
+        assert self._process.poll() is None, self._log.read_text()
         # The file is there a moment earlier.
         with socket.socket(socket.AF_UNIX) as client:
             return client.connect_ex(str(self._socket)) == 0

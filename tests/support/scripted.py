@@ -32,13 +32,14 @@ class Backend:
 
     def connect(self, **options: Any) -> ScriptedConnection:
         """A factory of connections with the checks that every connection has."""
-        return self._made(ScriptedConnection(self, options))
+        return self.add(ScriptedConnection(self, options))
 
     def connect_checked(self, **options: Any) -> ScriptedConnection:
         """A factory of connections that are asked whether they are usable, which may stall."""
-        return self._made(CheckedConnection(self, options))
+        return self.add(CheckedConnection(self, options))
 
-    def _made(self, connection: ScriptedConnection) -> ScriptedConnection:
+    def add(self, connection: ScriptedConnection) -> ScriptedConnection:
+        """Know a connection, of a subclass for one, as one of this backend's, and return it."""
         self.connections.append(connection)
         return connection
 
@@ -100,10 +101,10 @@ class CheckedConnection(ScriptedConnection):
         return bool(self.backend.answer)
 
 
-class Plain(Connection):
-    """A connection to nowhere, which has nothing to do with an event loop, so that any thread may use it."""
+class Foreign:
+    """A connection to nowhere, of a class that is not derived from ours."""
 
-    is_open, number = False, 0
+    is_open = False
 
     def open(self) -> None:
         self.is_open = True
@@ -111,11 +112,17 @@ class Plain(Connection):
     def close(self) -> None:
         self.is_open = False
 
-    def abort(self) -> None:
-        self.is_open = False
-
     def is_connected(self) -> bool:
         return self.is_open
+
+
+class Plain(Foreign, Connection):
+    """A connection to nowhere, which has nothing to do with an event loop, so that any thread may use it."""
+
+    number = 0
+
+    def abort(self) -> None:
+        self.is_open = False
 
 
 class Clock:
@@ -151,11 +158,18 @@ def settle() -> None:
         gevent.sleep(0)
 
 
-def eventually(condition: Callable[[], Any], what: str = "") -> None:
-    """Waits until `condition` is true, for a while."""
-    with gevent.Timeout(PATIENCE, AssertionError(what or "it has not come true")):
+def eventually(
+    condition: Callable[[], object], shown: str | Callable[[], object] = "", patience: float = PATIENCE
+) -> None:
+    """Wait until a condition is true, for `patience` seconds.
+
+    :param shown: what to say if it does not come true.
+    """
+    with gevent.Timeout(patience, False):
         while not condition():
             gevent.sleep(0.002)
+        return
+    raise AssertionError(f"it has not come true: {shown() if callable(shown) else shown}")
 
 
 def numbers(pool: Pool[Any]) -> tuple[int, int, int, int]:

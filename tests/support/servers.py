@@ -17,7 +17,7 @@ import gevent.socket
 import gevent.ssl
 import trustme
 
-from gsocketpool.testing import _sockets
+from tests.support.internals import open_sockets as open_sockets
 from tests.support.scripted import PATIENCE
 
 
@@ -165,8 +165,3 @@ def refusing_address(host: str = "127.0.0.1") -> Iterator[tuple[str, int]]:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
         taken.bind((host, 0))
         yield taken.getsockname()[:2]
-
-
-def open_sockets() -> set[tuple[int, int]]:
-    """What tells each socket that this process has open from all others."""
-    return set(_sockets.open_sockets())

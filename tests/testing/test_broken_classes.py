@@ -16,6 +16,7 @@ import pytest
 
 from gsocketpool import Connection, ConnectionClosedError, TcpConnection
 from gsocketpool.testing import FlakyServer, TortureError, torture
+from tests.support.internals import TORTURE_GRACE, TORTURE_HANG
 
 SEEDS = range(8)
 #: Each costs seconds, so the suite tries one, and the torture all.
@@ -379,14 +380,14 @@ def test_a_class_that_does_harm_in_a_child_is_caught(
     kind: type[Any], told: str, seeds: Iterable[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is open in a child is waited for.
-    monkeypatch.setattr("gsocketpool.testing._checks.GRACE", 0.2)
+    monkeypatch.setattr(TORTURE_GRACE, 0.2)
     check_caught(kind, told, seeds, rounds=60, greenlets=3)
 
 
 @pytest.fixture
 def short_of_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A torture that waits for a socket to be closed a little longer than for a round to end."""
-    monkeypatch.setattr("gsocketpool.testing._checks.HANG", 1.0)
+    monkeypatch.setattr(TORTURE_HANG, 1.0)
     yield
     while left_open:
         left_open.pop().close()

@@ -23,10 +23,10 @@ from gsocketpool import (
     UnixConnection,
 )
 from gsocketpool.testing import FAULTS, FlakyServer, exchange_line
-from tests.connection.test_fork import in_child
 from tests.support.connections import no_hanging as no_hanging
 from tests.support.connections import outcome, spawn_waiting, without_switching
 from tests.support.connections import reset as reset_peer
+from tests.support.processes import in_child
 from tests.support.scripted import PATIENCE, settle
 from tests.support.servers import Server, client_context, open_sockets, server_context
 
@@ -336,6 +336,7 @@ def test_does_not_serve_in_a_forked_child(flaky_server: FlakyServer, client: Tcp
         # Whatever the greenlets that were copied would do, they do it now.
         for _ in range(10):
             gevent.sleep(0.001)
+        # The child closes the server's sockets with its own, and both look the same from outside.
         return open_sockets() <= before and not flaky_server._own_sockets()
 
     assert in_child(child)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from typing import Any
 
 import gevent
@@ -15,6 +13,8 @@ from flask_gsocketpool import GSocketPool, UnknownPoolError, current_pool, curre
 from flask_gsocketpool.testing import fresh_pools, override_pool
 from gsocketpool import InvalidArgumentError, Pool, TcpConnection
 from gsocketpool.testing import FlakyServer, exchange_line, no_leaks
+from tests.support.internals import NO_LEAKS_GRACE
+from tests.support.processes import run_python
 from tests.support.scripted import Backend, settle
 
 HEADER = """
@@ -144,14 +144,15 @@ def test_the_fixtures(pytester: pytest.Pytester) -> None:
 def test_nothing_is_imported_before_it_is_used(module: str) -> None:
     # That would be before a conftest.py could patch anything.
     program = f"import sys, pytest_gsocketpool; assert {module!r} not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    done = run_python(program)
+    assert done.returncode == 0, done.stderr
 
 
 # What is left behind
 
 
 def test_connections_in_use_are_something_left_behind(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gsocketpool.testing._leaks._GRACE", 0.05)
+    monkeypatch.setattr(NO_LEAKS_GRACE, 0.05)
     pool = Pool(backend.connect)
     pool.release(pool.acquire())
     with no_leaks(), pool.connection():
@@ -191,7 +192,7 @@ def test_a_pool_that_could_not_be_made_is_not_left_behind() -> None:
 
 
 def test_a_greenlet_in_the_place_of_another_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gsocketpool.testing._leaks._GRACE", 0.05)
+    monkeypatch.setattr(NO_LEAKS_GRACE, 0.05)
     there = [gevent.spawn(gevent.sleep, 3600)]
     settle()
 
@@ -215,7 +216,7 @@ def test_a_pool_from_before_that_nobody_refers_to_any_more_is_not_left_behind(ba
 
 
 def test_what_a_server_changes_is_not_left_behind(flaky_server: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gsocketpool.testing._leaks._GRACE", 0.05)
+    monkeypatch.setattr(NO_LEAKS_GRACE, 0.05)
     leave(flaky_server.restart)
 
 

@@ -25,6 +25,7 @@ from gsocketpool import (
 )
 from gsocketpool.connectors import Connector
 from gsocketpool.testing import FlakyServer, TortureError, exchange_line, torture
+from tests.support.internals import TORTURE_HANG, TORTURE_ROUND
 from tests.support.scripted import Client, ScriptedConnector
 from tests.support.servers import client_context, server_context
 
@@ -146,7 +147,7 @@ def test_real_connections_survive_all_of_it_for_long(kind: str, limit: int, seed
 
 def test_the_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     # Without this, the time that things take decides, too.
-    monkeypatch.setattr("gsocketpool.testing._worker.SHORT_ROUND", 0.1)
+    monkeypatch.setattr(TORTURE_ROUND, 0.1)
 
     def decided(seed: int) -> Any:
         report = torture(Echo, seed=seed, rounds=200, exchange=Echo.echo, greenlets=1, forks=0)
@@ -354,6 +355,7 @@ def test_lost_capacity_is_found() -> None:
     pool.close(timeout=0)
 
 
+# This pool and the next are broken inside, on purpose.
 def test_a_connection_above_the_limit_is_found() -> None:
     class Generous(Pool[Echo]):
         def acquire(self, *arguments: Any, **keywords: Any) -> Echo:
@@ -395,7 +397,7 @@ def test_a_socket_left_open_is_found(flaky_server: FlakyServer, monkeypatch: pyt
             left.append(self._sock)
             self._connected = False
 
-    monkeypatch.setattr("gsocketpool.testing._checks.HANG", 1.0)
+    monkeypatch.setattr(TORTURE_HANG, 1.0)
     try:
         connect = partial(Hoarding, flaky_server.host, flaky_server.port)
         assert "a socket is still open" in failures(connect, server=flaky_server, exchange=exchange_line)
@@ -430,7 +432,7 @@ def test_a_pool_that_does_not_work_in_a_child_is_found(monkeypatch: pytest.Monke
             super().open()
 
     parent = os.getpid()
-    monkeypatch.setattr("gsocketpool.testing._checks.HANG", 2.0)
+    monkeypatch.setattr(TORTURE_HANG, 2.0)
     found = failures(Homesick, forks=1)
     assert "in a forked process: only " in found
     assert "far from home" in found
@@ -484,7 +486,7 @@ def test_a_greenlet_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None
         return connection.echo(message)
 
     is_over: list[bool] = []
-    monkeypatch.setattr("gsocketpool.testing._checks.HANG", 0.5)
+    monkeypatch.setattr(TORTURE_HANG, 0.5)
     pool = Pool(Echo)
     try:
         assert "has hung" in failures(pool, exchange=exchange, greenlets=1)

@@ -1,0 +1,44 @@
+"""``drain()`` retires every connection that is open by then."""
+
+from __future__ import annotations
+
+from gsocketpool import Pool
+from tests.support.scripted import PATIENCE, Backend, settle, spawn_acquire
+
+
+def test_draining(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    idle, held = pool.acquire(), pool.acquire()
+    pool.release(idle)
+    pool.drain()
+    assert not idle.is_open
+    assert held.is_open
+    fresh = pool.acquire()
+    pool.release(held)
+    assert pool.stats().retired == {"drain": 2}
+    settle()
+    assert not held.is_open
+    pool.release(fresh)
+    assert pool.acquire() is fresh, "those opened afterwards are not concerned"
+
+
+def test_what_was_being_checked_at_a_drain_is_not_handed_out(backend: Backend) -> None:
+    pool = Pool(backend.connect_checked)
+    pool.release(pool.acquire())
+    backend.checks.clear()
+    caller = spawn_acquire(pool)
+    pool.drain()
+    backend.checks.set()
+    assert caller.get(timeout=PATIENCE).number == 1
+    assert pool.stats().retired == {"drain": 1}
+
+
+def test_what_was_being_opened_at_a_drain_is_not_kept(backend: Backend) -> None:
+    backend.opens.clear()
+    pool = Pool(backend.connect)
+    caller = spawn_acquire(pool)
+    pool.drain()
+    backend.opens.set()
+    settle()
+    assert caller.get(timeout=PATIENCE).number == 1
+    assert not backend.connections[0].is_open
