@@ -30,7 +30,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In CI everything is there that a test may need, so a test that is skipped has failed."""
+    """Fail a skipped test in CI, where everything is there that a test may need."""
     report = yield
     # An expected failure is reported as skipped, too.
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI"):
@@ -49,7 +49,7 @@ def backend() -> Iterator[Backend]:
 
 @pytest.fixture(params=[pytest.param(1, marks=pytest.mark.torture), 11], ids=["each", "each eleventh"])
 def stride(request: pytest.FixtureRequest) -> int:
-    """How far apart the places are where a test strikes. The torture takes all, the suite some, to be short.
+    """How far apart the places are where a test strikes. The torture takes all places, the suite some of them.
 
     Where the places come in threes or fours, those that are struck are of every kind: eleven is a prime.
     """
@@ -64,7 +64,7 @@ def clock() -> Clock:
 
 @pytest.fixture(autouse=True)
 def no_error_in_the_background(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails a test during which something in the background died of an error.
+    """Fail a test during which something in the background died of an error.
 
     Those that an acquire is meant to raise are passed over: tests let greenlets end by them.
     """

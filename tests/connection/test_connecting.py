@@ -29,7 +29,7 @@ from tests.support.servers import (
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int], delay: float = 0) -> None:
-    """Has every name resolve to `addresses`, in this order, after a while."""
+    """Have every name resolve to `addresses`, in this order, after a while."""
 
     def getaddrinfo(host: str, port: int, *rest: Any, **more: Any) -> list[Any]:
         gevent.sleep(delay)

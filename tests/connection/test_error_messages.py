@@ -1,4 +1,4 @@
-"""The text of an error says where the connection goes and, if time ran out, after how long."""
+"""An error says where the connection goes and, if time ran out, after how long."""
 
 from __future__ import annotations
 

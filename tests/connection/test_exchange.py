@@ -1,4 +1,4 @@
-"""A connection whose exchange was begun and not ended well is not used again, whoever caught the exception."""
+"""An exchange that did not end well costs its connection, even if the exception was caught."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def only_connection(kind: type[Wrapper] = Wrapper) -> Pool[Wrapper]:
 
 
 def was_handed_on(pool: Pool[Wrapper], connection: Wrapper) -> bool:
-    """Whether the next user of a pool gets `connection`, which is closed if not."""
+    """Return whether the next user of a pool gets `connection`, which is closed if not."""
     with pool.connection() as next_one:
         if next_one is connection:
             return True
@@ -300,7 +300,7 @@ def pool_of_clients(*timeouts: float) -> Iterator[tuple[Pool[HttpConnection], Ev
 
 
 def status_or_fallback(pool: Pool[HttpConnection], path: str) -> int | str:
-    """What a view answers that needs the status only, and can do without."""
+    """Return what a view answers that needs the status only, and can do without."""
     with pool.connection() as connection:
         try:
             with connection.response(path) as response:
@@ -310,7 +310,7 @@ def status_or_fallback(pool: Pool[HttpConnection], path: str) -> int | str:
 
 
 def body(pool: Pool[HttpConnection]) -> bytes:
-    """What another view answers."""
+    """Return what another view answers."""
     with pool.connection() as connection, connection.response("/") as response:
         return response.read()
 

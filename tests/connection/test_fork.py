@@ -1,4 +1,4 @@
-"""What a forked child does with the connections of its parent."""
+"""A forked child lets go of its parent's connections, and the parent notices nothing."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_forked_child_lets_go_of_a_connection_that_is_being_opened(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_forked_child_may_abort_of_a_connection_that_is_not_open(kind: str) -> None:
+def test_a_forked_child_may_abort_a_connection_that_is_not_open(kind: str) -> None:
     with serving(kind) as (connection, _):
         assert in_child(connection.abort) is None
         connection.open()

@@ -1,4 +1,4 @@
-"""Connections in a Python that gevent has patched, and in one that it has not."""
+"""Connections work in a Python that gevent has patched, and in one that it has not."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ print(gevent.monkey.is_module_patched("socket"), type(mine).__module__)
         ),
     ],
 )
-def test_it_works_and_blocks_nobody_however_python_is_patched(beginning: str, expected: str) -> None:
+def test_a_connection_works_and_blocks_no_greenlet_however_python_is_patched(beginning: str, expected: str) -> None:
     run = run_python(beginning + "\n" + SCRIPT, options=["-W", "error"])
     assert run.stderr == ""
     assert run.stdout.strip() == expected

@@ -1,4 +1,4 @@
-"""What is sent arrives, and what arrives is read as it is asked for."""
+"""A connection sends all that it is given, and receives as much as it is asked for."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RECEIVING: list[tuple[str, tuple[Any, ...]]] = [("recv", ()), ("recv_exactly", (
 
 @contextmanager
 def impatient(kind: str, timeout: float) -> Iterator[Any]:
-    """An open connection that has little time for anything, with nobody at its other end."""
+    """An open connection that has little time for anything, with no server at its other end."""
     with serving(kind, timeout=timeout) as (connection, _):
         while not connection.is_connected():
             # On a busy machine the time may be too little to connect.

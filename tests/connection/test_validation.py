@@ -1,4 +1,4 @@
-"""Whether a connection is still good: is_usable(), is_reusable(), the end of the stream."""
+"""``is_usable()`` and ``is_reusable()`` tell whether a stream is still good."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_a_connection_that_was_reset_is_not_usable(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_connection_with_bytes_that_nobody_asked_for_is_not_usable(kind: str) -> None:
+def test_a_connection_with_unread_bytes_is_not_usable(kind: str) -> None:
     with exchange(kind) as (connection, peer):
         peer.sendall(b"too late")
         eventually(lambda: not connection.is_usable())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_connection_of_whose_message_a_part_was_read_is_not_usable(kind: str) -> None:
+def test_a_connection_with_a_message_half_read_is_not_usable(kind: str) -> None:
     with exchange(kind) as (connection, peer):
         peer.sendall(b"hello")
         assert connection.recv(1) == b"h"
@@ -66,7 +66,7 @@ def test_a_connection_of_whose_message_a_part_was_read_is_not_usable(kind: str) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_asking_whether_a_connection_is_usable_lets_nobody_else_run(kind: str) -> None:
+def test_asking_whether_a_connection_is_usable_does_not_switch(kind: str) -> None:
     with exchange(kind) as (connection, peer):
         if kind == "tls":
             # There are session tickets to be read.

@@ -1,4 +1,4 @@
-"""The same blows for every kind of connection, on real servers: none of them may tell one user of another.
+"""The same kills, restarts and forks for every kind of connection, on real servers: no user sees another's replies.
 
 The subjects are in :mod:`tests.support.battery_subjects`. What must hold after each blow is in
 :mod:`tests.support.battery`: all connections can be used, and the server itself shows none that is left, runs something

@@ -1,4 +1,4 @@
-"""The battery of blows of :mod:`tests.connectors.test_battery` for PyMySQL.
+"""The battery of :mod:`tests.connectors.test_battery` for PyMySQL.
 
 The suite runs those that no other test of the connector comes near, the torture all of them.
 """

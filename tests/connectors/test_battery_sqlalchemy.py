@@ -1,4 +1,4 @@
-"""The battery of blows of :mod:`tests.connectors.test_battery` for engines of SQLAlchemy's, on PostgreSQL.
+"""The battery of :mod:`tests.connectors.test_battery` for SQLAlchemy's engines, on PostgreSQL.
 
 The suite runs a few of them, the torture all.
 """

@@ -1,4 +1,4 @@
-"""What a pool asks of a connector, or of a connection's class, and what it makes of their answers."""
+"""What a pool calls of a connector, or of a connection's class, and what it does with the answers."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_a_connection_completes_in_its_own_time_while_others_wait() -> None:
     assert first.value is second.value
 
 
-def test_a_pool_that_is_closed_meanwhile_has_no_use_for_it() -> None:
+def test_closing_a_pool_closes_a_connection_that_is_being_completed() -> None:
     started, done = gevent.event.Event(), gevent.event.Event()
 
     def complete(client: Client) -> None:

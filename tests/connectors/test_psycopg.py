@@ -71,7 +71,7 @@ def status(connection: Any) -> TransactionStatus:
 
 
 def is_running(conninfo: str, pid: int) -> bool:
-    """Whether a session executes something."""
+    """Return whether a session executes something."""
     with observer(conninfo) as other:
         row = other.execute("SELECT state FROM pg_stat_activity WHERE pid = %s", [pid]).fetchone()
         return row is not None and row[0] == "active"

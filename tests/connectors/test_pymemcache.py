@@ -169,7 +169,7 @@ def test_an_error_of_the_server_leaves_no_reusable_connection(client: Any, conne
     assert not connector.is_reusable(client, None)
 
 
-def test_an_error_that_nobody_waits_for_is_not_read_by_the_next_user(client: Any) -> None:
+def test_an_error_that_no_caller_waits_for_is_not_read_by_the_next_user(client: Any) -> None:
     client.set("key", b"x" * 2_000_000, noreply=True)
     assert client.get("key") is None
     assert client.set("key", b"value")

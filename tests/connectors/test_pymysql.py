@@ -39,7 +39,7 @@ class AppError(Exception):
 
 @pytest.fixture(autouse=True)
 def cooperative(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has PyMySQL wait as it does where gevent has patched Python."""
+    """Have PyMySQL wait as it does where gevent has patched Python."""
 
     def default_context(**options: Any) -> ssl.SSLContext:
         context: ssl.SSLContext = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -99,7 +99,7 @@ def sessions(other: Any) -> set[int]:
 
 
 def is_running(other: Any, connection: Any) -> bool:
-    """Whether a session executes something."""
+    """Return whether a session executes something."""
     query = f"SELECT COMMAND FROM information_schema.PROCESSLIST WHERE ID = {connection.thread_id()}"
     return run(other, query) == (("Query",),)
 

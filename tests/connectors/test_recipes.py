@@ -1,4 +1,4 @@
-"""The recipes of the documentation, as they stand there, under the blows of the battery.
+"""The recipes of the documentation, as they stand there, pass the battery.
 
 psycopg2 talks to PostgreSQL. The servers of the others are peers in this process, which know what their sessions do.
 """

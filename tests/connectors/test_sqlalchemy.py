@@ -1,4 +1,4 @@
-"""Engines of SQLAlchemy's over our pool: what SQLAlchemy promises, and what a pool does, hold together."""
+"""SQLAlchemy's engines over a pool keep the promises of both."""
 
 from __future__ import annotations
 
@@ -302,7 +302,7 @@ def test_it_keeps_pool_size_connections_and_closes_those_above(driver: Driver) -
     )
 
 
-def test_a_connection_above_pool_size_is_kept_for_who_waits(driver: Driver) -> None:
+def test_a_connection_above_pool_size_is_kept_for_a_waiter(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=1)
     first, second = engine.connect(), engine.connect()
     waiting = gevent.spawn(engine.connect)
@@ -398,7 +398,7 @@ def test_a_connection_that_is_invalidated_is_replaced(driver: Driver) -> None:
         assert connection.execute(SELECT_1).scalar() == 1
 
 
-def test_those_opened_before_a_lost_one_are_replaced_within_the_limits(
+def test_connections_opened_before_a_lost_one_are_replaced_within_the_limits(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(driver, pool_size=4, max_overflow=0, open_timeout=0.01)
@@ -546,7 +546,7 @@ def test_whatever_is_thrown_wherever_no_place_and_no_connection_is_lost(
             pass
 
     def attack(number: int) -> bool:
-        """Throw at the step of that number, whoever takes it. Return whether there was one."""
+        """Throw at the step of that number, in any greenlet. Return whether there was one."""
         victim, other = gevent.spawn(use), gevent.spawn(use)
         steps.clear()
 

@@ -173,7 +173,7 @@ def test_a_unix_socket(library: Library, tmp_path: Path) -> None:
 
 
 def relaying(server: Any, piece: int = 65536) -> Callable[[Any], None]:
-    """What a server of the tests does with a peer: it relays to the real one, and back in pieces."""
+    """Relay a peer's requests to the real server, and send the replies back in pieces."""
 
     def relay(peer: Any) -> None:
         with gevent.socket.create_connection(("127.0.0.1", server.port)) as upstream:
@@ -726,7 +726,7 @@ def test_abort_says_nothing_to_the_server(connector: Any, client: Any, other: An
 # What outlives its block
 
 
-def test_what_a_block_has_made_is_of_no_use_after_it(library: Library, connector: Any, client: Any) -> None:
+def test_what_a_block_has_made_can_not_be_used_after_it(library: Library, connector: Any, client: Any) -> None:
     pipe = client.pipeline()
     pipe.set("key", "one")
     watching = client.pipeline()
@@ -837,7 +837,7 @@ def much(client: Any) -> object:
 
 
 def play(connector: Any, client: Any, use: Callable[[Any], object], at: int | None, error: Any) -> tuple[int, Any]:
-    """Uses a client, with an error thrown at the end of a slice. Returns the number of slices, and what was raised."""
+    """Use a client, with an error thrown at the end of a slice. Return the number of slices, and what was raised."""
     slices = 0
     raised: list[BaseException] = []
 

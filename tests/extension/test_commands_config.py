@@ -11,7 +11,7 @@ from tests.support.scripted import Backend
 
 
 def options() -> dict[str, str]:
-    raise AssertionError("nobody asks for these")
+    raise AssertionError("these are never asked for")
 
 
 def seconds_for(request: object) -> float:

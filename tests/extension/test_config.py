@@ -1,4 +1,4 @@
-"""From configuration keys to pools, and every complaint on the way."""
+"""Configuration keys become pools, and a wrong key or value is refused by name."""
 
 from __future__ import annotations
 

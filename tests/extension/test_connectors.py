@@ -1,4 +1,4 @@
-"""What an app makes of connectors: configuration, requests, health checks and commands."""
+"""Apps use connectors in their configuration, requests, health checks and commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an app does not say is safe: how many connections, how long they may take, where things are imported from."""
+"""The defaults are safe: how many connections, how long they may take, where names are imported from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_app(**config: Any) -> Flask:
 
 
 def run_command(app: Flask, *arguments: str) -> Any:
-    """What a command prints as JSON."""
+    """Return what a command prints as JSON."""
     done = app.test_cli_runner().invoke(args=["socketpool", *arguments, "--json"])
     # No assertion, for it is no promise that is broken then.
     if done.exit_code:
@@ -193,7 +193,7 @@ def test_a_fake_pool_takes_the_place_of_a_pool_of_an_app() -> None:
             number = connection.number
         return f"{number} {current_connection.number}"
 
-    # Where nobody listens.
+    # Where no server listens.
     app = make_app(URL="tcp://127.0.0.1:1")
     app.testing = True
     app.add_url_rule("/", "view", view)

@@ -354,7 +354,7 @@ class NextFlask(Flask):
     """The methods that answer errors have one more parameter in the next version of Flask."""
 
     def handle_http_exception(self, context: Any, error: Any) -> Any:  # type: ignore[override]
-        raise AssertionError("nobody calls this with a context")
+        raise AssertionError("this is never called with a context")
 
 
 def test_exhaustion_is_answered_by_the_next_flask_too(backend: Backend) -> None:
@@ -375,7 +375,7 @@ def test_exhaustion_is_answered_by_the_next_flask_too(backend: Backend) -> None:
 
 
 def run(program: str, status: int = 0) -> list[str]:
-    """What a program prints that has a Flask app with a pool of connections that tell what happens to them."""
+    """Return what a program prints: its app has a pool of connections that tell what happens to them."""
     prelude = """
 import os, sys, gevent
 from flask import Flask

@@ -1,4 +1,4 @@
-"""The blueprint that tells how a worker is."""
+"""The blueprint reports the health of a worker."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def url(address: tuple[str, int]) -> str:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has readiness be a matter of a moment."""
+    """Make readiness a matter of a moment."""
     monkeypatch.setattr(health, "READY_TIMEOUT", 0.5)
 
 
-def test_it_is_off_until_it_is_registered(backend: Backend) -> None:
+def test_the_blueprint_is_off_until_it_is_registered(backend: Backend) -> None:
     app = Flask("app")
     app.config["SOCKETPOOL_FACTORY"] = backend.connect
     GSocketPool(app)
@@ -106,7 +106,7 @@ def test_a_backend_that_hangs_is_not_waited_for() -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_nor_is_a_pool_that_is_still_being_made(backend: Backend) -> None:
+def test_a_pool_that_is_still_being_made_is_not_waited_for(backend: Backend) -> None:
     backend.opens.clear()
     app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_INITIAL_CONNECTIONS=1)
     error = get(app, "ready", 503)["pools"]["default"]["error"]
@@ -121,7 +121,7 @@ def test_nor_is_a_pool_that_is_still_being_made(backend: Backend) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_a_worker_all_of_whose_connections_are_in_use_is_not_ready(backend: Backend) -> None:
+def test_a_worker_with_all_connections_in_use_is_not_ready(backend: Backend) -> None:
     app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_MAX_CONNECTIONS=1)
     with app.app_context():
         with current_pool.connection():
@@ -142,7 +142,7 @@ def test_all_pools_are_tried_at_the_same_time(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("by_callable", [True, False])
-def test_an_error_is_told_without_its_secrets(backend: Backend, by_callable: bool) -> None:
+def test_an_error_is_shown_without_its_secrets(backend: Backend, by_callable: bool) -> None:
     options = {"password": SECRET}
     app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_OPTIONS=(lambda: options) if by_callable else options)
     backend.failures.append(OSError(f"{SECRET!r} is wrong"))

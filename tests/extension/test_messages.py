@@ -1,4 +1,4 @@
-"""What the extension says, in errors and in the log, names the cause, the app and the pool, and what to do."""
+"""Errors and log lines of the extension name the cause, the app and the pool, and what to do."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_app(factory: Callable[..., Any], **config: Any) -> Flask:
 
 
 def error_in_a_request(app: Flask, **acquire: Any) -> str:
-    """What the error says of a request that acquires two connections where there is one, the second of them twice."""
+    """Return what the error says of a request that acquires a second connection, twice, where there is one."""
 
     @app.get("/")
     def view() -> str:
@@ -68,7 +68,7 @@ def test_a_request_timeout_that_is_not_used_up_is_not_named(backend: Backend) ->
 
 
 def start_worker(wsgi: Any) -> None:
-    """Runs the hook, as gunicorn does, for a worker that serves `wsgi`."""
+    """Run the hook, as gunicorn does, for a worker that serves `wsgi`."""
     worker = SimpleNamespace(wsgi=wsgi, pid=os.getpid(), alive=False, timeout=30, notify=lambda: None)
     post_worker_init(worker, timeout=0.05)
 
@@ -84,7 +84,7 @@ def test_the_hook_for_a_plain_app_says_to_register_the_extension(caplog: pytest.
 
 
 def answer_503(app: Flask, times: int = 1) -> None:
-    """Lets requests fail that need a connection where all are in use."""
+    """Let requests fail that need a connection where all are in use."""
 
     @app.get("/")
     def view() -> str:
@@ -169,7 +169,7 @@ def test_attempts_to_fill_a_pool_one_after_the_other_are_one_line(
 
 
 def log_of(program: str) -> tuple[list[str], list[str]]:
-    """What a program writes to its standard output and error, which has an app and `ask()` to have it answer 503."""
+    """Return what a program writes to its standard output and error. Its `ask()` has an app answer 503."""
     prelude = """
 import time
 late = [0.0]

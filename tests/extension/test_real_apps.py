@@ -1,4 +1,4 @@
-"""Apps as people write them: a factory with blueprints, other extensions in the same views, and tests of their own."""
+"""Apps as people write them: a factory with blueprints, other extensions in the same views, tests of their own."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def create_app(**config: Any) -> Flask:
 
 @pytest.fixture
 def environment(server: LineServer, monkeypatch: pytest.MonkeyPatch) -> LineServer:
-    """Configures apps by the environment, as a deployment does. Gives the server that they talk to."""
+    """Configure apps by the environment, as a deployment does. Yield the server that they talk to."""
     monkeypatch.setenv("FLASK_SOCKETPOOL_URL", f"tcp://127.0.0.1:{server.port}?timeout={PATIENCE}")
     monkeypatch.setenv("FLASK_SOCKETPOOL_ACQUIRE_TIMEOUT", "7")
     return server
@@ -285,7 +285,7 @@ def test_the_connection_is_there_for_what_others_do_at_the_end_of_a_request(shop
 def test_a_cached_view_takes_a_connection_the_first_time_only(shop: Shop) -> None:
     assert [shop.ask("/price") for _ in range(3)] == [(200, "price of 0")] * 3
     assert shop.log.count("asked") == 1
-    # There is one connection, and somebody else has it.
+    # There is one connection, and another request has it.
     with shop.app.app_context():
         held = current_pool.acquire()
         assert shop.ask("/price") == (200, "price of 0")

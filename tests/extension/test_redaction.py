@@ -1,4 +1,4 @@
-"""What is shown of options, URLs and errors."""
+"""Options, URLs and errors are shown without their secrets."""
 
 from __future__ import annotations
 

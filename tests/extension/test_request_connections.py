@@ -1,4 +1,4 @@
-"""A request's own connection goes back when the request is done with it, in whatever way that comes about."""
+"""A request's own connection goes back when the request is done with it, however the request ends."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def site(backend: Backend) -> App:
 
 
 def touch() -> int:
-    """Gives the request a connection of its own."""
+    """Give the request a connection of its own."""
     number: int = current_connection.number
     return number
 
@@ -504,7 +504,7 @@ def test_without_a_context_there_is_no_current_connection_to_give_back(site: App
 
 
 def use_a_dead_one(port: int, then: Callable[[str], object]) -> None:
-    """Calls `then` in a request whose own connection has died, with what the error says."""
+    """Call `then` in a request whose own connection has died, with what the error says."""
 
     def view() -> str:
         current_connection.send(b"hello")

@@ -1,4 +1,4 @@
-"""What belongs to a request: its own connections, what it forgets, and its time."""
+"""A request has connections and a time of its own, and its end gives back what the view forgot."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ TOO_LONG = 1000
 
 
 def touch() -> int:
-    """Makes the request have a connection of its own."""
+    """Make the request have a connection of its own."""
     number: int = current_connection.number
     return number
 
@@ -135,7 +135,7 @@ def test_named_pools_have_connections_of_their_own(backend: Backend) -> None:
         assert numbers(current_pools["cache"]) == numbers(current_pool) == (0, 1, 0, 0)
 
 
-def test_one_that_was_discarded_by_hand_is_followed_by_another(site: App) -> None:
+def test_a_request_gets_another_connection_after_a_discard_by_hand(site: App) -> None:
     def view() -> str:
         current_pool.discard(current_connections["default"])
         return str(current_connection.number)
@@ -311,7 +311,9 @@ def use_own() -> bool:
 
 
 @pytest.mark.parametrize("use", [use_block, use_by_hand, use_own])
-def test_who_shares_the_context_keeps_what_it_gets_after_the_end(backend: Backend, use: Callable[[], bool]) -> None:
+def test_a_greenlet_that_shares_the_context_keeps_what_it_gets_after_the_end(
+    backend: Backend, use: Callable[[], bool]
+) -> None:
     app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1)
     with app.app_context():
         pool = current_pool._get_current_object()
@@ -332,7 +334,7 @@ def test_who_shares_the_context_keeps_what_it_gets_after_the_end(backend: Backen
     assert numbers(pool)[0] == 0
 
 
-def test_those_who_share_the_context_share_its_own_connection(backend: Backend) -> None:
+def test_greenlets_that_share_a_context_share_its_own_connection(backend: Backend) -> None:
     app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=3)
     app.testing = True
 
@@ -410,7 +412,7 @@ def test_a_streamed_body_keeps_it_until_its_end(site: App, touch_first: bool) ->
     assert site.stats().discarded == {}
 
 
-def test_between_the_view_and_its_body_nobody_else_can_have_it(site: App) -> None:
+def test_between_the_view_and_its_body_no_other_request_can_have_it(site: App) -> None:
     assert site.ask(stream(touch_first=True)).text == "000"
     # A client of Flask's asks for the first piece at once.
     body: Any = site.wsgi_app(create_environ("/"), lambda *arguments: len)
@@ -447,7 +449,7 @@ def test_a_body_that_runs_without_a_context_may_use_what_the_view_has_touched(si
     assert site.stats().discarded == ({} if end == "read" else {"error": 1})
 
 
-def test_a_body_that_nobody_wants_keeps_it(site: App) -> None:
+def test_a_body_that_is_never_read_keeps_it(site: App) -> None:
     assert site.ask(stream(touch_first=True)).text == "000"
     before = site.stats().opened
     site.test_client().head("/").close()
@@ -572,7 +574,7 @@ def test_a_request_waits_for_a_block_that_it_has_handed_to_another_greenlet(back
 
 
 def calls_of(function: Callable[[], object]) -> int:
-    """How many functions of Python a function calls, all in all."""
+    """Return how many functions of Python a function calls, all in all."""
     calls = 0
 
     def count(frame: object, event: str, argument: object) -> None:
@@ -711,8 +713,8 @@ def test_the_end_of_a_request_waits_for_no_connection_to_be_closed(backend: Back
     assert not backend.open
 
 
-def test_what_is_taken_back_is_no_longer_anybody_elses(backend: Backend) -> None:
-    """While the first one is closed, nobody can have got the second."""
+def test_what_is_taken_back_is_not_taken_from_the_next_caller(backend: Backend) -> None:
+    """While the first one is closed, no caller can have got the second."""
     app = App(backend)
 
     def view() -> str:
@@ -733,7 +735,7 @@ def test_what_is_taken_back_is_no_longer_anybody_elses(backend: Backend) -> None
 
 
 def abandon(context: Any) -> None:
-    """Lets go of a context that Flask has not ended."""
+    """Let go of a context that Flask has not ended."""
     context.__enter__()
     touch()
     current_pool.acquire()
@@ -742,7 +744,7 @@ def abandon(context: Any) -> None:
         context.__exit__(None, None, None)
 
 
-def test_what_nobody_has_ended_is_taken_back_with_its_context(site: App) -> None:
+def test_a_connection_that_was_not_given_back_is_taken_back_with_its_context(site: App) -> None:
     @site.teardown_request
     def fail(error: Any) -> None:
         raise ZeroDivisionError
@@ -1022,7 +1024,7 @@ def test_everything_of_a_connection_runs_in_the_apps_context(backend: Backend) -
     names.clear()
 
     def use_another() -> None:
-        # Nobody refers to it afterwards.
+        # There is no reference to it afterwards.
         apart = app.extensions["gsocketpool"].private_copy("default")
         apart.release(apart.acquire())
 
@@ -1094,7 +1096,7 @@ def test_what_commands_do_with_pools_of_their_own_is_not_signalled(site: App, co
     assert told == []
 
 
-def test_a_receiver_that_waits_keeps_nobody(site: App) -> None:
+def test_a_receiver_that_waits_holds_up_no_other_request(site: App) -> None:
     def wait(sender: Flask, **what: Any) -> None:
         gevent.sleep(PATIENCE)
 
@@ -1116,7 +1118,7 @@ def test_a_receiver_may_be_async(site: App, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run(coroutine: Any) -> None:
-    """Runs a coroutine that waits for nothing."""
+    """Run a coroutine that waits for nothing."""
     with suppress(StopIteration):
         coroutine.send(None)
 

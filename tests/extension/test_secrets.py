@@ -1,4 +1,4 @@
-"""A password, wherever a pool gets it from, is shown nowhere: a walk over all that shows anything."""
+"""No output shows a password, wherever a pool gets it from."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def error_of(act: Callable[[], object]) -> BaseException:
 
 @pytest.fixture(autouse=True)
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """No test of these may log it, with whatever goes with a line."""
+    """Fail a test that logs the secret, in the line or in anything that goes with it."""
     caplog.set_level(logging.DEBUG)
     yield caplog
     check_hidden(

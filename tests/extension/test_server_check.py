@@ -1,4 +1,4 @@
-"""What is said, once, where the server does not run requests in greenlets."""
+"""A server that does not run requests in greenlets is reported once."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_in_a_greenlet_there_is_no_warning(site: Flask, caplog: pytest.LogCaptur
     assert not _server_check.is_unchecked
 
 
-def test_nor_in_a_plain_greenlet_within_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_there_is_no_warning_in_a_plain_greenlet_within_one_of_gevents(caplog: pytest.LogCaptureFixture) -> None:
     gevent.spawn(lambda: greenlet.greenlet(look).switch()).get(timeout=PATIENCE)
     assert not caplog.records
     greenlet.greenlet(look).switch()

@@ -1,4 +1,4 @@
-"""Closing an app's pools a while after SIGTERM, in this process. How servers end is in test_worker_exit.py."""
+"""SIGTERM closes an app's pools a while later, in this process. Real servers are in test_worker_exit.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SOON, NEVER = 0.01, 10_000
 
 @pytest.fixture
 def term() -> Iterator[None]:
-    """Restores what SIGTERM does."""
+    """Restore what SIGTERM does."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -52,7 +52,7 @@ def send_term() -> None:
 
 
 def wait() -> None:
-    """Returns when everything is done that is due :data:`SOON`. Of two timers the earlier one goes first."""
+    """Return when everything is done that is due :data:`SOON`. Of two timers the earlier one goes first."""
     gevent.spawn_later(SOON, settle).join(PATIENCE)
 
 
@@ -79,7 +79,7 @@ def test_all_pools_are_closed_under_their_users(
     assert len(backend.connections) == 2
 
 
-def test_whoever_waits_for_an_answer_gets_an_os_error(echo_port: int, heard: list[int]) -> None:
+def test_a_request_that_waits_for_an_answer_gets_an_os_error(echo_port: int, heard: list[int]) -> None:
     app = Flask("app")
     app.config.update(SOCKETPOOL_URL=f"tcp://127.0.0.1:{echo_port}", SOCKETPOOL_DRAIN_TIMEOUT=SOON)
     GSocketPool(app)
@@ -143,7 +143,7 @@ def test_dying_and_ignoring_stay_what_they_are(
         assert signal.getsignal(signal.SIGTERM) is meaning
 
 
-def test_it_is_off_by_default(backend: Backend, heard: list[int]) -> None:
+def test_drain_timeout_is_off_by_default(backend: Backend, heard: list[int]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     app = make_app(backend.connect, None)
     with app.app_context(), current_pool.connection():

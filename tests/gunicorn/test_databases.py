@@ -1,4 +1,4 @@
-"""Flask apps that talk to PostgreSQL and Valkey, in real gevent workers of gunicorn."""
+"""Flask apps talk to PostgreSQL and Valkey in real gevent workers of gunicorn."""
 
 from __future__ import annotations
 

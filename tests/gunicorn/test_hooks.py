@@ -1,4 +1,4 @@
-"""The hooks for a gunicorn.conf.py: on workers that are made up, and in real ones."""
+"""The hooks for gunicorn.conf.py, called for made-up workers and in real ones."""
 
 from __future__ import annotations
 
@@ -407,13 +407,13 @@ def test_a_worker_starts_with_full_pools_and_ends_with_closed_ones(
 @pytest.mark.parametrize("setting", ["MIN", "INITIAL"])
 def test_a_worker_starts_though_its_backend_is_down(start: Start, tmp_path: Path, setting: str) -> None:
     config = written(tmp_path, HOOKS.format(timeout=0.2))
-    with socket.socket() as nobody:
+    with socket.socket() as closed:
         # Bound, and deaf.
-        nobody.bind(("127.0.0.1", 0))
+        closed.bind(("127.0.0.1", 0))
         gunicorn = start(
             *("--workers", "1", *config),
             **{f"SOCKETPOOL_{setting}_CONNECTIONS": 1},
-            SOCKETPOOL_URL=f"tcp://127.0.0.1:{nobody.getsockname()[1]}",
+            SOCKETPOOL_URL=f"tcp://127.0.0.1:{closed.getsockname()[1]}",
         )
         # That is the view's answer: the worker is there.
         assert gunicorn.ask("anything").status == 500

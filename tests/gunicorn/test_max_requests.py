@@ -1,4 +1,4 @@
-"""What becomes of a long request, and of its connection, when its worker replaces itself after ``--max-requests``."""
+"""What happens to a long request and its connection when ``--max-requests`` replaces its worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Client libraries are imported after gevent has patched Python, also under ``--preload``; else there is a warning."""
+"""Client libraries are imported after gevent has patched Python, under ``--preload``, too; if not, the log warns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real gunicorn processes with gevent workers in front of a real backend, and how they serve."""
+"""Real gunicorn processes with gevent workers serve requests from a real backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How real gunicorn workers end: what becomes of the requests in flight, and how the backend sees connections end.
+"""How real gunicorn workers end: what happens to requests in flight, and how the backend sees connections end.
 
 The app's connections say hello and goodbye, so the backend can tell one that was closed from one that was lost with its
 process, and whose it is.
@@ -36,22 +36,22 @@ pytestmark = pytest.mark.servers
 
 
 def is_cut_off(answer: Answer) -> bool:
-    """Whether there was no answer at all."""
+    """Return whether there was no answer at all."""
     return answer.status is None
 
 
 def are_answered_unless_refused(answers: list[Answer], backend: Backend) -> bool:
-    """Whether no request was lost that any worker has begun with."""
+    """Return whether no request was lost that any worker has begun with."""
     return all(is_cut_off(answer) and not backend.takers(answer.asked) for answer in wrong(answers))
 
 
 def are_abandoned(answers: list[Answer]) -> bool:
-    """Whether none is right. Some of those whose connection was closed under them still find the time to say so."""
+    """Return whether none is right. A request whose connection was closed under it may still say so."""
     return all(is_cut_off(answer) or answer.status == 500 for answer in answers)
 
 
 def was_closed_in_time(seen: Seen, lost: list[Answer]) -> bool:
-    """Whether it was closed on purpose. Between a question of a lost request and its answer, that is a reset."""
+    """Return whether it was closed on purpose. Between a question of a lost request and its answer, that is a reset."""
     asked = {"hello", *(answer.asked for answer in lost)}
     return seen.has_ended_well or (seen.end is End.RESET and seen.texts[-1:] == ["bye"] and seen.texts[-2] in asked)
 
@@ -212,7 +212,7 @@ def test_workers_that_have_lost_their_master_exit_and_close_their_connections(ba
         gunicorn.send_signal(signal.SIGKILL)
         gunicorn.wait_until_deaf()
         backend.wait_until_ended(workers)
-    # They wait for nobody.
+    # No worker waits for them.
     assert are_abandoned(results(asking))
     assert are_abandoned(wrong(answers))
     assert all(was_closed_in_time(seen, wrong(answers)) for seen in backend.seen_of(workers)), backend

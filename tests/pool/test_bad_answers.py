@@ -1,4 +1,4 @@
-"""The pool loses nothing by what a connection answers, or how it fails to."""
+"""No answer of a connection, and no error in place of one, loses capacity."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.support.scripted import PATIENCE, Backend, Plain, ScriptedConnection,
 
 
 def neither() -> Untold:
-    """What an array of numbers answers, for instance."""
+    """Return an answer that is neither true nor false, such as an array of numbers."""
     return Untold(ValueError("neither true nor false"))
 
 
 def dead() -> Untold:
-    """What a weak reference answers whose object is gone."""
+    """Return the answer of a weak reference whose object is gone."""
     return Untold(ReferenceError("weakly-referenced object no longer exists"))
 
 
@@ -257,7 +257,7 @@ def test_steps_that_raise_do_no_harm(
         logging.raiseExceptions = before
 
 
-def test_a_step_that_switches_and_then_fails_harms_nobody_else(backend: Backend) -> None:
+def test_a_step_that_switches_and_then_fails_harms_no_other_caller(backend: Backend) -> None:
     class Switching(ScriptedConnection):
         fails = True
 

@@ -1,4 +1,4 @@
-"""Never more than ``max_connections``, first come, first served, and the error says how full the pool is."""
+"""A pool has at most ``max_connections``, serves waiters in their order, and its error says how full it is."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_waiters_are_served_first_come_first_served(backend: Backend) -> None:
     assert order == list(range(20))
 
 
-def test_a_released_connection_is_handed_over_at_once_and_nobody_overtakes(backend: Backend) -> None:
+def test_a_released_connection_is_handed_over_at_once_and_no_caller_overtakes(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire()
     waiter = spawn_acquire(pool)
@@ -109,7 +109,7 @@ def test_waiters_whose_connections_turn_out_bad_keep_their_order(backend: Backen
     gevent.killall(waiters)
 
 
-def test_nothing_polls(backend: Backend) -> None:
+def test_no_greenlet_polls(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire()
     waiter = spawn_acquire(pool)

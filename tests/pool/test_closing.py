@@ -31,7 +31,7 @@ from tests.support.scripted import (
 )
 
 
-def test_closing_closes_idle_connections_and_turns_everybody_away(backend: Backend) -> None:
+def test_closing_closes_idle_connections_and_refuses_every_caller(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=2, name="mine")
     first, second = pool.acquire(), pool.acquire()
     waiters = [gevent.spawn(pool.acquire), gevent.spawn(pool.connection().__enter__)]
@@ -190,7 +190,7 @@ def test_a_close_that_heeds_nothing_delays_the_end_by_a_second_at_most(backend: 
     assert backend.connections[0].abort_of  # type: ignore[attr-defined]
 
 
-def test_an_opening_that_heeds_nothing_is_abort_of(backend: Backend) -> None:
+def test_an_opening_that_heeds_nothing_is_aborted(backend: Backend) -> None:
     class DeafOpener(ScriptedConnection):
         def open(self) -> None:
             super().open()
@@ -253,7 +253,7 @@ def test_a_bad_timeout_is_refused(backend: Backend, timeout: Any) -> None:
 # Given up
 
 
-def test_a_pool_that_nobody_refers_to_is_collected(backend: Backend) -> None:
+def test_a_pool_without_references_is_collected(backend: Backend) -> None:
     gc.disable()
     try:
         pool = Pool(backend.connect, min_connections=2)
@@ -320,7 +320,7 @@ def test_a_pool_collected_in_another_thread_closes_in_its_own(backend: Backend) 
     assert closed_in == [threading.get_ident()]
 
 
-def test_a_collected_pool_takes_no_lock_and_calls_nobody(backend: Backend) -> None:
+def test_a_collected_pool_takes_no_lock_and_runs_no_user_code(backend: Backend) -> None:
     """It may be collected in the middle of anything."""
     pool = Pool(backend.connect)
     connection = pool.acquire()
@@ -423,7 +423,7 @@ def test_a_failing_sweep_does_not_end_the_reaper(
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("drop", "close", "with")])
 def test_a_closed_pool_does_nothing_any_more(name: str) -> None:
-    """It says so to whoever wants something of it; what would change nothing is allowed."""
+    """A call that wants something of it is refused; a call that would change nothing is allowed."""
     pool = Pool(Plain, max_connections=2)
     held = pool.acquire()
     closing = gevent.spawn(pool.close, timeout=PATIENCE)

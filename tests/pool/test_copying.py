@@ -1,4 +1,4 @@
-"""A pool is neither copied nor pickled, and the attempt does it no harm."""
+"""A pool can't be copied or pickled, and the attempt does it no harm."""
 
 from __future__ import annotations
 

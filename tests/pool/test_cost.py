@@ -37,7 +37,7 @@ def full_pool(in_use: int, **settings: Any) -> Pool[Any]:
 
 
 def lines_of(act: Callable[[], object]) -> int:
-    """How many lines of Python a call runs, and other greenlets meanwhile."""
+    """Return how many lines of Python a call runs, and other greenlets meanwhile."""
     lines = 0
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
@@ -114,7 +114,7 @@ class Cheap:
 
 
 def count_steps(pool: Pool[Any]) -> int:
-    """How many lines of Python one acquire and release run."""
+    """Return how many lines of Python one acquire and release run."""
     pool.release(pool.acquire())
     return lines_of(lambda: pool.release(pool.acquire()))
 

@@ -1,4 +1,4 @@
-"""A connection whose holder is dead is taken back before a caller waits for it, and nothing keeps the dead alive."""
+"""The pool takes a connection back from a dead holder before a caller waits for it, and keeps no holder alive."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Watched(gevent.Greenlet):  # type: ignore[misc]
         return bool(super().dead)
 
 
-def test_callers_who_come_together_look_for_dead_holders_once(backend: Backend, clock: Clock) -> None:
+def test_callers_that_come_together_look_for_dead_holders_once(backend: Backend, clock: Clock) -> None:
     pool = clock.pool(backend.connect, max_connections=2, reap_expired_connections=False)
     holders = [Watched(lambda: pool.acquire() and gevent.sleep(PATIENCE)) for _ in range(2)]
     for holder in holders:
@@ -158,7 +158,7 @@ class Counting(ScriptedConnection):
         return False
 
 
-def test_a_lease_that_was_transferred_outlives_who_acquired_it(backend: Backend, clock: Clock) -> None:
+def test_a_transferred_lease_outlives_the_greenlet_that_acquired_it(backend: Backend, clock: Clock) -> None:
     def connect() -> Counting:
         connection = Counting(backend, {})
         backend.connections.append(connection)

@@ -1,4 +1,4 @@
-"""A block discards its connection where it can't be used again, and keeps it where it can."""
+"""A block discards its connection after an error, and a pool keeps no connection that it can't use again."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_block_is_for_one_use(backend: Backend) -> None:
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_a_block_does_not_give_back_what_is_anothers_by_now(backend: Backend) -> None:
+def test_a_block_does_not_give_back_what_another_caller_has_by_now(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     with pool.connection() as connection:
         pool.release(connection)
@@ -120,7 +120,7 @@ def test_a_block_does_not_give_back_what_is_anothers_by_now(backend: Backend) ->
     assert numbers(pool) == (1, 0, 0, 0)
 
 
-def test_detaching(backend: Backend) -> None:
+def test_a_detached_connection_stays_open_and_makes_room_for_another(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     with pool.connection() as connection:
         assert pool.detach(connection) is connection

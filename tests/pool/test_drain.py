@@ -6,7 +6,7 @@ from gsocketpool import Pool
 from tests.support.scripted import PATIENCE, Backend, settle, spawn_acquire
 
 
-def test_draining(backend: Backend) -> None:
+def test_drain_retires_idle_connections_at_once_and_others_on_their_return(backend: Backend) -> None:
     pool = Pool(backend.connect)
     idle, held = pool.acquire(), pool.acquire()
     pool.release(idle)

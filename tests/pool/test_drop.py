@@ -31,7 +31,7 @@ def test_a_broken_connection_is_released_then_dropped(backend: Backend) -> None:
     assert pool.acquire() is not connection
 
 
-def test_so_is_one_of_a_class_written_for_the_old_version() -> None:
+def test_a_broken_connection_of_a_0_1_6_class_is_released_then_dropped() -> None:
     pool = Pool(Classic)
     connection = pool.acquire()
     connection.close()
@@ -40,7 +40,7 @@ def test_so_is_one_of_a_class_written_for_the_old_version() -> None:
     assert numbers(pool) == (0, 0, 0, 0)
 
 
-def test_the_last_64_are_remembered_at_most(backend: Backend) -> None:
+def test_at_most_64_broken_connections_are_remembered(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=100, max_opening=None)
     connections = [broken(backend, pool) for _ in range(100)]
     for connection in connections:
@@ -52,7 +52,7 @@ def test_the_last_64_are_remembered_at_most(backend: Backend) -> None:
             pool.drop(connection)
 
 
-def test_they_are_remembered_until_the_next_sweep(backend: Backend) -> None:
+def test_broken_connections_are_remembered_until_the_next_sweep(backend: Backend) -> None:
     class Counting(ScriptedConnection):
         sweeps = 0
 
@@ -75,7 +75,7 @@ def test_they_are_remembered_until_the_next_sweep(backend: Backend) -> None:
         pool.close(timeout=0)
 
 
-def test_what_another_pool_has_closed_was_never_this_ones(backend: Backend) -> None:
+def test_a_connection_that_another_pool_has_closed_is_refused(backend: Backend) -> None:
     pools = [Pool(backend.connect) for _ in range(2)]
     connection = broken(backend, pools[0])
     pools[0].release(connection)
@@ -83,7 +83,7 @@ def test_what_another_pool_has_closed_was_never_this_ones(backend: Backend) -> N
         pools[1].drop(connection)
 
 
-def test_dropping_an_idle_connection(backend: Backend) -> None:
+def test_drop_closes_an_idle_connection_and_refuses_any_other(backend: Backend) -> None:
     pool = Pool(backend.connect)
     idle, held = pool.acquire(), pool.acquire()
     pool.release(idle)

@@ -1,4 +1,4 @@
-"""The garbage collector and the end of the interpreter may come at any moment."""
+"""The garbage collector may run, and the interpreter may end, at any moment."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ passing_over_old_objects = pytest.mark.usefixtures("old_objects_passed_over")
 
 @contextmanager
 def collecting_at_every_switch() -> Iterator[Switches]:
-    """Runs the garbage collector at every switch, and nowhere else."""
+    """Run the garbage collector at every switch, and nowhere else."""
     collections: list[int] = []
     switches = Switches(greenlets_there_are(), after_switch=lambda: collections.append(gc.collect()))
     gc.collect()
@@ -113,8 +113,8 @@ def test_collecting_at_every_switch_of_a_pool_at_work(backend: Backend) -> None:
     assert not backend.open
 
 
-def test_greenlets_that_nobody_refers_to_but_their_pool(backend: Backend) -> None:
-    """They wait without a limit, so not even a timer knows them; nor does anybody else know their pool."""
+def test_greenlets_that_only_their_pool_refers_to(backend: Backend) -> None:
+    """They wait without a limit, so not even a timer knows them; and nothing else refers to their pool."""
     served: list[int] = []
     with collecting_at_every_switch():
         pool = Pool(lambda: backend.add(Switching(backend, {})), max_connections=1, acquire_timeout=None)

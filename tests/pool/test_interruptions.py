@@ -476,7 +476,7 @@ SCENARIOS = {
 
 
 def throw_after(turns: int, victim: Any, error: BaseException, thrown: list[Any]) -> None:
-    """Throws `error` at `victim` as kill() does, but in this turn of the event loop or so many turns later."""
+    """Throw `error` at `victim` as kill() does, but in this turn of the event loop or so many turns later."""
     if turns:
         get_hub().loop.run_callback(throw_after, turns - 1, victim, error, thrown)
     elif not victim.ready():
@@ -499,7 +499,7 @@ class Interruption:
 
 
 def run(scenario: Scenario, size: int, strangers: Any, interruption: Interruption | None) -> tuple[Switches, list[str]]:
-    """Plays a scenario to its end. Returns its switches, and what has gone wrong."""
+    """Play a scenario to its end. Return its switches, and what has gone wrong."""
     error = interruption.kind() if interruption is not None else None
     thrown: list[Any] = []
     world = World(scenario, size)
@@ -544,7 +544,7 @@ def interruptions(rehearsal: Switches) -> Iterator[Interruption]:
             for delay in range(3):
                 for kind in KINDS:
                     yield Interruption(number, one.what, None, delay, kind)
-        # What is thrown at those who wait meanwhile arrives after this slice has given them something, and before
+        # What is thrown at a waiter meanwhile arrives after this slice has given it something, and before
         # they get to run.
         for other in one.others:
             for kind in KINDS:

@@ -63,7 +63,7 @@ INTERVAL = 60
 
 
 def look(pool: Pool[Any]) -> None:
-    """Begins the pings that are due, as the timer does, and lets them go on until they wait."""
+    """Begin the pings that are due, as the timer does, and let them go on until they wait."""
     keepalive = keepalive_of(pool)
     gevent.get_hub().loop.run_callback(keepalive.ping_due)
     settle()
@@ -90,7 +90,7 @@ class Keeping:
         self.lets.wait()
 
     def fill(self, count: int) -> list[Client]:
-        """Has so many connections idle, each for a second less than the one before."""
+        """Have `count` connections idle, each for a second less than the one before."""
         clients = [self.pool.acquire() for _ in range(count)]
         for client in clients:
             self.clock.advance(1)
@@ -98,7 +98,7 @@ class Keeping:
         return clients
 
     def begin_ping(self) -> Client:
-        """Has the only connection pinged, which has begun when this returns."""
+        """Have the only connection pinged, which has begun when this returns."""
         (client,) = self.fill(1)
         self.clock.advance(INTERVAL)
         look(self.pool)
@@ -174,7 +174,7 @@ def test_what_is_used_before_its_turn_is_not_pinged(clock: Clock) -> None:
     assert keeping.pinged == [0]
 
 
-def test_one_at_a_time_the_one_that_is_silent_for_longest_first(clock: Clock) -> None:
+def test_connections_are_pinged_one_at_a_time_the_longest_silent_first(clock: Clock) -> None:
     keeping = Keeping(clock, max_connections=4)
     keeping.fill(4)
     clock.advance(INTERVAL)
@@ -203,7 +203,7 @@ def test_a_timer_looks_by_itself_and_not_too_early() -> None:
     assert all(later - earlier >= 0.05 for earlier, later in pairwise(times))
 
 
-def test_it_sets_its_timer_for_the_first_that_is_due(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_timer_is_set_for_the_first_ping_that_is_due(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     keeping = keeping_all(clock, max_connections=3, idle_timeout=3 * INTERVAL)
     waits: list[float] = []
     loop = gevent.get_hub().loop
@@ -231,7 +231,7 @@ def test_it_sets_its_timer_for_the_first_that_is_due(clock: Clock, monkeypatch: 
     assert keeping.pinged == [0]
 
 
-def test_it_goes_on_when_a_program_kills_every_greenlet() -> None:
+def test_pings_go_on_when_a_program_kills_every_greenlet() -> None:
     connector = ScriptedConnector()
     with Pool(connector, keepalive_interval=0.01) as pool:
         pool.release(pool.acquire())
@@ -250,7 +250,7 @@ def test_a_pool_that_was_not_told_to_does_nothing() -> None:
 # Meanwhile
 
 
-def test_it_counts_as_resetting(keeping: Keeping) -> None:
+def test_a_pinged_connection_counts_as_resetting(keeping: Keeping) -> None:
     client = keeping.begin_ping()
     stats = keeping.pool.stats()
     assert (stats.idle, stats.in_use, stats.opening, stats.resetting) == (0, 0, 0, 1)
@@ -265,7 +265,7 @@ def test_it_counts_as_resetting(keeping: Keeping) -> None:
 
 
 @pytest.mark.parametrize("name", ["release", "detach"])
-def test_it_can_not_be_given_back_or_taken_away(keeping: Keeping, name: str) -> None:
+def test_a_pinged_connection_can_not_be_given_back_or_taken_away(keeping: Keeping, name: str) -> None:
     client = keeping.begin_ping()
     before = keeping.pool.stats()
     with pytest.raises(ConnectionNotFoundError):
@@ -276,7 +276,7 @@ def test_it_can_not_be_given_back_or_taken_away(keeping: Keeping, name: str) -> 
 
 
 @pytest.mark.parametrize("how", ["discard", "drop"])
-def test_it_can_be_taken_out_as_any_idle_one(keeping: Keeping, how: str) -> None:
+def test_a_pinged_connection_can_be_discarded_or_dropped_as_any_idle_one(keeping: Keeping, how: str) -> None:
     client = keeping.begin_ping()
     getattr(keeping.pool, how)(client)
     keeping.lets.set()
@@ -285,7 +285,7 @@ def test_it_can_be_taken_out_as_any_idle_one(keeping: Keeping, how: str) -> None
     assert keeping.pool.stats().resetting == 0
 
 
-def test_it_has_no_holder_that_can_die(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pinged_connection_has_no_holder_that_can_die(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     keeping = Keeping(clock, leak_threshold=10)
     gevent.spawn(lambda: keeping.pool.release(keeping.pool.acquire())).join()
     gc.collect()
@@ -613,7 +613,7 @@ def test_the_one_used_last_is_taken_first_whatever_was_pinged_meanwhile(clock: C
 # What comes at its end
 
 
-def test_one_that_is_too_old_is_retired(clock: Clock) -> None:
+def test_a_pinged_connection_that_is_too_old_is_retired(clock: Clock) -> None:
     keeping = Keeping(clock, max_lifetime=100)
     client = keeping.begin_ping()
     clock.advance(100)
@@ -950,7 +950,7 @@ def test_the_same_connection_twice(clock: Clock) -> None:
 
 
 def of_this_client(server: Any, name: str) -> dict[str, str] | None:
-    """What the server says of the client with a name."""
+    """Return what the server says of the client with a name."""
     for line in server.execute_command("CLIENT LIST"):
         if line["name"] == name:
             return dict(line)

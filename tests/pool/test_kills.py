@@ -274,7 +274,7 @@ def test_what_is_thrown_at_a_sleeping_reaper_does_not_end_it(backend: Backend, e
 
 
 @pytest.mark.parametrize("timeout", [PATIENCE, math.inf])
-def test_a_killed_reaper_is_replaced_as_soon_as_somebody_waits(backend: Backend, timeout: float) -> None:
+def test_a_killed_reaper_is_replaced_as_soon_as_a_caller_waits(backend: Backend, timeout: float) -> None:
     """Or what a dead greenlet holds would be lost for good."""
     pool = Pool(backend.connect, max_connections=1, reap_interval=0.002)
     gevent.spawn(pool.acquire).join()

@@ -240,7 +240,7 @@ def test_a_lease_that_is_over_is_refused_and_changes_nothing(
 
 
 def closings(backend: Backend) -> list[int]:
-    """How often each connection was closed."""
+    """Return how often each connection was closed."""
     return [connection.closings for connection in backend.connections]
 
 
@@ -601,7 +601,7 @@ def test_the_pool_gives_back_the_callers_own_of_them(twice: Pool[Any]) -> None:
     assert numbers(twice) == (0, 2, 0, 0)
 
 
-def test_it_knows_its_holder(backend: Backend) -> None:
+def test_a_lease_knows_its_holder(backend: Backend) -> None:
     pool = Pool(backend.connect)
     lease = pool.connection()
     assert lease.holder is None
@@ -615,7 +615,7 @@ def test_it_knows_its_holder(backend: Backend) -> None:
         assert lease.holder is None
 
 
-def test_it_does_not_keep_its_holder(backend: Backend) -> None:
+def test_a_lease_does_not_keep_its_holder_alive(backend: Backend) -> None:
     pool = Pool(backend.connect, reap_expired_connections=False)
     leases: list[Any] = []
     taker = gevent.spawn(lambda: leases.append(pool.lease()))

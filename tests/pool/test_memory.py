@@ -1,4 +1,4 @@
-"""What a pool keeps in memory: nothing of what is over, and little of what is under way."""
+"""A pool keeps nothing of finished uses in memory, and little of those under way."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def memory() -> tuple[int, int]:
-    """How many bytes are allocated, and how many objects there are that the collector looks after."""
+    """Return how many bytes are allocated, and how many objects there are that the collector looks after."""
     gc.collect()
     count = len(gc.get_objects())
     return tracemalloc.get_traced_memory()[0], count
 
 
 def growth(act: Callable[[], object], few_bytes: int, few_objects: int) -> tuple[int, int]:
-    """By how much memory grows when something is done again, in bytes and in objects.
+    """Return by how much memory grows when something is done again, in bytes and in objects.
 
     What is kept in reserve grows now and then, what leaks grows every time: it is tried until it is no more than a few,
     ten times at most.

@@ -28,7 +28,7 @@ def fail_to_fill_and_kill_every_greenlet(backend: Backend) -> Pool[Any]:
     return pool
 
 
-def test_filling_goes_on_for_those_who_wait_though_every_greenlet_was_killed(backend: Backend) -> None:
+def test_filling_goes_on_for_waiters_though_every_greenlet_was_killed(backend: Backend) -> None:
     pool = fail_to_fill_and_kill_every_greenlet(backend)
     try:
         pool.wait_ready(timeout=SOON)

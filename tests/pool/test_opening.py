@@ -27,7 +27,7 @@ def test_an_open_error_reaches_the_caller_as_it_is(backend: Backend) -> None:
 @pytest.mark.parametrize(
     "error", [gevent.Timeout(3), InterruptionError(), SystemExit(3)], ids=lambda e: type(e).__name__
 )
-def test_so_does_anything_else_that_opening_raises(backend: Backend, error: BaseException) -> None:
+def test_anything_else_that_opening_raises_reaches_the_caller_too(backend: Backend, error: BaseException) -> None:
     pool = Pool(backend.connect, max_connections=1)
     backend.failures.append(error)
     with pytest.raises(type(error)) as caught:
@@ -149,7 +149,7 @@ def test_what_an_overridden_method_made_is_closed_if_opening_it_fails(backend: B
     assert not backend.connections[0].has_socket  # type: ignore[attr-defined]
 
 
-def test_an_error_in_the_background_is_nobodys(backend: Backend) -> None:
+def test_an_open_error_whose_caller_has_left_is_raised_to_no_other(backend: Backend) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect, max_connections=1)
     caller = Caller(pool)

@@ -1,4 +1,4 @@
-"""Sweeps are linear and lazy, care for every connection whatever the others do, and notice those that have died."""
+"""A sweep takes linear time, deals with each connection whatever the others do, and closes those that have died."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.servers import Server, client_context, server_context
 
 @contextmanager
 def ending(pool: Pool[Any]) -> Iterator[Pool[Any]]:
-    """Closes `pool` at the end, even if the test fails: no sweep of it runs during another test."""
+    """Close `pool` at the end, even if the test fails: no sweep of it runs during another test."""
     try:
         yield pool
     finally:
@@ -209,7 +209,7 @@ class Questions:
         return Counting(**self._options)
 
     def until(self, condition: Callable[[], bool], asked: int) -> None:
-        """Waits until `condition` is true, or has had the time of so many questions to become true."""
+        """Wait until `condition` is true, or has had the time of so many questions to become true."""
         eventually(lambda: condition() or self.asked >= asked)
 
 
@@ -281,7 +281,7 @@ def test_a_sweep_leaves_what_is_alive_and_makes_no_round_trip(kind: Any) -> None
 # What the connections say themselves
 
 
-def test_the_users_is_expired_is_the_reapers_alone(backend: Backend) -> None:
+def test_only_sweeps_ask_is_expired(backend: Backend) -> None:
     pool = Pool(backend.connect)
     connection = pool.acquire()
     connection.says_expired = True
@@ -303,7 +303,7 @@ def test_sweeps_come_as_often_as_the_tightest_limit_needs(backend: Backend) -> N
     assert interval(idle_timeout=60, max_lifetime=50, leak_threshold=40) == 40
 
 
-def test_an_expiry_question_that_switches_is_asked_about_idle_connections_only(backend: Backend) -> None:
+def test_only_idle_connections_are_asked_is_expired_even_if_that_switches(backend: Backend) -> None:
     class Slow(ScriptedConnection):
         def is_expired(self) -> bool:
             gevent.sleep(0)

@@ -1,4 +1,4 @@
-"""However little of the stack is left to the caller: no connection is lost, and none is left open and unknown."""
+"""Near the recursion limit no connection is lost, and none is left open and unknown."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ ACTS: dict[str, Callable[[Pool[Any], Any], object]] = {
 
 
 def everything(pool: Pool[Any], backend: Backend) -> None:
-    """Makes every step of the connections be called."""
+    """Make every step of the connections be called."""
     with contextlib.suppress(PoolError):
         use(pool, 0.05)
     with contextlib.suppress(PoolError):
@@ -213,7 +213,7 @@ def test_a_close_that_raises(
 
 
 def close_one(pool: Pool[Any], is_waited_for: bool) -> None:
-    """Whatever close() does, the caller that lets a connection be closed hears nothing of it, and its place is free."""
+    """What ``close()`` raises does not reach the caller that has a connection closed, and its place is free."""
     connection = pool.acquire()
     if is_waited_for:
         pool.release(connection)

@@ -208,7 +208,7 @@ def read_and_discard(pool: Pool[Any], collected: list[bool]) -> Iterator[None]:
 
 
 class Response:
-    """One that nobody reads beyond its first row: it holds a connection until it is collected."""
+    """A response that is read up to its first row: it holds a connection until it is collected."""
 
     def __init__(self, read: Reader, pool: Pool[Any], in_a_cycle: bool) -> None:
         #: When it has been collected, this says whether code of the package ran at that moment.
@@ -341,7 +341,7 @@ class World:
 
 
 def run_dropping_at(line: int, act: Act, read: Reader, in_a_cycle: bool) -> tuple[list[bool], list[str]]:
-    """Has a pool at work, and the garbage collected at the given one of the lines that the package runs.
+    """Have a pool at work, and the garbage collected at the given one of the lines that the package runs.
 
     Returns, if it came to that line, whether the garbage was collected inside of the package; and what was wrong.
     """
@@ -394,7 +394,7 @@ def test_garbage_at_every_line_of_the_package(
 
 
 def run_collecting_after(allocations: int) -> tuple[list[bool], list[str]]:
-    """Has a pool at work, and the collector run after so many allocations of it."""
+    """Have a pool at work, and the collector run after so many allocations of it."""
     world = World(read_in_a_block, in_a_cycle=True)
     world.references.clear()
 
@@ -541,7 +541,7 @@ def test_a_second_release_is_refused(backend: Backend) -> None:
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_a_second_release_in_the_turn_of_a_hand_over_serves_nobody_else(backend: Backend) -> None:
+def test_a_second_release_in_the_turn_of_a_hand_over_serves_no_other_caller(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     connection = pool.acquire()
     waiters = [spawn_acquire(pool) for _ in range(2)]
@@ -554,7 +554,7 @@ def test_a_second_release_in_the_turn_of_a_hand_over_serves_nobody_else(backend:
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_a_second_release_while_the_next_user_has_it_checked_serves_nobody_else(backend: Backend) -> None:
+def test_a_second_release_while_the_next_user_has_it_checked_serves_no_other_caller(backend: Backend) -> None:
     pool = Pool(backend.connect_checked, max_connections=1)
     connection = pool.acquire()
     pool.release(connection)
@@ -570,7 +570,7 @@ def test_a_second_release_while_the_next_user_has_it_checked_serves_nobody_else(
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_of_one_connection_made_twice_everybody_gives_back_the_own_use(backend: Backend) -> None:
+def test_each_holder_of_one_connection_made_twice_gives_back_its_own_use(backend: Backend) -> None:
     connection = backend.connect()
     pool = Pool(lambda: connection, initial_connections=2, max_connections=2)
 

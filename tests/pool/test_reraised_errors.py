@@ -1,4 +1,4 @@
-"""An error that is kept, or raised again, costs no more than once: neither in notes nor in what it keeps alive."""
+"""An error that is kept, or raised again, gathers no notes and keeps nothing alive."""
 
 from __future__ import annotations
 

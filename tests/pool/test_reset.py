@@ -1,4 +1,4 @@
-"""What comes back with something left open is reset before its next use, or discarded."""
+"""A connection that comes back unsettled is reset before its next use, or discarded."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Stalling:
         client.is_begun = False
 
     def begin_reset(self) -> Client:
-        """Has a connection reset, which has begun when this returns."""
+        """Have a connection reset, which has begun when this returns."""
         client = self.pool.acquire()
         client.begin()
         self.pool.release(client)
@@ -105,7 +105,7 @@ def test_what_is_settled_is_not_reset() -> None:
     assert connector.steps == ["complete"]
 
 
-def test_it_counts_towards_the_limit() -> None:
+def test_a_connection_that_is_reset_counts_towards_the_limit() -> None:
     stalling = Stalling(max_connections=2)
     stalling.begin_reset()
     other = stalling.pool.acquire()
@@ -128,7 +128,7 @@ def test_nothing_can_be_done_to_it(stalling: Stalling, name: str) -> None:
 
 
 @pytest.mark.parametrize("act", ["release", "discard", "transfer", "connection", "is_settled"])
-def test_its_lease_is_over(stalling: Stalling, act: str) -> None:
+def test_the_lease_of_a_connection_that_is_reset_is_over(stalling: Stalling, act: str) -> None:
     lease = stalling.pool.lease()
     client = lease.connection
     client.begin()
@@ -153,7 +153,7 @@ def test_a_discard_that_was_put_off_comes_too_late(stalling: Stalling) -> None:
     assert stalling.pool.stats().resetting == 1
 
 
-def test_it_has_no_holder_that_can_die(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connection_that_is_reset_has_no_holder_that_can_die(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     stalling = Stalling(clock=clock, leak_threshold=10, reap_expired_connections=False)
 
     def use() -> None:
@@ -633,7 +633,7 @@ def test_what_is_discarded_is_replaced_where_min_connections_asks_for_it() -> No
     eventually(lambda: numbers(pool) == (0, 1, 0, 0) and not client.is_open)
 
 
-def test_one_that_died_during_its_reset_is_not_handed_out() -> None:
+def test_a_connection_that_died_during_its_reset_is_not_handed_out() -> None:
     connector = ScriptedConnector(peek_target=lambda client: None if client.is_open else -1)
     pool = Pool(connector)
 
@@ -1026,7 +1026,7 @@ Reads = Callable[[Pool[Client]], Iterator[None]]
 
 
 def run_dropping_at(line: int, act: Callable[[Pool[Client]], None], read: Reads) -> tuple[bool, list[str]]:
-    """Drops a suspended generator at one of the lines that the package runs. Returns whether it came to that line."""
+    """Drop a suspended generator at one of the lines that the package runs. Return whether it came to that line."""
     connector = ScriptedConnector()
     pool = Pool(connector, max_connections=2, reap_expired_connections=False)
     garbage = [read(pool)]
@@ -1150,7 +1150,7 @@ def reset_some(pool: Pool[Client], count: int) -> None:
     eventually(lambda: pool.stats().idle == count)
 
 
-def test_they_are_kept_for_the_next_resets(strangers: set[gevent.Greenlet]) -> None:
+def test_greenlets_are_kept_for_the_next_resets(strangers: set[gevent.Greenlet]) -> None:
     with Pool(ScriptedConnector(reset=end_slowly)) as pool:
         reset_some(pool, 3)
         first = greenlets_of_resets() - strangers
@@ -1159,14 +1159,14 @@ def test_they_are_kept_for_the_next_resets(strangers: set[gevent.Greenlet]) -> N
         assert len(first) == 3
 
 
-def test_no_more_than_a_few_of_them_are_kept(strangers: set[gevent.Greenlet]) -> None:
+def test_no_more_than_a_few_greenlets_are_kept(strangers: set[gevent.Greenlet]) -> None:
     with Pool(ScriptedConnector(reset=end_slowly), max_connections=40) as pool:
         reset_some(pool, 40)
         assert len(greenlets_of_resets() - strangers) <= 16
 
 
 @pytest.mark.parametrize("error", [gevent.GreenletExit, gevent.Timeout, BoomError])
-def test_one_that_is_killed_while_it_waits_is_replaced(
+def test_a_greenlet_that_is_killed_while_it_waits_is_replaced(
     strangers: set[gevent.Greenlet], error: type[BaseException]
 ) -> None:
     with Pool(ScriptedConnector(reset=end_slowly)) as pool:
@@ -1183,7 +1183,7 @@ def end_slowly(client: Client) -> None:
 
 
 @pytest.mark.parametrize("end", ["close", "collect"])
-def test_they_end_with_the_pool(strangers: set[gevent.Greenlet], end: str) -> None:
+def test_the_greenlets_end_with_the_pool(strangers: set[gevent.Greenlet], end: str) -> None:
     pool = Pool(ScriptedConnector(reset=end_slowly))
     reset_some(pool, 3)
     assert greenlets_of_resets() - strangers

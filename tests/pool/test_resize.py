@@ -11,7 +11,7 @@ from gsocketpool import InvalidArgumentError, Pool
 from tests.support.scripted import PATIENCE, Backend, numbers, settle, spawn_acquire
 
 
-def test_growing_serves_those_who_wait(backend: Backend) -> None:
+def test_a_higher_limit_serves_the_waiters(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     pool.acquire()
     waiter = spawn_acquire(pool)

@@ -1,4 +1,4 @@
-"""What a pool's users get when the server misbehaves: all that is told by docs/_faults.inc."""
+"""What callers get when the server misbehaves: all that docs/_faults.inc says."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Site:
         return connections
 
     def send(self, connection: StreamConnection, message: bytes) -> ServedConnection:
-        """Sends a request, and waits until the server has read it."""
+        """Send a request, and wait until the server has read it."""
         connection.send(message + b"\n")
         asking: list[ServedConnection] = []
 
@@ -163,7 +163,7 @@ def is_the_victims(answer: bytes) -> bool:
 
 
 def soon(function: Callable[[], object]) -> Any:
-    """What a call that does not take long returns, or the error that it raises."""
+    """Return what a call that does not take long returns, or the error that it raises."""
     began = time.monotonic()
     result = outcome(function)
     assert time.monotonic() - began < SOON
@@ -236,7 +236,7 @@ def test_the_unix_socket_of_a_server_that_is_gone_is_not_found() -> None:
 
 @pytest.mark.parametrize("max_opening", [1, 10])
 @pytest.mark.parametrize("kind", KINDS)
-def test_of_several_callers_each_is_told_at_once_that_connecting_is_refused(kind: str, max_opening: int) -> None:
+def test_each_of_several_callers_is_told_at_once_that_connecting_is_refused(kind: str, max_opening: int) -> None:
     with site(kind, max_opening=max_opening) as here:
         here.server.fail("refuse")
         callers = [gevent.spawn(outcome, here.pool.acquire) for _ in range(7)]
@@ -248,7 +248,7 @@ def test_of_several_callers_each_is_told_at_once_that_connecting_is_refused(kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_callers_who_wait_while_the_server_goes_down_are_told_at_once(kind: str) -> None:
+def test_callers_that_wait_while_the_server_goes_down_are_told_at_once(kind: str) -> None:
     def exchange() -> None:
         with here.connection() as connection:
             callers.extend(spawn_waiting(here.pool.acquire) for _ in range(3))
@@ -266,7 +266,7 @@ def test_callers_who_wait_while_the_server_goes_down_are_told_at_once(kind: str)
 
 @pytest.mark.parametrize("is_reset", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_callers_who_wait_while_the_server_restarts_are_served_in_their_order(kind: str, is_reset: bool) -> None:
+def test_callers_that_wait_while_the_server_restarts_are_served_in_their_order(kind: str, is_reset: bool) -> None:
     def wait(number: int) -> None:
         assert here.ask()
         served.append(number)
@@ -291,7 +291,7 @@ def test_callers_who_wait_while_the_server_restarts_are_served_in_their_order(ki
 
 @pytest.mark.parametrize("is_reset", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_connection_that_has_ended_is_not_handed_over_to_who_waits(kind: str, is_reset: bool) -> None:
+def test_a_connection_that_has_ended_is_not_handed_over_to_a_waiter(kind: str, is_reset: bool) -> None:
     with site(kind, limit=1) as here:
         with here.connection() as connection:
             exchange_line(connection, b"all that was wanted")
@@ -312,7 +312,7 @@ def test_an_opening_that_outlasts_its_caller_is_not_wasted(kind: str, before: st
         if "success" in before:
             here.server.heal()
             here.pool.discard(here.pool.acquire())
-        # A server that is silent is quicker than one that hangs when it is over: nobody has to try again.
+        # A server that is silent is quicker than one that hangs when it is over: no caller has to try again.
         here.server.fail("silent" if kind == "tls" else "hang")
         error = soon(lambda: here.pool.acquire(timeout=SHORT))
         assert type(error) is PoolExhaustedError
@@ -436,7 +436,7 @@ def test_an_exchange_under_way(event: str, kind: str) -> None:
             assert exchange_line(bystander, b"mine") == b"mine"
         else:
             assert not bystander.is_usable()
-        # ... and who waits for the place of that connection.
+        # ... and a caller that waits for the place of that connection.
         here.server.heal()
         assert waiters[0].get(timeout=PATIENCE) is True
         if event == "twice":
@@ -524,7 +524,9 @@ def was_killed(connection: StreamConnection) -> None:
 @pytest.mark.parametrize("how", [ran_out_of_time, did_not_mind, had_a_timeout_of_gevents, was_killed])
 @pytest.mark.parametrize("fault", ["late", "half"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_left_of_a_reply_reaches_nobody(kind: str, fault: str, how: Callable[[StreamConnection], None]) -> None:
+def test_the_rest_of_a_reply_reaches_no_other_caller(
+    kind: str, fault: str, how: Callable[[StreamConnection], None]
+) -> None:
     def exchange() -> None:
         with here.connection(SHORT) as connection:
             here.server.fail(fault, only=is_the_victims)
@@ -543,13 +545,13 @@ def test_what_is_left_of_a_reply_reaches_nobody(kind: str, fault: str, how: Call
         here.assert_works()
 
 
-@pytest.mark.parametrize("somebody_waits", [False, True])
+@pytest.mark.parametrize("has_waiter", [False, True])
 @pytest.mark.parametrize("reads_on", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_reply_too_many_reaches_nobody(kind: str, reads_on: bool, somebody_waits: bool) -> None:
+def test_a_second_reply_reaches_no_other_caller(kind: str, reads_on: bool, has_waiter: bool) -> None:
     def exchange() -> bytes:
         with here.connection() as connection:
-            if somebody_waits:
+            if has_waiter:
                 callers.append(spawn_waiting(here.ask))
             here.server.fail("twice", times=1)
             connection.send(b"victim\n")
@@ -559,6 +561,6 @@ def test_a_reply_too_many_reaches_nobody(kind: str, reads_on: bool, somebody_wai
     callers: list[gevent.Greenlet] = []
     with site(kind, limit=1) as here:
         assert soon(exchange) == b"victim\n"
-        assert [caller.get(timeout=SOON) for caller in callers] == [True] * somebody_waits
+        assert [caller.get(timeout=SOON) for caller in callers] == [True] * has_waiter
         here.assert_works()
         assert here.pool.stats().discarded == {"not_reusable" if reads_on else "unusable": 1}

@@ -1,4 +1,4 @@
-"""The bookkeeping, in every order of events that hypothesis can think of: kills and failures at every step."""
+"""The state keeps its promises in every order of events, kills and failures that hypothesis tries."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Connection:
 def succeed(
     state: State, opener: Hashable, connection: object, now: float = 0.0, expires_at: float = 1e9
 ) -> Waiter | str | None:
-    """Ends an opening well, and gives the new connection back at once, as the pool does."""
+    """End an opening well, and give the new connection back at once, as the pool does."""
     entry = state.opening[opener]
     state.note_connection(entry, connection)
     state.opening_succeeded(opener, entry, now, 0.0, expires_at)
@@ -40,7 +40,7 @@ def waiter_of(holder: Hashable, came_at: float = 0.0, deadline: float = math.inf
 
 
 def begin_openings(state: State, name: Callable[[], Hashable], now: float = 0.0, more: int = 0) -> list[Hashable]:
-    """Begins every opening that is due. Returns who opens."""
+    """Begin every opening that is due. Return who opens."""
     openers = []
     while state.is_opening_due(now, more):
         opener = name()
@@ -188,7 +188,7 @@ def test_a_caller_that_queues_again_is_served_before_newcomers() -> None:
     assert entry.holder == "ahead"
 
 
-def test_callers_for_whom_there_is_room_are_not_refused() -> None:
+def test_callers_that_find_room_are_not_refused() -> None:
     state = State(Settings(max_connections=2, max_waiting=1))
     assert all(state.enqueue(waiter_of(name), 0) for name in "abc")
     assert state.refused == 0
@@ -199,7 +199,7 @@ def test_callers_for_whom_there_is_room_are_not_refused() -> None:
     assert state.enqueue(late, 0, again=True), "who was in the queue already is not refused"
 
 
-def test_what_becomes_idle_in_the_last_moment_goes_to_who_is_about_to_queue() -> None:
+def test_a_connection_that_becomes_idle_at_the_last_moment_goes_to_the_caller_about_to_queue() -> None:
     state = idle_state(1)
     waiter = waiter_of("a")
     assert state.enqueue(waiter, 7)
@@ -804,7 +804,7 @@ class Machine(RuleBasedStateMachine):
         assert (state.refused, state.timed_out) == (self.refused, self.timed_out)
 
     @invariant()
-    def nobody_waits_in_vain(self) -> None:
+    def no_caller_waits_in_vain(self) -> None:
         if hasattr(self, "state") and self.queue:
             assert not self.state.idle
             assert not self.state.closed

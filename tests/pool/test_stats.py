@@ -35,7 +35,7 @@ def test_stats_become_json(backend: Backend) -> None:
     assert set(numbers) == {field.name for field in dataclasses.fields(PoolStats)}
 
 
-def test_what_is_counted(backend: Backend, clock: Clock) -> None:
+def test_stats_count_acquires_opens_and_endings(backend: Backend, clock: Clock) -> None:
     pool = clock.pool(backend.connect, max_connections=1, max_waiting=1)
     held = pool.acquire()  # After waiting for it to be opened.
     clock.advance(2)

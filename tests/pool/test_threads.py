@@ -57,7 +57,7 @@ def test_there_is_a_case_for_every_method() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_another_thread_is_told_so_and_those_who_wait_are_left_alone(name: str) -> None:
+def test_another_thread_is_told_so_and_waiters_are_left_alone(name: str) -> None:
     pool = Pool(Plain, max_connections=2)
     held, other = pool.acquire(), pool.acquire()
     pool.release(other)

@@ -1,4 +1,4 @@
-"""The same complaint over and over is one line in the log, now and then, with a count."""
+"""A complaint that repeats is logged now and then, with a count."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gsocketpool.throttle import Throttle
 from tests.support.scripted import Backend, Clock, eventually
 
 
-def test_the_first_passes_and_the_next_are_counted(clock: Clock) -> None:
+def test_the_first_complaint_passes_and_the_next_are_counted(clock: Clock) -> None:
     throttle = Throttle(10, clock)
     assert throttle.admit() == ""
     clock.advance(9.9)
@@ -19,7 +19,7 @@ def test_the_first_passes_and_the_next_are_counted(clock: Clock) -> None:
     assert throttle.admit() is None
 
 
-def test_one_that_comes_rarely_is_never_held_back(clock: Clock) -> None:
+def test_a_rare_complaint_is_never_held_back(clock: Clock) -> None:
     throttle = Throttle(10, clock)
     for _ in range(3):
         assert throttle.admit() == ""

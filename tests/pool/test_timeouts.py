@@ -48,7 +48,7 @@ def test_the_timeout_is_not_cut_short_by_a_busy_caller(backend: Backend) -> None
     assert caught.value.waited > 0.09
 
 
-def test_those_who_wait_share_a_timer_and_each_is_woken_in_time(backend: Backend) -> None:
+def test_waiters_share_a_timer_and_each_is_woken_in_time(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire()
     ended: list[float] = []
@@ -64,7 +64,7 @@ def test_those_who_wait_share_a_timer_and_each_is_woken_in_time(backend: Backend
     assert sorted(ended) == [0.01, 0.02, 0.03]
     waiting[0].kill()
     settle()
-    # An armed timer would keep the event loop alive, though nobody waits for anything that it brings.
+    # An armed timer would keep the event loop alive, though no caller waits for it.
     gevent.sleep(0.001)
     pool.release(held)
     gevent.joinall(waiting, timeout=PATIENCE)
@@ -72,7 +72,7 @@ def test_those_who_wait_share_a_timer_and_each_is_woken_in_time(backend: Backend
     assert not has_timer(waiters_of(pool))
 
 
-def test_no_timer_is_left_for_those_who_wait_without_a_limit(backend: Backend) -> None:
+def test_no_timer_is_left_for_waiters_without_a_limit(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire()
     waiting = [spawn_acquire(pool, timeout=timeout) for timeout in (math.inf, 0.001)]
@@ -93,7 +93,7 @@ def test_no_timer_is_left_after_a_wait_that_was_interrupted(backend: Backend) ->
 
 
 @pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.torture)])
-def test_many_who_wait_for_different_times(backend: Backend, count: int) -> None:
+def test_many_callers_that_wait_for_different_times(backend: Backend, count: int) -> None:
     pool = Pool(backend.connect, max_connections=1)
     pool.acquire()
     waiting = [gevent.spawn(pool.acquire, timeout=0.2 + number / 1e5) for number in range(count)]

@@ -148,7 +148,7 @@ def test_checking_a_socket_does_not_switch(server: LineServer) -> None:
         assert not ran
 
 
-def test_a_class_of_the_old_days_is_peeked_at_by_its_socket(server: LineServer) -> None:
+def test_the_socket_of_a_0_1_6_class_is_peeked_at(server: LineServer) -> None:
     class Old(Connection):
         def __init__(self, port: int) -> None:
             self._port = port

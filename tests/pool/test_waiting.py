@@ -1,4 +1,4 @@
-"""Every way to wait ends with the pool, and where nothing can wait, in the event loop's own greenlet, nothing does."""
+"""Every wait ends when the pool is closed, and in the event loop's own greenlet no call waits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.scripted import PATIENCE, Backend, ScriptedConnection, eventu
 
 
 def ends_soon(greenlet: gevent.Greenlet) -> bool:
-    """Whether a greenlet ends, given a while in which it would long have ended if it had been told to."""
+    """Return whether a greenlet ends, given a while in which it would long have ended if it had been told to."""
     greenlet.join(timeout=0.5)
     return bool(greenlet.ready())
 
@@ -34,7 +34,7 @@ WAYS: dict[str, Callable[[Pool[Any]], object]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_who_waits_for_an_opening_hears_of_the_end(backend: Backend, way: str) -> None:
+def test_a_caller_that_waits_for_an_opening_hears_of_the_end(backend: Backend, way: str) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect, min_connections=1)
     waiter = spawn_waiting(WAYS[way], pool)
@@ -44,7 +44,7 @@ def test_who_waits_for_an_opening_hears_of_the_end(backend: Backend, way: str) -
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith("wait_ready")])
-def test_who_waits_for_a_release_hears_of_the_end(backend: Backend, way: str) -> None:
+def test_a_caller_that_waits_for_a_release_hears_of_the_end(backend: Backend, way: str) -> None:
     pool = Pool(backend.connect, max_connections=1)
     pool.acquire()
     waiter = spawn_waiting(WAYS[way], pool)
@@ -54,7 +54,7 @@ def test_who_waits_for_a_release_hears_of_the_end(backend: Backend, way: str) ->
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way.startswith("wait_ready")])
-def test_who_waits_until_the_pool_is_ready_hears_of_the_end_though_nothing_is_open_nor_opening(
+def test_a_caller_that_waits_until_the_pool_is_ready_hears_of_the_end_though_nothing_is_open_nor_opening(
     backend: Backend, way: str
 ) -> None:
     backend.failures.extend(OSError("down") for _ in range(100))
@@ -70,7 +70,7 @@ def test_who_waits_until_the_pool_is_ready_hears_of_the_end_though_nothing_is_op
         waiter.kill()
 
 
-def test_who_waits_for_a_check_hears_of_the_end(backend: Backend) -> None:
+def test_a_caller_that_waits_for_a_check_hears_of_the_end(backend: Backend) -> None:
     pool = Pool(backend.connect_checked, max_connections=1)
     pool.release(pool.acquire())
     backend.checks.clear()
@@ -84,7 +84,7 @@ def test_who_waits_for_a_check_hears_of_the_end(backend: Backend) -> None:
     assert not backend.open
 
 
-def test_who_looks_for_dead_holders_while_the_pool_is_closed_hears_of_the_end(backend: Backend) -> None:
+def test_a_caller_that_looks_for_dead_holders_hears_of_the_end(backend: Backend) -> None:
     class Dawdling(PoolEvents):
         def leaked(self, pool: Pool[Any], connection: Any) -> None:
             looked.set()
@@ -108,7 +108,7 @@ def test_who_looks_for_dead_holders_while_the_pool_is_closed_hears_of_the_end(ba
 
 
 def in_the_loop(act: Callable[[], object]) -> Any:
-    """What a call in a callback of the event loop returns, or the error that it raises."""
+    """Return what a call in a callback of the event loop returns, or the error that it raises."""
     outcomes: list[Any] = []
     gevent.get_hub().loop.run_callback(lambda: outcomes.append(outcome(act)))
     eventually(lambda: outcomes)
@@ -126,16 +126,16 @@ def test_an_idle_connection_is_acquired_in_the_loop(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith("wait_ready")])
-def test_who_would_have_to_wait_for_an_opening_in_the_loop_is_told_so(backend: Backend, way: str) -> None:
+def test_a_caller_in_the_loop_that_would_wait_for_an_opening_is_told_so(backend: Backend, way: str) -> None:
     pool = Pool(backend.connect, max_connections=1)
     assert isinstance(in_the_loop(lambda: WAYS[way](pool)), PoolError)
     settle()
-    assert numbers(pool)[0::3] == (0, 0), "nothing is in use, and nobody waits"
+    assert numbers(pool)[0::3] == (0, 0), "nothing is in use, and no caller waits"
     assert pool.acquire(timeout=PATIENCE).is_open
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith("wait_ready")])
-def test_who_would_have_to_wait_for_a_release_in_the_loop_is_told_so(backend: Backend, way: str) -> None:
+def test_a_caller_in_the_loop_that_would_wait_for_a_release_is_told_so(backend: Backend, way: str) -> None:
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire()
     assert isinstance(in_the_loop(lambda: WAYS[way](pool)), PoolError)
@@ -157,14 +157,14 @@ def test_a_check_that_may_block_does_not_block_the_loop(backend: Backend) -> Non
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_waiting_until_a_pool_is_ready_that_is_so_already_works_in_the_loop(backend: Backend) -> None:
+def test_waiting_for_a_pool_that_is_ready_works_in_the_loop(backend: Backend) -> None:
     pool = Pool(backend.connect, min_connections=1)
     pool.wait_ready(PATIENCE)
     assert in_the_loop(pool.wait_ready) is None
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way.startswith("wait_ready")])
-def test_waiting_until_a_pool_is_ready_that_is_not_so_yet_fails_at_once_in_the_loop(backend: Backend, way: str) -> None:
+def test_waiting_for_a_pool_that_is_not_ready_fails_at_once_in_the_loop(backend: Backend, way: str) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect, min_connections=1)
     assert isinstance(in_the_loop(lambda: WAYS[way](pool)), PoolError)
@@ -195,7 +195,7 @@ def test_what_is_closed_in_the_loop_is_not_waited_for(backend: Backend, method: 
 
 
 def close_in_the_loop(pool: Pool[Any], timeout: float) -> Any:
-    """Closes a pool, and says what closing and an acquire right afterwards have raised, if they have."""
+    """Close a pool, and say what closing and an acquire right afterwards have raised, if they have."""
     return in_the_loop(lambda: (outcome(pool.close, timeout), outcome(pool.acquire)))
 
 
@@ -224,7 +224,7 @@ def test_what_is_out_after_the_timeout_of_a_pool_closed_in_the_loop_is_closed_un
 
 
 @pytest.mark.parametrize("timeout", [0, PATIENCE])
-def test_a_pool_closed_in_the_loop_turns_those_away_who_wait(backend: Backend, timeout: float) -> None:
+def test_a_pool_closed_in_the_loop_refuses_the_waiters(backend: Backend, timeout: float) -> None:
     pool = Pool(backend.connect, max_connections=2)
     pool.release(pool.acquire())
     pool.acquire()

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say, and judge it rightly. How fast anything is, is no business of a test."""
+"""The benchmarks measure what they say, and judge it rightly. No test depends on how fast anything is."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def numbers(figures: dict[str, float | str]) -> dict[str, float]:
 
 
 def asked(workers: Workers, case: str, name: str, effort: float, figures: list[str]) -> dict[str, float]:
-    """What a worker finds. Pools for threads need one: where nothing is patched, they would hold the whole process."""
+    """Return what a worker finds. Pools for threads need one: unpatched, they would hold the whole process."""
     answer = workers.measure(case, name, effort, {"figures": figures})
     assert "error" not in answer
     return numbers(answer["figures"])
@@ -217,19 +217,19 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fakes")
-def test_who_refuses_and_opens_too_many_is_shown() -> None:
+def test_a_pool_that_refuses_and_opens_too_many_is_shown() -> None:
     figures = numbers(contended.measure("careless", EFFORT, {"figures": ["open, 30", "refused, 30"]}))
     assert figures["open, 30"] > contended.CONNECTIONS
     assert 20 < figures["refused, 30"] < 50
 
 
 @pytest.mark.usefixtures("fakes")
-def test_who_loses_connections_is_shown() -> None:
+def test_a_pool_that_loses_connections_is_shown() -> None:
     assert contended.measure("forgetful", EFFORT, {"figures": ["lost, 30"]})["lost, 30"] == 1
 
 
 @pytest.mark.usefixtures("fakes")
-def test_who_is_not_there_is_shown() -> None:
+def test_a_pool_that_is_not_there_is_shown() -> None:
     figures = uncontended.measure("absent", EFFORT, {})
     assert "AttributeError" in str(figures["pair, alone"])
 
@@ -239,13 +239,13 @@ def test_who_is_not_there_is_shown() -> None:
 
 def test_workers_answer_and_say_what_failed(tmp_path: Path) -> None:
     found = Results()
-    wanted = {"memory": {HAND_OVER.name: ["idle"], "nobody": ["idle"]}}
+    wanted = {"memory": {HAND_OVER.name: ["idle"], "no such pool": ["idle"]}}
     steps: list[str] = []
     with Workers(tmp_path / "log") as workers:
         run([cases.load("memory")], workers, found, rounds=2, effort=EFFORT, wanted=wanted, progress=steps.append)
-    assert sorted(steps) == 2 * ["memory: bare hand-over"] + 2 * ["memory: nobody"]
+    assert sorted(steps) == 2 * ["memory: bare hand-over"] + 2 * ["memory: no such pool"]
     assert len(found.values["memory"]["idle"][HAND_OVER.name]) == 2
-    assert "KeyError" in found.problems["memory"]["nobody"][""]
+    assert "KeyError" in found.problems["memory"]["no such pool"][""]
 
 
 def test_a_worker_that_dies_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +258,7 @@ def test_a_worker_that_dies_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("begin", ["", "print('{', end='', flush=True)"], ids=["at once", "within its answer"])
-def test_a_worker_that_hangs_is_shown_and_holds_nobody_else(
+def test_a_worker_that_hangs_is_shown_and_does_not_hold_up_the_others(
     begin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("benchmarks.workers.START", f"input()\n{begin}\ninput()")
@@ -351,7 +351,7 @@ def test_the_best_rival_is_the_measure() -> None:
     assert goals.judge(goal(1, "slow", "fast"), found).against == "slow"
 
 
-def test_who_refuses_loses_or_opens_too_many_is_no_rival() -> None:
+def test_a_pool_that_refuses_loses_or_opens_too_many_is_no_rival() -> None:
     found = values(ours=[3], fair=[2], refusing=[90], greedy=[80])
     found.add("case", "refusing", {"refused": 1.0, "open": 10})
     found.add("case", "greedy", {"refused": 0.0, "open": 11})

@@ -1,4 +1,4 @@
-"""The examples in README and docs are run, and what the documents list is what there is."""
+"""The examples in README and docs run, and the lists in them are complete."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def is_of_tests(block: str) -> bool:
 
 
 def is_of_another_process(block: str) -> bool:
-    """Whether an example patches its process, takes a library that is not here, or connects to a server."""
+    """Return whether an example patches its process, takes a library that is not here, or connects to a server."""
     return (
         "patch_all(" in block
         or needs_a_database(block)
@@ -59,7 +59,7 @@ def is_of_another_process(block: str) -> bool:
 
 
 def needs_a_database(block: str) -> bool:
-    """Whether an example uses a connector of ours, and so a client library that waits only where gevent has patched."""
+    """Return whether an example uses a connector, whose client library waits only where gevent has patched."""
     return re.search(r"\b(Psycopg|Valkey|Redis|PyMySQL|Pymemcache)Connector\(", block) is not None
 
 

@@ -112,7 +112,7 @@ def test_a_value_is_kept_as_it_is(client: FlaskClient, value: bytes, content_typ
     assert answer.mimetype == "application/octet-stream"
 
 
-def test_there_is_no_value_where_none_was_put(client: FlaskClient) -> None:
+def test_a_key_without_a_value_is_not_found(client: FlaskClient) -> None:
     answer = client.get("/kv/never")
     assert answer.status_code == 404
     assert "never" in answer.text
@@ -238,7 +238,7 @@ def processes_with(tmp_path: Path) -> list[str]:
             if f"TMPDIR={tmp_path}".encode() in (process / "environ").read_bytes():
                 found.append((process / "cmdline").read_text().replace("\0", " "))
         except OSError:
-            # It has just ended, or is somebody else's.
+            # It has just ended, or its number is another process's.
             continue
     return found
 
@@ -358,7 +358,7 @@ def test_a_busy_port_is_told(tmp_path: Path, option: str) -> None:
 
 @contextmanager
 def occupied(*ports: int) -> Iterator[None]:
-    """Takes these ports, unless another program has them. Only one test at a time does so, on the whole machine."""
+    """Take these ports, unless another program has them. Only one test at a time does so, on the whole machine."""
     with ExitStack() as stack:
         lock = stack.enter_context(open(Path(tempfile.gettempdir(), "gsocketpool-test-ports.lock"), "w"))
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Whatever is given, what comes out is a result or an error of this package's that names what was wrong."""
+"""Any input gives a result, or an error of this package that names what was wrong."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ POOL = st.dictionaries(st.one_of(st.sampled_from(KEYS), HURTING), VALUES, max_si
 
 
 def result_or_error(call: Callable[..., Any], *given: Any, **named: Any) -> Any:
-    """What a call returns, or the error of this package's that it raises. Any other error fails the test."""
+    """Return what a call returns, or the error of this package's that it raises. Any other error fails the test."""
     try:
         return call(*given, **named)
     except PoolError as error:

@@ -1,4 +1,4 @@
-"""The blows see what a pool does wrong, and the table of what is left can be made."""
+"""The benchmark of kills sees what a pool does wrong, and its table can be made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house: what may import what."""
+"""Modules import each other only as the layers allow."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ STATE_ATTRIBUTES = {
 
 
 def state_written_by(tree: ast.AST) -> list[str]:
-    """Where code outside of their classes writes an attribute of a State, an Entry or a Waiter, or any by its name."""
+    """Return where code outside of their classes writes an attribute of a State, an Entry or a Waiter."""
     by_name = [
         ast.unparse(node)
         for node in ast.walk(tree)
@@ -274,7 +274,7 @@ def test_the_records_only_write_themselves_when_they_are_made(name: str) -> None
         "object.__setattr__(state, name, 1)",
     ],
 )
-def test_whoever_else_writes_state_is_found(code: str) -> None:
+def test_code_outside_the_state_that_writes_it_is_found(code: str) -> None:
     assert state_written_by(ast.parse(code))
 
 

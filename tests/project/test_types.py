@@ -1,4 +1,4 @@
-"""What a type checker makes of the package in a program of somebody else's."""
+"""What a type checker says of a program that uses the package."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_a_program_that_uses_connectors_is_checked(said: dict[int, str]) -> None
     assert "type: ignore" not in text
 
 
-def test_mistakes_are_seen_and_nothing_else_is_complained_of(said: dict[int, str]) -> None:
+def test_the_type_checker_reports_the_mistakes_and_nothing_else(said: dict[int, str]) -> None:
     begin = next(number for number, line in lines() if line.startswith("def make_mistakes"))
     complaints = {number for number, text in said.items() if text.startswith("error: ")}
     mistakes = {

@@ -1,4 +1,4 @@
-"""The subjects of the battery: ways to pool connections to a real server, under names that they all have in common."""
+"""A subject of the battery: a way to pool connections to a real server, under names that all subjects share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Has modules strike subjects of their own with the battery of :mod:`tests.connectors.test_battery`."""
+"""Make the tests of the battery, :mod:`tests.connectors.test_battery`, for other subjects."""
 
 from __future__ import annotations
 

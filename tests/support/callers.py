@@ -69,7 +69,7 @@ class Caller:
 
 
 def ended_by(function: Callable[..., object], *arguments: Any, **options: Any) -> object:
-    """Return what a call returns, or whatever it raises: for a greenlet that is killed."""
+    """Return what a call returns, or what it raises, a kill included."""
     try:
         return function(*arguments, **options)
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""Connections over real sockets, open and not, and helpers to look at what they do."""
+"""Connections over real sockets, and helpers to watch what they do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = ["tcp", "tls", "unix"]
 
 @pytest.fixture(autouse=True)
 def no_hanging() -> Iterator[None]:
-    """Fails a test that hangs, be it that its greenlet waits for ever or that it blocks the whole process.
+    """Fail a test that hangs, in its greenlet alone or with the whole process.
 
     Each module that imports this has it for all of its tests.
     """
@@ -76,7 +76,7 @@ def exchange(kind: str = "tcp", **options: Any) -> Iterator[tuple[Any, Any]]:
         yield connection, server.next_peer()
 
 
-def check_echo(connection: StreamConnection, message: bytes = b"is anybody there?") -> None:
+def check_echo(connection: StreamConnection, message: bytes = b"is a server there?") -> None:
     connection.send(message)
     assert connection.recv_exactly(len(message)) == message
 
@@ -107,18 +107,18 @@ def spawn_opening(connection: TcpConnection) -> gevent.Greenlet:
 
 
 def wait_readable(connection: Any) -> None:
-    """Waits until the kernel has something for the connection."""
+    """Wait until the kernel has something for the connection."""
     gevent.socket.wait_read(connection.get().fileno(), timeout=PATIENCE)
 
 
 def reset(peer: Any) -> None:
-    """Closes a socket in a way that its other end sees as "connection reset"."""
+    """Close a socket in a way that its other end sees as "connection reset"."""
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.close()
 
 
 def without_switching(function: Callable[[], Any]) -> Any:
-    """What a call returns that no other greenlet may run during."""
+    """Return what a call returns. No other greenlet may run meanwhile."""
     ran: list[bool] = []
     bystander = gevent.spawn(ran.append, True)
     result = function()

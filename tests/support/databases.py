@@ -1,4 +1,4 @@
-"""Real databases, for tests of what talks to them."""
+"""Real databases for the tests."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class RestartableServer:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Have it do nothing for the time of the block, and then all that it was asked."""
+        """A block in which the server does nothing. At its end the server does all that it was asked."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         os.waitpid(self._process.pid, os.WUNTRACED)
@@ -112,7 +112,7 @@ class KeptMariaDB:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Have it do nothing for the time of the block, and then all that it was asked."""
+        """A block in which the server does nothing. At its end the server does all that it was asked."""
         process = int((self.directory / "pid").read_text())
         state = Path(f"/proc/{process}/stat")
         os.kill(process, signal.SIGSTOP)
@@ -124,7 +124,7 @@ class KeptMariaDB:
 
 
 def program_of_debian(name: str, package: str) -> str:
-    """Where a program is; the test is skipped if it is not there."""
+    """Return where a program is; skip the test if it is not there."""
     try:
         return servers.program_of_debian(name, package)
     except RuntimeError as error:

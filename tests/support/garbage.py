@@ -19,7 +19,7 @@ PACKAGE = os.path.dirname(gsocketpool.__file__) + os.sep
 
 
 def is_in_package(frame: FrameType | None) -> bool:
-    """Whether code of the package runs, or waits for what runs."""
+    """Return whether code of the package runs, or waits for what runs."""
     while frame is not None:
         if frame.f_code.co_filename.startswith(PACKAGE):
             return True
@@ -29,7 +29,7 @@ def is_in_package(frame: FrameType | None) -> bool:
 
 @pytest.fixture
 def errors_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The errors of greenlets, callbacks and finalizers, which have nobody to be raised to."""
+    """The errors of greenlets, callbacks and finalizers, which reach no caller."""
     errors: list[str] = []
     monkeypatch.setattr(Hub, "print_exception", lambda *arguments: errors.append(repr(arguments[3])))
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: errors.append(repr(unraisable.exc_value)))
@@ -38,7 +38,7 @@ def errors_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 @contextmanager
 def only_new_garbage() -> Iterator[None]:
-    """Turns the collector off. When it is called, it passes over what is there already, which would take it long."""
+    """Turn the collector off. When it is called, it passes over what is there already, which would take it long."""
     before = gc.get_threshold()
     gc.disable()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""What test_serving.py and test_worker_exit.py need.
+"""Real gunicorn processes and their backend.
 
 That is a backend that sees how it is treated, and a gunicorn in processes of its own.
 
@@ -123,7 +123,7 @@ class Backend:
         self._holds: str | None = None
 
     def __enter__(self) -> Backend:
-        # It never listens: it keeps the port from everybody else while the listener is away.
+        # It never listens: it keeps the port from other processes while the listener is away.
         self._placeholder = self._bind(0)
         self.port: int = self._placeholder.getsockname()[1]
         self._loop = asyncio.new_event_loop()
@@ -147,13 +147,13 @@ class Backend:
     # For tests
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        """Returns when `condition`, which must depend on this backend alone, holds."""
+        """Return when `condition`, which must depend on this backend alone, holds."""
         with self._changed:
             if not self._changed.wait_for(condition, PATIENCE):
                 raise AssertionError(f"{what}: not within {PATIENCE} s; {self}")
 
     def wait_until_ended(self, pids: Iterable[int]) -> None:
-        """Returns when no connection of these processes is open any more."""
+        """Return when no connection of these processes is open any more."""
         wanted = set(pids)
         self.wait_until(lambda: not any(seen.is_open for seen in self.seen_of(wanted)), "their connections end")
 
@@ -176,14 +176,14 @@ class Backend:
             self._in_loop(self._release)
 
     def held(self) -> Counter[int]:
-        """How many lines wait for the block :meth:`holding` to end, by process."""
+        """Return how many lines wait for the block :meth:`holding` to end, by process."""
         return Counter(session.seen.lines[-1][0] for session, _ in self._held)
 
     def wait_until_held(self, count: int) -> None:
         self.wait_until(lambda: len(self._held) >= count, f"{count} lines wait")
 
     def restart(self, abruptly: bool) -> None:
-        """Closes the listener and every connection, or resets the connections, and then listens on the port again."""
+        """Close the listener and every connection, or reset the connections, and then listen on the port again."""
         self._in_loop(self._close, abruptly)
         self._in_loop(self._listen)
 
@@ -267,7 +267,7 @@ class Answer:
 
 
 def wrong(answers: Iterable[Answer]) -> list[Answer]:
-    """Those of the answers that are not right."""
+    """Return the answers that are not right."""
     return [answer for answer in answers if not answer.is_right]
 
 
@@ -339,15 +339,15 @@ class Gunicorn:
         return self._process.pid
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Sends a signal to the master."""
+        """Send a signal to the master."""
         self._process.send_signal(number)
 
     def wait_for_exit(self, seconds: float = PATIENCE) -> int:
-        """Returns the master's exit status."""
+        """Return the master's exit status."""
         return self._process.wait(seconds)
 
     def wait_until_deaf(self) -> None:
-        """Returns when no process accepts connections any more."""
+        """Return when no process accepts connections any more."""
         eventually(self._refuses, "gunicorn stops to listen")
 
     def _refuses(self) -> bool:
@@ -365,7 +365,7 @@ class Gunicorn:
         return self._log.read_text(errors="replace")
 
     def wait_for_log(self, pattern: str) -> str:
-        """Returns the first group of `pattern`, as soon as something in the log matches."""
+        """Return the first group of `pattern`, as soon as something in the log matches."""
         found: list[str] = []
 
         def look() -> bool:
@@ -397,15 +397,15 @@ class Gunicorn:
             client.close()
 
     def begin_to_ask(self, *texts: str, view: str = "echo") -> list[Future[Answer]]:
-        """Asks all at the same time, in the background."""
+        """Ask all at the same time, in the background."""
         return [self._clients.submit(self.ask, text, view) for text in texts]
 
     def ask_all(self, *texts: str) -> list[Answer]:
-        """Asks all at the same time."""
+        """Ask all at the same time."""
         return results(self.begin_to_ask(*texts))
 
     def workers(self, count: int) -> set[int]:
-        """Returns the workers when so many of them have used their pools."""
+        """Return the workers when so many of them have used their pools."""
         workers: set[int] = set()
 
         def meet() -> bool:
@@ -419,7 +419,7 @@ class Gunicorn:
 
     @contextmanager
     def being_asked(self, clients: int = 3) -> Iterator[list[Answer]]:
-        """Asks all the time within this block. Gives the list to which the answers are added."""
+        """Ask all the time within this block. Yield the list to which the answers are added."""
         answers: list[Answer] = []
         enough = threading.Event()
 
@@ -442,7 +442,7 @@ Start = Callable[..., Gunicorn]
 
 @contextmanager
 def gunicorns(directory: Path, backend: Backend) -> Iterator[Start]:
-    """Gives a function that starts a :class:`Gunicorn`, whose log is shown if the test fails."""
+    """Yield a function that starts a :class:`Gunicorn`, whose log is shown if the test fails."""
     with ExitStack() as stack:
 
         def start(*arguments: str, **config: str | float) -> Gunicorn:
@@ -466,7 +466,7 @@ def start(backend: Backend, tmp_path: Path) -> Iterator[Start]:
 
 
 def slow(count: int) -> list[str]:
-    """Texts that a backend does not answer while it is holding."""
+    """Return texts that a backend does not answer while it is holding."""
     return [f"slow-{number}" for number in range(count)]
 
 

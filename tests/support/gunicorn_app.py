@@ -70,7 +70,7 @@ def echo(text: str) -> ResponseReturnValue:
 
 @app.get("/stream/<text>")
 def stream(text: str) -> ResponseReturnValue:
-    """Asks for every piece of the body when the one before is sent."""
+    """Ask for every piece of the body when the one before is sent."""
 
     def body() -> Iterator[str]:
         for number in range(current_app.config["PIECES"]):
@@ -82,7 +82,7 @@ def stream(text: str) -> ResponseReturnValue:
 
 @app.get("/stuck/<text>")
 def stuck(text: str) -> ResponseReturnValue:
-    """Is never done with its connection, whatever becomes of it."""
+    """Keep the connection for ever."""
     with current_pool.connection() as connection:
         connection.exchange(text)
         Event().wait()
@@ -97,7 +97,7 @@ if app.config.get("USE_POOL_AT_IMPORT"):
 
 
 def use_what_was_opened_at_import(text: str) -> None:
-    """Says `text` on the connection that has been in use since the import, and on the one that was idle after it."""
+    """Say `text` on the connection that has been in use since the import, and on the one that was idle after it."""
     kept.exchange(text)
     with app.app_context(), current_pool.connection() as connection:
         connection.exchange(text)

@@ -1,4 +1,4 @@
-"""A backend that speaks lines. It is in threads, which a fork does not copy, nor a blocked event loop stop."""
+"""A backend that echoes lines, in threads: a fork does not copy them, and a blocked event loop does not stop them."""
 
 from __future__ import annotations
 

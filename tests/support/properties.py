@@ -1,4 +1,4 @@
-"""Properties that hypothesis tries to refute: by some examples in the suite, by ten times as many in the torture."""
+"""Properties that hypothesis tries to refute, with ten times as many examples in the torture."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class Clock:
 
 
 def end_event_loop() -> None:
-    """Ends the event loop of this thread, as gevent asks a thread to do before it ends.
+    """End the event loop of this thread, as gevent asks a thread to do before it ends.
 
     With libuv it is left to the collector: gevent would wait for ever there if a greenlet sleeps.
     """
@@ -153,7 +153,7 @@ def end_event_loop() -> None:
 
 
 def settle() -> None:
-    """Lets every greenlet run until it waits for something."""
+    """Let every greenlet run until it waits for something."""
     for _ in range(10):
         gevent.sleep(0)
 

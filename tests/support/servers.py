@@ -22,7 +22,7 @@ from tests.support.scripted import PATIENCE
 
 
 def echo(peer: Any) -> None:
-    """A handler for :class:`Server` that sends back whatever comes."""
+    """A handler for :class:`Server` that sends back what it receives."""
     while data := peer.recv(65536):
         peer.sendall(data)
 
@@ -74,14 +74,14 @@ class Server:
             raise self._errors[0]
 
     def stop(self) -> None:
-        """Stops listening, and closes every connection."""
+        """Stop listening, and close every connection."""
         self._greenlets.kill()
         self._listener.close()
         for accepted in self._sockets:
             accepted.close()
 
     def next_peer(self) -> Any:
-        """Returns the other end of the connection that was accepted next."""
+        """Return the other end of the connection that was accepted next."""
         return self._peers.get(timeout=PATIENCE)
 
     def _accept(self) -> None:
@@ -127,7 +127,7 @@ def authority_pem() -> str:
 
 
 def client_context(kind: type[ssl.SSLContext] = gevent.ssl.SSLContext) -> ssl.SSLContext:
-    """A new context that trusts :func:`authority` and nobody else."""
+    """A new context that trusts :func:`authority` alone."""
     context = kind(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=authority_pem())
     return context
@@ -161,7 +161,7 @@ def hanging_address() -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def refusing_address(host: str = "127.0.0.1") -> Iterator[tuple[str, int]]:
-    """An address at which connecting is refused: it is taken, but nobody listens."""
+    """An address at which connecting is refused: it is taken, but no server listens."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
         taken.bind((host, 0))
         yield taken.getsockname()[:2]

@@ -1,4 +1,4 @@
-"""Follows greenlets from switch to switch, so that a test can do something at every point where one waits."""
+"""Follow greenlets from switch to switch, so that a test can act wherever one waits."""
 
 from __future__ import annotations
 
@@ -86,5 +86,5 @@ class Switches:
 
 
 def greenlets_there_are() -> weakref.WeakSet[Any]:
-    """Every greenlet of the process, be it of another test that has left it sleeping."""
+    """Return every greenlet of the process, also one that another test has left sleeping."""
     return weakref.WeakSet(one for one in gc.get_objects() if isinstance(one, gevent.Greenlet))

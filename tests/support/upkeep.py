@@ -26,7 +26,7 @@ def discarded(pool: Pool[Client]) -> dict[str, int]:
 
 
 def check_whole(pool: Pool[Client], connector: ScriptedConnector) -> None:
-    """The capacity is whole, and what was discarded is closed."""
+    """Check that the capacity is whole, and that what was discarded is closed."""
     connector.acts.clear()
     taken = [pool.acquire() for _ in range(pool.stats().max_connections)]
     assert len(set(map(id, taken))) == len(taken)
@@ -47,7 +47,7 @@ def errors() -> list[Any]:
 
 
 def swallow(client: Client) -> None:
-    """Takes the pool's limit for an error of its own."""
+    """Take the pool's limit for an error of the reset's own."""
     with contextlib.suppress(BaseException):
         gevent.sleep(100)
     client.is_begun = False

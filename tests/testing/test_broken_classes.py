@@ -1,4 +1,4 @@
-"""A torture finds each connection class that is broken, whatever its seed, and blames none that is not."""
+"""A torture finds each broken connection class, whatever its seed, and blames no sound one."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ class TakesItsTimeToSayGoodbye(TcpConnection):
 
 
 class Client:
-    """A client of a library's: its socket is open from its making until nobody refers to it."""
+    """A client of a library's: its socket is open until the last reference to the client is gone."""
 
     def __init__(self, address: tuple[str, int], timeout: float) -> None:
         self.sock = gevent.socket.create_connection(address, timeout)

@@ -1,4 +1,4 @@
-"""A pool without a server, for tests."""
+"""``FakePool`` stands in for a pool in tests, without a server."""
 
 from __future__ import annotations
 

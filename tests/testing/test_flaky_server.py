@@ -1,4 +1,4 @@
-"""The server that misbehaves on command."""
+"""``FlakyServer`` misbehaves on command."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_what_was_connected_before_a_fault_is_served(flaky_server: FlakyServer) 
 
 def test_what_connects_while_a_fault_begins_is_served_or_refused(tmp_path: Path) -> None:
     with serving("unix", tmp_path) as (server, connection):
-        # The server waits for somebody to accept, and so is waited for when it stops: that is when this one connects.
+        # The server waits for a client to accept, and so is waited for when it stops: that is when this one connects.
         settle()
         opener = gevent.spawn(outcome, connection.open)
         server.fail("refuse")
@@ -333,7 +333,7 @@ def test_leaves_nothing_behind(tmp_path: Path, assert_no_leaks: None) -> None:
 def test_does_not_serve_in_a_forked_child(flaky_server: FlakyServer, client: TcpConnection) -> None:
     def child() -> bool:
         before = open_sockets()
-        # Whatever the greenlets that were copied would do, they do it now.
+        # What the copied greenlets would do, they do now.
         for _ in range(10):
             gevent.sleep(0.001)
         # The child closes the server's sockets with its own, and both look the same from outside.

@@ -1,4 +1,4 @@
-"""The fixtures that pytest finds by itself, and what they are made of."""
+"""The fixtures of the pytest plugin, and what they are made of."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ PROGRAMS = {
     @pytest.fixture(scope="session")
     def app():
         app = Flask(__name__)
-        # Nobody is asked there: nothing is connected to.
+        # No server is asked there: nothing connects.
         app.config["SOCKETPOOL_URL"] = "tcp://localhost:1"
         GSocketPool(app)
 
@@ -206,7 +206,7 @@ def test_a_greenlet_in_the_place_of_another_is_left_behind(monkeypatch: pytest.M
     there[0].kill()
 
 
-def test_a_pool_from_before_that_nobody_refers_to_any_more_is_not_left_behind(backend: Backend) -> None:
+def test_a_pool_from_before_whose_last_reference_goes_is_not_left_behind(backend: Backend) -> None:
     pools = [Pool(backend.connect)]
 
     def use() -> None:

@@ -1,4 +1,4 @@
-"""Everything goes wrong, at random moments. And: what is broken is found."""
+"""A torture makes everything go wrong, at random moments, and finds what is broken."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def torture_echo(limit: int, kills: int) -> None:
 
 
 @pytest.mark.parametrize(("limit", "kills"), [(1, 400), (8, 800), (64, 800)])
-def test_of_two_thousand_kills_none_loses_or_mixes_up_anything(limit: int, kills: int) -> None:
+def test_two_thousand_kills_lose_and_mix_up_nothing(limit: int, kills: int) -> None:
     torture_echo(limit, kills)
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("limit", [1, 8, 64])
-def test_of_a_million_kills_none_loses_or_mixes_up_anything(limit: int) -> None:
+def test_a_million_kills_lose_and_mix_up_nothing(limit: int) -> None:
     torture_echo(limit, kills=333_334)
 
 
@@ -439,9 +439,9 @@ def test_a_pool_that_does_not_work_in_a_child_is_found(monkeypatch: pytest.Monke
 
 
 def test_a_mistake_in_the_test_is_told_as_it_is(flaky_server: FlakyServer) -> None:
-    nobody_listens = partial(TcpConnection, flaky_server.host, 1)
+    refused = partial(TcpConnection, flaky_server.host, 1)
     with pytest.raises(ConnectionRefusedError):
-        torture(nobody_listens, server=flaky_server)
+        torture(refused, server=flaky_server)
     with pytest.raises(AttributeError, match="no attribute 'send'"):
         torture(Echo)
     with pytest.raises(InvalidArgumentError, match="exchange must be"):
