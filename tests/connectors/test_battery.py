@@ -501,20 +501,20 @@ def in_child(act: Callable[[], object]) -> None:
             with gevent.Timeout(PATIENCE / 2):
                 act()
         except BaseException:
-            link.say(traceback.format_exc().encode())
+            link.send(traceback.format_exc().encode())
         finally:
             os._exit(0)
     try:
         with gevent.Timeout(PATIENCE, False):
             while not link.is_at_end:
-                link.listen()
+                link.poll()
                 gevent.sleep(0.005)
     finally:
         link.close()
         # The event loop may have done so already.
         with suppress(ChildProcessError):
             os.waitpid(child, 0)
-    assert not link.heard, link.heard.decode()
+    assert not link.received, link.received.decode()
 
 
 # A server that stands still
