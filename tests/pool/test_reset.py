@@ -1089,7 +1089,9 @@ def test_garbage_at_every_line_of_the_package(
     if read is read_in_a_block_that_ends_well:
         # Where it can't be completed, it says so.
         def note(unraisable: Any) -> None:
-            (unraised if "garbage collector ends it" in str(unraisable.exc_value) else errors_behind).append(str(unraisable))
+            (unraised if "garbage collector ends it" in str(unraisable.exc_value) else errors_behind).append(
+                str(unraisable)
+            )
 
         monkeypatch.setattr(sys, "unraisablehook", note)
     fired = 0
