@@ -231,7 +231,8 @@ class Run(Generic[C]):
         gevent.sleep(0)
         link.send(b".")
         link.wait_for(2, 1.0)
-        with gevent.Timeout(hang, False):
+        # Longer than the child waits for its exchanges.
+        with gevent.Timeout(2 * hang, False):
             while not (link.is_at_end or self._checks.failures):
                 self._turn()
                 link.poll()
@@ -262,7 +263,7 @@ class Run(Generic[C]):
         self._rounds_left = max(self._rounds_left, 100)
         self._go_on()
         link.send(b".")
-        patience = _checks.HANG / 2
+        patience = _checks.HANG
         with gevent.Timeout(patience, False):
             while not link.received:
                 gevent.sleep(0)
