@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from gsocketpool import InvalidArgumentError, Pool, PoolError
+from gsocketpool.settings import Settings
 from tests.support.scripted import Backend
 
-COUNTS = ["initial_connections", "max_connections", "min_connections", "max_waiting", "max_opening"]
-SECONDS = [
-    "reap_interval",
-    "acquire_timeout",
-    "open_timeout",
-    "close_timeout",
-    "max_lifetime",
-    "idle_timeout",
-    "leak_threshold",
-    "keepalive_interval",
-]
-OPTIONAL = [
-    "max_waiting",
-    "max_opening",
-    "acquire_timeout",
-    "open_timeout",
-    "max_lifetime",
-    "idle_timeout",
-    "leak_threshold",
-    "keepalive_interval",
-]
+#: The settings by the name of their type.
+KINDS = {field.name: str(field.type) for field in fields(Settings)}
+NUMBERS = [name for name, kind in KINDS.items() if kind.startswith(("int", "float"))]
+OPTIONAL = [name for name, kind in KINDS.items() if kind.endswith("None")]
 
 
-@pytest.mark.parametrize("argument", COUNTS + SECONDS)
+def test_a_pool_takes_every_setting_by_its_name_with_its_default() -> None:
+    parameters = inspect.signature(Pool).parameters
+    for field in fields(Settings):
+        assert (field.name, parameters[field.name].default) == (field.name, field.default)
+        assert parameters[field.name].annotation == field.type
+
+
+def test_a_pool_describes_every_argument() -> None:
+    assert re.findall(r"^ *:param (\w+):", Pool.__doc__ or "", re.MULTILINE) == [*inspect.signature(Pool).parameters]
+
+
+def test_a_pool_keeps_every_setting_it_is_given(backend: Backend) -> None:
+    others: dict[str, Any] = {"bool": False, "int": 3, "int | None": 3, "float": 2.5, "float | None": 2.5}
+    given = {name: others[kind] for name, kind in KINDS.items() if kind in others}
+    given |= {"name": "cache", "reset": "always"}
+    assert given.keys() == KINDS.keys(), "give a value for the new setting"
+    with Pool(backend.connect, **given) as pool:
+        assert vars(pool.settings) == given
+        assert not any(given[name] == field.default for name, field in Settings.__dataclass_fields__.items())
+
+
+@pytest.mark.parametrize("argument", NUMBERS)
 @pytest.mark.parametrize("given", [-1, "5", True, [], object(), float("nan"), float("inf"), None])
 def test_every_number_is_checked_and_every_complaint_names_its_argument(argument: str, given: Any) -> None:
     if given is None and argument in OPTIONAL:
