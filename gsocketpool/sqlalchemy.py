@@ -24,6 +24,7 @@ try:
     from sqlalchemy import exc
     from sqlalchemy.pool import ConnectionPoolEntry
     from sqlalchemy.pool import Pool as EnginePool
+    from sqlalchemy.pool.base import _ConnectionFairy, _ConnectionRecord
 except ImportError as _error:
     raise ImportError("gsocketpool.sqlalchemy needs SQLAlchemy 2: pip install 'gsocketpool[sqlalchemy]'") from _error
 
@@ -151,7 +152,7 @@ class GeventPool(EnginePool):
 
     def _create_connection(self) -> ConnectionPoolEntry:
         weakly: Any = _WeakPool(self)
-        return EnginePool._create_connection(weakly)
+        return _Record(weakly)
 
     def _do_get(self) -> ConnectionPoolEntry:
         try:
@@ -242,11 +243,36 @@ class _WeakPool:
         return getattr(self._pool(), name)
 
 
+class _Record(_ConnectionRecord):
+    """A connection record of SQLAlchemy that returns by itself when its user loses the proxy.
+
+    The garbage collector may find the proxy at any point of any code. SQLAlchemy would roll back there, which switches
+    greenlets. Instead, the pool takes the record back, and resets it in a greenlet.
+    """
+
+    # Before it rolls back, SQLAlchemy 2.1 reads `needs_gc`, and 2.0 compares `fairy_ref` with its own reference. Here
+    # the former says no, and the latter differs.
+    needs_gc = False
+
+    @property
+    def fairy_ref(self) -> weakref.ref[_ConnectionFairy] | None:
+        return self._proxy
+
+    @fairy_ref.setter
+    def fairy_ref(self, reference: weakref.ref[_ConnectionFairy] | None) -> None:
+        proxy = None if reference is None else reference()
+        self._proxy: weakref.ref[_ConnectionFairy] | None = None
+        if proxy is not None:
+            # A strong reference, like the proxy's own: the pool must outlive the proxy.
+            pool: Any = proxy._pool
+            self._proxy = weakref.ref(proxy, lambda _: pool._do_return_conn(self))
+
+
 class _Pool(Pool[ConnectionPoolEntry]):
     """The pool of one thread. Its connections are SQLAlchemy's connection records."""
 
     def __init__(self, records: _RecordConnector, pool_size: int, settings: dict[str, Any]) -> None:
-        super().__init__(records, reset="never", **settings)
+        super().__init__(records, reset="unsettled", **settings)
         self._pool_size = pool_size
 
     def give_back(self, record: ConnectionPoolEntry) -> bool:
@@ -306,8 +332,16 @@ class _RecordConnector(Connector[ConnectionPoolEntry]):
         return pool._create_connection()
 
     def is_settled(self, record: ConnectionPoolEntry) -> bool:
-        # SQLAlchemy has reset it already.
-        return True
+        # SQLAlchemy has reset the connections that it checked in: all except the lost ones.
+        return not record.in_use
+
+    def reset(self, record: ConnectionPoolEntry) -> None:
+        pool = self._pool()
+        connection: Any = record.dbapi_connection
+        if pool is not None and connection is not None:
+            lost: Any = record
+            # This resets the connection as SQLAlchemy does, and checks it in, which the pool ignores.
+            _ConnectionFairy(pool, connection, lost, pool._should_log_debug())._checkin()
 
     def is_reusable(self, record: ConnectionPoolEntry, error: BaseException | None) -> bool:
         return not _is_executing(record.dbapi_connection)

@@ -505,21 +505,134 @@ def test_its_events_are_told(driver: Driver) -> None:
     assert told[4:] == ["close"]
 
 
-def test_a_connection_that_is_let_go_of_comes_back(driver: Driver) -> None:
-    engine = engine_of(driver, pool_size=1, max_overflow=0)
-    connection = engine.connect()
-    connection.execute(SELECT_1)
-    del connection
-    gc.collect()
-    assert numbers(engine) == (0, 1, 0)
-
-
 def test_a_session_of_the_orm_uses_it(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
     for _ in range(3):
         with Session(engine) as session:
             assert session.scalar(SELECT_1) == 1
     assert (len(driver.connections), numbers(engine)) == (1, (0, 1, 0))
+
+
+# What was never returned
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """The garbage collector runs only when it is told to."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+collecting_by_hand = pytest.mark.usefixtures("no_collector")
+
+
+def lose_one(engine: Engine) -> None:
+    """Leave a connection to the garbage collector."""
+    connection: Any = engine.raw_connection()
+    connection.cursor().execute("SELECT 1")
+    connection.itself = connection
+
+
+def test_a_connection_that_is_let_go_of_comes_back(driver: Driver) -> None:
+    engine = engine_of(driver, pool_size=1, max_overflow=0)
+    connection = engine.connect()
+    connection.execute(SELECT_1)
+    del connection
+    gc.collect()
+    eventually(lambda: numbers(engine) == (0, 1, 0))
+    assert driver.open == 1
+
+
+@collecting_by_hand
+def test_the_collector_lets_no_other_greenlet_run_in_the_middle_of_a_change(driver: Driver) -> None:
+    engine = engine_of(driver, pool_size=2, max_overflow=0)
+    state = pool_of(engine).gevent_pool._state
+    kept = engine.raw_connection()
+    lose_one(engine)
+    ran: list[str] = []
+    seen: list[list[str]] = []
+
+    class Idle(list[Any]):
+        def append(self, entry: Any) -> None:
+            assert state.changing
+            gevent.spawn(ran.append, "another greenlet")
+            gc.collect()
+            seen.append(ran[:])
+            super().append(entry)
+
+    state.idle = Idle()
+    kept.close()
+    assert seen == [[]]
+    eventually(lambda: numbers(engine) == (0, 2, 0))
+    assert driver.open == 2
+
+
+@collecting_by_hand
+def test_what_was_lost_is_reset_in_a_greenlet_of_the_pools(driver: Driver) -> None:
+    engine = engine_of(driver, pool_size=1, max_overflow=0)
+    told: list[str] = []
+    for name in ("reset", "checkin"):
+        event.listen(engine, name, lambda *arguments, name=name: told.append(name))
+    lose_one(engine)
+    driver.at_step = told.append
+    gc.collect()
+    assert told == []
+    eventually(lambda: numbers(engine) == (0, 1, 0))
+    assert told == ["reset", "rollback", "checkin"]
+    with engine.connect() as connection:
+        assert connection.execute(SELECT_1).scalar() == 1
+    assert len(driver.connections) == 1
+
+
+@collecting_by_hand
+def test_what_was_lost_and_can_not_be_reset_is_replaced(driver: Driver) -> None:
+    engine = engine_of(driver, pool_size=1, max_overflow=0)
+    lose_one(engine)
+
+    def fail(name: str) -> None:
+        driver.at_step = lambda name: None
+        raise sqlite3.OperationalError("gone")
+
+    driver.at_step = fail
+    gc.collect()
+    with engine.connect() as connection:
+        assert connection.execute(SELECT_1).scalar() == 1
+    assert (len(driver.connections), driver.open) == (2, 1)
+
+
+@collecting_by_hand
+def test_what_was_lost_beyond_the_pools_size_is_closed(driver: Driver) -> None:
+    engine = engine_of(driver, pool_size=1, max_overflow=1)
+    kept = engine.raw_connection()
+    lose_one(engine)
+    kept.close()
+    gc.collect()
+    eventually(lambda: (numbers(engine), driver.open) == ((0, 1, 0), 1))
+
+
+@collecting_by_hand
+def test_what_was_lost_with_its_engine_is_closed(driver: Driver) -> None:
+    engine = engine_of(driver)
+    reference = weakref.ref(engine)
+    lose_one(engine)
+    del engine
+    eventually(lambda: gc.collect() >= 0 and driver.open == 0)
+    assert reference() is None
+
+
+@collecting_by_hand
+def test_what_another_thread_collects_comes_back(driver: Driver) -> None:
+    engine = engine_of(driver, pool_size=1, max_overflow=0)
+    lose_one(engine)
+    at: list[Any] = []
+    driver.at_step = lambda name: at.append(threading.get_ident())
+    thread = threading.Thread(target=gc.collect)
+    thread.start()
+    thread.join(PATIENCE)
+    eventually(lambda: numbers(engine) == (0, 1, 0))
+    assert at == [threading.get_ident()]
 
 
 # What may happen at any moment
