@@ -9,7 +9,7 @@ Nothing here guards against errors of user code; the adapter and the core do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from gsocketpool._records import BY_ADAPTER, CONNECTED_ONLY, FOREIGN, REUSABLE, 
 from gsocketpool.connection import Connection, StreamConnection, TlsConnection, _sockets
 from gsocketpool.connection.base import raw_connection
 from gsocketpool.connectors import Connector
+from gsocketpool.exceptions import InvalidArgumentError
 
 #: Returns whether a connection is good, by its truth.
 Check = Callable[[Any], object]
@@ -199,6 +200,25 @@ class ConnectorSteps:
 
     def completion(self, connection: Any) -> Step | None:
         return self._complete
+
+
+def steps_for(factory: object, options: object) -> Steps:
+    """Return the steps for the connections of a factory or connector.
+
+    :raises InvalidArgumentError: if a pool can't use the factory, or not with these options.
+    """
+    if isinstance(factory, type) and issubclass(factory, Connector):
+        raise InvalidArgumentError("factory", factory, "an instance of a connector, not its class")
+    if isinstance(factory, Connector):
+        if options is not None:
+            raise InvalidArgumentError("options", type(options), "left out for a connector, which has its own")
+        return ConnectorSteps(factory)
+    if not callable(factory):
+        raise InvalidArgumentError("factory", factory, "a Connection class, a callable or a Connector")
+    if options is not None and not isinstance(options, Mapping) and not callable(options):
+        allowed = "a mapping of keyword arguments or a callable that returns one"
+        raise InvalidArgumentError("options", type(options), allowed)
+    return ConnectionSteps()
 
 
 def _unbound(connection: Any, step: str) -> Check:

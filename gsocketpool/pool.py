@@ -19,7 +19,7 @@ from gsocketpool._lease import Lease
 from gsocketpool._lifecycle import close_half_open
 from gsocketpool._records import IDLE, IN_USE, PINGING, Entry
 from gsocketpool._state import DETACHED, RETIRED
-from gsocketpool._steps import ConnectionSteps, ConnectorSteps, Steps, open_new
+from gsocketpool._steps import open_new, steps_for
 from gsocketpool._threads import current
 from gsocketpool.connectors import Connector
 from gsocketpool.events import PoolEvents
@@ -118,22 +118,7 @@ class Pool(Core, Generic[C]):
         context: Callable[[], AbstractContextManager[object] | None] | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        steps: Steps
-        kind: Any = factory
-        if isinstance(kind, type) and issubclass(kind, Connector):
-            raise InvalidArgumentError("factory", factory, "an instance of a connector, not its class")
-        if isinstance(factory, Connector):
-            steps = ConnectorSteps(factory)
-            if options is not None:
-                raise InvalidArgumentError("options", type(options), "left out for a connector, which has its own")
-        elif callable(factory):
-            steps = ConnectionSteps()
-        else:
-            raise InvalidArgumentError("factory", factory, "a Connection class, a callable or a Connector")
-        if options is not None and not isinstance(options, Mapping) and not callable(options):
-            raise InvalidArgumentError(
-                "options", type(options), "a mapping of keyword arguments or a callable that returns one"
-            )
+        steps = steps_for(factory, options)
         if events is not None and not isinstance(events, PoolEvents):
             raise InvalidArgumentError("events", events, "an instance of a subclass of PoolEvents, or None")
         for argument, given in (("context", context), ("clock", clock)):
