@@ -87,4 +87,5 @@ class Switches:
 
 def greenlets_there_are() -> weakref.WeakSet[Any]:
     """Return every greenlet of the process, also one that another test has left sleeping."""
-    return weakref.WeakSet(one for one in gc.get_objects() if isinstance(one, gevent.Greenlet))
+    # By type(), because isinstance() asks a weak proxy for its object, which may be dead.
+    return weakref.WeakSet(one for one in gc.get_objects() if issubclass(type(one), gevent.Greenlet))
