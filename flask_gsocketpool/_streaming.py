@@ -25,7 +25,7 @@ def is_pending(response: Response) -> bool:
 
 class _Items:
     def __getitem__(self, key: int) -> Any:
-        raise IndexError
+        raise IndexError  # pragma: no cover - iter() only looks whether it is there
 
 
 #: The type of an iterator over an object that has only ``__getitem__``, such as gunicorn's file wrapper.
