@@ -165,25 +165,23 @@ class Core:
             raise
 
     def _validate(self, entry: Entry, now: float, deadline: float) -> bool:
-        """Return whether an entry that was just checked out is good. If not, discard or retire it."""
+        """Return whether an entry that was just checked out is good. If not, discard or retire it.
+
+        Its time is up, or its check may block.
+        """
         if now >= entry.retire_at:
             self._lifecycle.remove(entry, RETIRED, "lifetime" if now >= entry.expires_at else "idle")
             return False
         generation = entry.generation
-        check = entry.check
         try:
-            if check is not None:
-                answer = check(entry.connection)
-            else:
-                answer = self._adapter.is_usable(entry, 0.0 if getcurrent() is self._hub else deadline - now)
-            if not answer:
+            if not self._adapter.is_usable(entry, 0.0 if getcurrent() is self._hub else deadline - now):
                 self._remove_leased(entry, generation, "unusable")
                 return False
-        except BaseException as error:
-            if self._must_reraise(entry, generation, error):
-                raise
-            return False
-        if check is None and entry.is_leased(generation):
+        except BaseException:
+            # The connection may be in the middle of its check.
+            self._remove_leased(entry, generation, "interrupted")
+            raise
+        if entry.is_leased(generation):
             # The pool may have been drained or closed during the check.
             reason = self._state.reason_to_retire(entry, self._clock())
             if reason is not None:
@@ -192,7 +190,7 @@ class Core:
 
     def _must_reraise(self, entry: Entry, generation: int, error: BaseException) -> bool:
         """Discard a connection whose check raised. Return True if the error was thrown at the caller from outside."""
-        if entry.check is None or not isinstance(error, Exception):
+        if not isinstance(error, Exception):
             # The connection may be in the middle of its check.
             self._remove_leased(entry, generation, "interrupted")
             return True
@@ -355,8 +353,7 @@ class Core:
             if self._state.changing:
                 # The garbage collector closed the block's generator in the middle of a change to the state.
                 raise PoolError(f"pool {self.name!r}: a block can't be completed while the garbage collector ends it")
-            if entry.complete is not None:
-                entry.complete(entry.connection)
+            entry.complete(entry.connection)  # type: ignore[misc]
         except BaseException:
             self._discard(entry, generation, "error")
             raise

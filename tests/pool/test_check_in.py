@@ -1,0 +1,197 @@
+"""What a check or an answer does at the wrong moment: the lease ends once, and in order."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from gsocketpool import Connection, Pool, PoolError
+from tests.support.scripted import Client, Plain, ScriptedConnector, eventually, numbers, raising, settle
+
+
+@contextlib.contextmanager
+def in_a_change(pool: Pool[Any]) -> Iterator[None]:
+    """What runs in this block is in the middle of a change to the state, as what the garbage collector runs may be."""
+    # Nothing public tells when that is, and a collection at such a moment can't be brought about.
+    pool._state.changing = True
+    yield
+    assert pool._state.changing
+    pool._state.changing = False
+
+
+GIVE_BACKS = {
+    "release": lambda lease: lease.release(),
+    "discard": lambda lease: lease.discard(),
+    "block": lambda lease: lease.__exit__(None, None, None),
+    "failed block": lambda lease: lease.__exit__(LookupError, LookupError(), None),
+}
+
+
+@pytest.mark.parametrize("way", GIVE_BACKS)
+@pytest.mark.parametrize("kind", [Plain, ScriptedConnector()], ids=["connection", "connector"])
+def test_a_give_back_in_the_middle_of_a_change_is_put_off(way: str, kind: Any) -> None:
+    pool: Pool[Any] = Pool(kind, max_connections=1)
+    lease = pool.lease()
+    is_refused = kind is not Plain and way == "block"
+    with in_a_change(pool):
+        # A block's work can't be completed there.
+        with pytest.raises(PoolError, match="can't be completed") if is_refused else contextlib.nullcontext():
+            GIVE_BACKS[way](lease)
+        assert lease.is_active
+        assert numbers(pool) == (1, 0, 0, 0)
+    settle()
+    assert not lease.is_active
+    is_kept = way in ("release", "block") and not is_refused
+    assert numbers(pool) == (0, int(is_kept), 0, 0)
+    pool.close()
+
+
+def test_a_check_that_discards_its_own_connection_is_not_believed() -> None:
+    class Discarding(Plain):
+        discards = False
+
+        def is_connected(self) -> bool:
+            if self.discards:
+                self.discards = False
+                pool.discard(self)
+            return self.is_open
+
+    pool: Pool[Any] = Pool(Discarding, max_connections=1)
+    first = pool.acquire()
+    pool.release(first)
+    first.discards = True
+    second = pool.acquire()
+    assert second is not first
+    assert numbers(pool) == (1, 0, 0, 0)
+    assert pool.stats().discarded == {"explicit": 1}
+    pool.release(second)
+    pool.close()
+
+
+def test_a_connector_that_discards_what_it_is_asked_about_has_the_last_word() -> None:
+    def discard(client: Client) -> bool:
+        connector.acts.clear()
+        pool.discard(client)
+        return False
+
+    connector = ScriptedConnector()
+    pool = Pool(connector, max_connections=1)
+    with pool.connection():
+        connector.acts["is_settled"] = discard
+    settle()
+    assert pool.stats().discarded == {"explicit": 1}
+    assert numbers(pool) == (0, 0, 0, 0)
+    assert "reset" not in connector.steps
+    pool.close()
+
+
+def test_a_check_that_fails_where_there_is_no_time_for_it_fails_for_the_connection() -> None:
+    connector = ScriptedConnector()
+    pool = Pool(connector, max_connections=2)
+    with pool.connection() as bad, pool.connection():
+        pass
+    connector.acts["peek_target"] = lambda client: raising(LookupError())(client) if client is bad else None
+    while numbers(pool)[1]:
+        assert pool.acquire(timeout=0) is not bad
+    assert pool.stats().discarded == {"unusable": 1}
+    pool.close(timeout=0)
+
+
+def test_what_fails_its_check_in_a_sweep_is_closed(clock: Any) -> None:
+    class Failing(Plain):
+        fails = False
+
+        def is_connected(self) -> bool:
+            if self.fails:
+                raise LookupError
+            return self.is_open
+
+    pool = Pool(Failing, max_connections=1, reap_interval=0.002)
+    connection = pool.acquire()
+    pool.release(connection)
+    connection.fails = True
+    eventually(lambda: pool.stats().discarded == {"unusable": 1})
+    assert numbers(pool) == (0, 0, 0, 0)
+    connection.fails = False
+    eventually(lambda: not connection.is_open)
+    pool.close()
+
+
+def test_a_context_that_suppresses_an_answers_error_does_not_make_it_a_good_one() -> None:
+    connector = ScriptedConnector()
+    pool = Pool(connector, context=lambda: contextlib.suppress(LookupError), max_connections=1)
+    with pool.connection():
+        connector.acts["is_reusable"] = raising(LookupError())
+    assert pool.stats().discarded == {"not_reusable": 1}
+    connector.acts.clear()
+    with pool.connection() as client:
+        connector.acts["complete"] = lambda client: None
+        client.begin()
+        connector.acts["reset"] = raising(LookupError())
+    eventually(lambda: pool.stats().discarded == {"not_reusable": 1, "not_reset": 1})
+    connector.acts.clear()
+    pool.close()
+
+
+def test_an_idle_connection_that_its_ping_leaves_unusable_is_closed() -> None:
+    connector = ScriptedConnector()
+    pool = Pool(connector, keepalive_interval=0.01, max_connections=1)
+    with pool.connection():
+        pass
+    connector.acts["ping"] = lambda client: connector.acts.update(is_reusable=lambda client: False)
+    eventually(lambda: pool.stats().discarded == {"not_pinged": 1})
+    connector.acts.clear()
+    pool.close()
+
+
+def test_what_ends_the_program_ends_it_while_a_connection_is_aborted() -> None:
+    released = Event()
+
+    class Stubborn(Plain):
+        def close(self) -> None:
+            while not released.is_set():
+                with contextlib.suppress(gevent.Timeout, gevent.GreenletExit):
+                    released.wait()
+
+        def abort(self) -> None:
+            if not released.is_set():
+                raise KeyboardInterrupt
+
+    pool = Pool(Stubborn, close_timeout=0.01)
+    pool.release(pool.acquire())
+    with pytest.raises(KeyboardInterrupt):
+        pool.close()
+    released.set()
+    settle()
+
+
+def test_a_class_that_resets_nothing_is_always_settled() -> None:
+    assert Connection().is_settled()
+    with pytest.raises(NotImplementedError, match=r"Connection has no reset\(\)"):
+        Connection().reset()
+
+
+def test_a_pool_is_collected_while_its_connections_are_kept_in_order() -> None:
+    """Those that are idle, being reset and being pinged are closed; what is in use is the callers'."""
+    parked = Event()
+    connector = ScriptedConnector(reset=lambda client: parked.wait())
+    pool: Pool[Any] = Pool(connector, max_connections=3)
+    with pool.connection() as reset:
+        connector.acts["complete"] = lambda client: None
+        reset.begin()
+    connector.acts["complete"] = lambda client: None
+    used, idle = pool.acquire(), pool.acquire()
+    pool.release(idle)
+    settle()
+    assert pool.stats().resetting == 1
+    del pool
+    gc.collect()
+    eventually(lambda: not reset.is_open and not idle.is_open)
+    assert used.is_open
+    parked.set()
