@@ -13,6 +13,7 @@ import select
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from typing import IO, Any
 
 import pytest
@@ -49,17 +50,24 @@ class Child:
         requests.flush()
         # It bounds each test by itself, unless something blocks all of it.
         if not select.select([answers], [], [], 3 * seconds)[0]:
-            self.stop()
+            self.kill()
             return f"the process of {name}() does not answer: something has blocked it"
         answer = answers.readline()
         if not answer:
-            self.stop()
+            self.kill()
             return f"the process of {name}() has died"
         failure: str | None = json.loads(answer)
         return failure
 
     def stop(self) -> None:
-        """End the process."""
+        """Let the process come to its end, where coverage saves what it has measured."""
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.communicate(timeout=PATIENCE)
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process at once."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()

@@ -1,0 +1,72 @@
+"""Rarer ways to use the clients of valkey-py and redis-py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gsocketpool import InvalidArgumentError, Pool
+from gsocketpool.connectors.redis import RedisConnector
+from gsocketpool.connectors.valkey import ValkeyConnector
+
+
+@pytest.mark.parametrize("kind", [ValkeyConnector, RedisConnector])
+def test_a_malformed_url_is_named_and_its_password_is_not_shown(kind: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="url must be a") as caught:
+        kind("redis://:hunter2@[::1/0")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_options_whose_fault_the_library_does_not_name_are_listed() -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        ValkeyConnector(host="localhost", port="x")  # type: ignore[arg-type]
+    assert str(caught.value) == "options must be valid for valkey.Valkey, not ['host', 'port']"
+
+
+def test_a_library_that_sends_no_greeting_is_not_made_to_send_one_by_a_reset(valkey_url: str) -> None:
+    pool = Pool(ValkeyConnector(valkey_url, lib_name=None, lib_version=None), max_connections=1, reset="always")
+    for _ in range(2):
+        with pool.connection() as client:
+            assert client.client_info()["lib-name"] == ""
+            client.set("greeting", 1)
+    pool.close()
+
+
+def test_a_connect_function_of_the_callers_own_greets_again_after_a_reset(valkey_url: str) -> None:
+    greeted = []
+
+    def greet(connection: Any) -> None:
+        greeted.append(connection)
+        connection.on_connect()
+        connection.send_command("CLIENT", "SETNAME", "mine")
+        connection.read_response()
+
+    pool = Pool(ValkeyConnector(valkey_url, valkey_connect_func=greet), max_connections=1, reset="always")
+    for times in (1, 2):
+        with pool.connection() as client:
+            assert client.client_getname() in ("mine", b"mine")
+            assert len(greeted) == times
+    pool.close()
+    assert pool.stats().opened == 1
+
+
+def test_a_client_can_be_told_to_disconnect_when_its_block_has_ended(valkey_url: str) -> None:
+    pool = Pool(ValkeyConnector(valkey_url), max_connections=1)
+    with pool.connection() as client:
+        kept = client.connection_pool
+    kept.disconnect()
+    with pool.connection() as client:
+        assert client.ping()
+    assert pool.stats().opened == 1
+    pool.close()
+
+
+def test_a_command_may_be_given_as_a_memoryview(valkey_url: str) -> None:
+    pool = Pool(ValkeyConnector(valkey_url), max_connections=1)
+    with pool.connection() as client:
+        client.execute_command("SELECT", memoryview(b"1"))
+        client.set("only in database 1", 1)
+    with pool.connection() as client:
+        assert client.get("only in database 1") is None, "SELECT was reset"
+    pool.close()
