@@ -103,7 +103,17 @@ class _Connection(_Base):  # type: ignore[misc]
 
     @_exchange
     def reset_session(self) -> None:
+        """Reset the session on the server, and repeat in one statement the settings that PyMySQL made at connect."""
         self._execute_command(_COM_RESET_CONNECTION, "")
+        self._read_ok_packet()
+        self.cursorclass, self.charset, self.collation, autocommit = self._initial_settings
+        self.encoding = pymysql.charset.charset_by_name(self.charset).encoding
+        settings = [f"NAMES {self.charset} COLLATE {self.collation}" if self.collation else f"NAMES {self.charset}"]
+        if self.get_autocommit() != autocommit:
+            settings.append(f"autocommit = {autocommit:d}")
+        if self.sql_mode is not None:
+            settings.append(f"sql_mode = {self.escape(self.sql_mode)}")
+        self._execute_command(pymysql.constants.COMMAND.COM_QUERY, f"SET {', '.join(settings)}")
         self._read_ok_packet()
 
     def is_busy(self) -> bool:
@@ -235,20 +245,18 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
 
         This also resets the settings that PyMySQL made when it connected, so they are made again.
         """
+        # Sending all commands before the first reply would be faster, but fails with Aurora 2 and ProxySQL.
         connection.reset_session()
-        connection.cursorclass, charset, collation, autocommit = connection._initial_settings
-        connection.set_character_set(charset, collation)
+        if connection.db:
+            connection.select_db(connection.db)
         with connection.cursor(pymysql.cursors.Cursor) as cursor:
-            if connection.db:
-                connection.select_db(connection.db)
-            else:
+            if not connection.db:
                 cursor.execute("SELECT DATABASE()")
                 if cursor.fetchone() != (None,):
                     raise pymysql.err.InterfaceError("a database that was selected can't be left")
-            if connection.sql_mode is not None:
-                cursor.execute("SET sql_mode=%s", (connection.sql_mode,))
             if connection.init_command is not None:
                 cursor.execute(connection.init_command)
+        *_, autocommit = connection._initial_settings
         if connection.get_autocommit() != autocommit:
             connection.autocommit(autocommit)
         if connection.may_be_in_transaction():

@@ -571,6 +571,36 @@ def test_session_state_is_reset(arguments: dict[str, Any], table: str, other: An
         run(other, f"INSERT INTO {table} VALUES (1)")
 
 
+@pytest.mark.parametrize(
+    ("options", "commands"),
+    [
+        ({}, ["", "SET NAMES utf8mb4, autocommit = 0", "app"]),
+        ({"autocommit": True}, ["", "SET NAMES utf8mb4", "app"]),
+        (
+            {"collation": "utf8mb4_bin", "sql_mode": "ANSI"},
+            ["", "SET NAMES utf8mb4 COLLATE utf8mb4_bin, autocommit = 0, sql_mode = 'ANSI'", "app"],
+        ),
+        ({"init_command": "DO 1"}, ["", "SET NAMES utf8mb4, autocommit = 0", "app", "DO 1"]),
+    ],
+)
+def test_a_reset_of_the_session_takes_few_round_trips(
+    arguments: dict[str, Any], options: dict[str, Any], commands: list[str]
+) -> None:
+    connector = PyMySQLConnector(**arguments, **options)
+    with connected(connector) as connection:
+        sent: list[str] = []
+        execute = connection._execute_command
+
+        def note(command: int, sql: Any) -> None:
+            sent.append(sql if isinstance(sql, str) else sql.decode())
+            execute(command, sql)
+
+        connection._execute_command = note
+        connector.reset_session(connection)
+        assert sent == commands
+        assert connector.is_settled(connection)
+
+
 def test_a_database_that_was_selected_and_can_not_be_left_costs_the_connection(arguments: dict[str, Any]) -> None:
     connector = PyMySQLConnector(**{**arguments, "database": None})
     with connected(connector) as connection:
