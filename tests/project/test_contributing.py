@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.documents import ROOT
+
 TEXT = (ROOT / "CONTRIBUTING.rst").read_text()
 
 #: What it shows as code in the text, without placeholders such as ``<library>``.

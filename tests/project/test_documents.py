@@ -23,53 +23,28 @@ from flask_gsocketpool.config import APP_WIDE, DEFAULT_SETTINGS, SETTINGS, TARGE
 from gsocketpool import Pool
 from gsocketpool.settings import Settings
 from gsocketpool.testing import FlakyServer, torture
-from tests.support.documents import DOCS, DOCUMENTS, POSTGRESQL, REDIS, ROOT, VALKEY, blocks, joined
+from tests.support.documents import (
+    DOCS,
+    DOCUMENTS,
+    FLASK,
+    POSTGRESQL,
+    REDIS,
+    ROOT,
+    VALKEY,
+    blocks,
+    examples,
+    examples_of_tests,
+    joined,
+    module_of_the_guide,
+    name_of,
+    needs_a_database,
+)
 from tests.support.line_server import LineServer
 from tests.support.line_server import server as server
 from tests.support.scripted import PATIENCE
 
-#: The page whose module the examples of the other pages on Flask continue.
-FLASK = DOCS / "flask" / "start.rst"
-
 #: Run by the tests of the connectors and recipes, which look at what the examples have left in the database.
 ELSEWHERE = {DOCS / "clients" / name for name in ("memcached.rst", "mysql.rst", "psycopg.rst", "recipes.rst")}
-
-
-def name_of(document: Path) -> str:
-    return str(document.relative_to(DOCS if document.is_relative_to(DOCS) else ROOT))
-
-
-def module_of_the_guide() -> str:
-    """Return what the pages on Flask call ``module.py``."""
-    (module,) = [block for block in blocks(FLASK) if "def create_app" in block]
-    return module
-
-
-def is_of_tests(block: str) -> bool:
-    return "def test_" in block
-
-
-def is_of_another_process(block: str) -> bool:
-    """Return whether an example patches its process, takes a library that is not here, or connects to a server."""
-    return (
-        "patch_all(" in block
-        or needs_a_database(block)
-        or re.search("^(from (celery|flask_sock) import|import psycopg)", block, re.MULTILINE) is not None
-    )
-
-
-def needs_a_database(block: str) -> bool:
-    """Return whether an example uses a connector, whose client library waits only where gevent has patched."""
-    return re.search(r"\b(Psycopg|Valkey|Redis|PyMySQL|Pymemcache)Connector\(", block) is not None
-
-
-def examples(document: Path) -> str:
-    """Those examples that are no tests and run in this process, one after the other."""
-    return joined(block for block in blocks(document) if not is_of_tests(block) and not is_of_another_process(block))
-
-
-def examples_of_tests(document: Path) -> str:
-    return joined(filter(is_of_tests, blocks(document)))
 
 
 APP = """

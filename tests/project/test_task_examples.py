@@ -16,7 +16,7 @@ import gevent
 import pytest
 
 from gsocketpool.testing import FlakyServer
-from tests.project.test_documents import DOCS, FLASK, blocks, examples, module_of_the_guide
+from tests.support.documents import DOCS, FLASK, blocks, examples, module_of_the_guide
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import re
 import subprocess
 import tomllib
 from itertools import pairwise
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -20,8 +19,7 @@ import flask_gsocketpool.testing
 import gsocketpool
 import gsocketpool.connectors
 import gsocketpool.testing
-
-ROOT = Path(__file__).parents[2]
+from tests.support.documents import ROOT
 
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
