@@ -160,7 +160,7 @@ class Core:
         except BaseException as error:
             if has_waited:
                 state.acquire_failed(self._clock() - began)
-            if entry is not None and isinstance(error, RecursionError):
+            if entry is not None and isinstance(error, RecursionError):  # pragma: no cover - as in _check_in()
                 self._defer(self._discard, entry, entry.generation, "interrupted")
             raise
 
@@ -333,7 +333,7 @@ class Core:
             self._remove_leased(entry, generation, "not_reusable" if error is None else "error")
             if error is None and entry.status is not IN_USE:
                 state.remember_closed(entry.connection)
-        except RecursionError:
+        except RecursionError:  # pragma: no cover - only near the recursion limit, where coverage can't measure
             self._defer(self._check_in, entry, generation, error, True)
 
     def _start_reset(self, entry: Entry, generation: int) -> None:
@@ -538,5 +538,5 @@ def _log_unsettled(name: str, connection: Any, callsite: list[_callsite.Frame]) 
 
 def _ensure_owner(reference: ReferenceType[Core]) -> None:
     core = reference()
-    if core is not None:
+    if core is not None:  # pragma: no branch - the waiters that the fork has copied hold it
         core._ensure_owner()

@@ -73,7 +73,7 @@ class Lease(Generic[C]):
         if pool._tells_acquired:
             try:
                 pool._tell_acquired(self)
-            except RecursionError:
+            except RecursionError:  # pragma: no cover - only near the recursion limit, where coverage can't measure
                 pool._defer(pool._discard, entry, entry.generation, "interrupted")
                 raise
         return entry.connection  # type: ignore[no-any-return]
@@ -99,7 +99,7 @@ class Lease(Generic[C]):
                     raise
             try:
                 pool._check_in(entry, self._generation, error)
-            except RecursionError:
+            except RecursionError:  # pragma: no cover - only near the recursion limit, where coverage can't measure
                 pool._defer(pool._check_in, entry, self._generation, error, True)
         elif entry is not None and self.is_active:
             if error is None and entry.complete is not None:

@@ -284,7 +284,8 @@ class Lifecycle:
         # The server may still be at work for a discarded connection, unless it was idle or failed its check.
         is_idle = entry.status in (IDLE, PINGING)
         cancel = cut_short or (cause is DISCARDED and not is_idle and reason != "unusable")
-        if self._state.remove(entry, self._clock(), cause, reason):
+        # The garbage collector may have removed it just now.
+        if self._state.remove(entry, self._clock(), cause, reason):  # pragma: no branch
             self.close_removed([entry], reason, cancel=cancel)
 
     def close_removed(self, entries: list[Entry], reason: str, *, cancel: bool = False) -> None:
@@ -334,7 +335,7 @@ class Lifecycle:
                 self._deliver_or_retire(entry, self._state.end_ping(entry, self._clock()))
             else:
                 self.remove(entry, DISCARDED, "unusable" if is_good is None else "not_pinged")
-        if self.keepalive is not None:
+        if self.keepalive is not None:  # pragma: no branch - only a keepalive has connections pinged
             self.keepalive.ended(entry)
 
     def tell_released(self, connection: Any) -> None:

@@ -93,7 +93,7 @@ class ConnectionSteps:
         if _is_ours(connection):
             connection.abort()
 
-    def cancel(self, connection: Any) -> None:
+    def cancel(self, connection: Any) -> None:  # pragma: no cover - can_cancel is False
         pass
 
     def ping(self, connection: Any) -> None:

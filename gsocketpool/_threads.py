@@ -55,7 +55,7 @@ class Thread:
             return
         for reference in self._pools[:]:
             pool = reference()
-            if pool is not None:
+            if pool is not None:  # pragma: no branch - it may be collected in this very moment
                 pool._thread_ended()
         for orphan in self.orphans[:]:
             orphan.abort_rest()

@@ -82,7 +82,7 @@ class Upkeep:
 
     def _work(self) -> None:
         greenlet = getcurrent()
-        while greenlet in self.running:
+        while greenlet in self.running:  # pragma: no branch - only a fork's copy of the greenlet is not
             entry = self.running[greenlet]
             is_original = self._run_task(self._tasks[entry.status], entry, greenlet)
             # A copy in a forked child is about to be killed.

@@ -260,7 +260,7 @@ class Pool(Core, Generic[C]):
             lease._adopt(entry)
             if self._tells_acquired:
                 self._tell_acquired(lease)
-        except RecursionError:
+        except RecursionError:  # pragma: no cover - only near the recursion limit, where coverage can't measure
             self._defer(self._discard, entry, entry.generation, "interrupted")
             raise
         return lease

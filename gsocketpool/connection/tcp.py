@@ -39,7 +39,8 @@ class TcpConnection(StreamConnection):
     def _connect(self) -> None:
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         addresses = gevent.socket.getaddrinfo(self._host, self._port, 0, gevent.socket.SOCK_STREAM)
-        for tried, (family, kind, protocol, _, address) in enumerate(addresses, 1):
+        # The last address is connected to, or raises.
+        for tried, (family, kind, protocol, _, address) in enumerate(addresses, 1):  # pragma: no branch
             try:
                 self._sock = gevent.socket.socket(family, kind, protocol)
                 if deadline is not None:

@@ -259,7 +259,7 @@ def _execute(connection: PsycopgConnection, script: bytes) -> list[PGresult]:
     """
     pgconn = connection.pgconn
     pgconn.send_query(script)
-    while pgconn.flush():
+    while pgconn.flush():  # pragma: no cover - the scripts fit into the socket's buffer, unless a caller has filled it
         wait_readwrite(pgconn.socket)
         pgconn.consume_input()
     results: list[PGresult] = []

@@ -14,7 +14,7 @@ except ImportError as _error:
 _arguments: dict[str, Any] = {}
 try:
     from redis.maint_notifications import MaintNotificationsConfig
-except ImportError:
+except ImportError:  # pragma: no cover - for redis-py before 6.4
     # Earlier versions don't have it.
     pass
 else:

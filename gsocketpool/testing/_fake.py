@@ -127,7 +127,7 @@ class FakePool(Generic[C]):
         closed = ", closed" if self._closed else ""
         return f"<FakePool {self.name!r} of {shown(self._connection)}: {len(self._leases)} in use{closed}>"
 
-    if not TYPE_CHECKING:
+    if not TYPE_CHECKING:  # pragma: no branch
 
         def __getattr__(self, name: str) -> Any:
             hint = "; use a real Pool" if hasattr(Pool, name) else ""

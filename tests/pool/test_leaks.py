@@ -101,6 +101,7 @@ class OddGlobals(dict[str, Any]):
         raise LookupError
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize(
     "variables",
     [{"__name__": 5}, {"__name__": ["x"]}, {}, OddGlobals(__name__="x")],

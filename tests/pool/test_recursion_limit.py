@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.processes import run_python
 
+pytestmark = pytest.mark.unmeasured
+
 # The recursion limit and everything that is on the stack are those of a process of its own.
 SCRIPT = """
 import inspect, json, logging, sys
