@@ -1,0 +1,45 @@
+"""What a caller of psycopg's has left on its connection, in ways that psycopg itself does not know of."""
+
+from __future__ import annotations
+
+import gevent.socket
+import psycopg
+import pytest
+
+from gsocketpool import Pool
+from gsocketpool.connectors.psycopg import PsycopgConnector
+from tests.support.scripted import eventually
+
+pytestmark = pytest.mark.patched
+
+
+def test_notifications_that_libpq_has_read_are_not_the_next_callers(conninfo: str) -> None:
+    pool = Pool(PsycopgConnector(conninfo), max_connections=1, reset="always")
+    with pool.connection() as connection, psycopg.connect(conninfo, autocommit=True) as other:
+        connection.execute("LISTEN leftovers")
+        connection.commit()
+        other.execute("NOTIFY leftovers")
+        # As a caller does that waits for notifications in a way of its own.
+        gevent.socket.wait_read(connection.fileno(), timeout=10)
+        connection.pgconn.consume_input()
+    eventually(lambda: pool.stats().idle)
+    with pool.connection() as connection:
+        assert connection.pgconn.notifies() is None
+        assert list(connection.notifies(timeout=0)) == []
+    assert pool.stats().opened == 1
+    pool.close()
+
+
+def test_a_session_that_its_server_ends_while_it_is_reset_is_discarded(conninfo: str) -> None:
+    pool = Pool(PsycopgConnector(conninfo), max_connections=2)
+    with pool.connection() as other:
+        other.autocommit = True
+        connection = pool.acquire()
+        connection.execute("SELECT 1")
+        other.execute("SELECT pg_terminate_backend(%s, 10000)", [connection.info.backend_pid])
+        pool.release(connection)
+        eventually(lambda: connection.closed)
+    eventually(lambda: not pool.stats().resetting)
+    assert pool.stats().idle == 1
+    assert sum(pool.stats().discarded.values()) == 1
+    pool.close()
