@@ -407,7 +407,7 @@ class State:
     # Opening
 
     @_changes
-    def begin_opening(self, opener: Hashable, now: float, more: int = 0) -> Entry | None:
+    def begin_opening(self, opener: Hashable, now: float, more: int) -> Entry | None:
         """Return a new entry for the connection that `opener` opens; None if no opening is due."""
         if not self.is_opening_due(now, more):
             return None

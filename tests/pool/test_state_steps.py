@@ -66,6 +66,16 @@ class Busy:
         state.note_connection(self.opening, Connection())
         self.closed = Connection()
         state.remember_closed(self.closed)
+
+        class WatchedEntry(Entry):
+            __slots__ = ()
+
+            def __setattr__(self, name: str, value: Any) -> None:
+                state.check(f"an entry's {name}")
+                super().__setattr__(name, value)
+
+        for entry in (*state.all_entries(), self.opening):
+            entry.__class__ = WatchedEntry
         state.is_watched = True
 
     def wait(self) -> Waiter:
@@ -86,6 +96,10 @@ STEPS: dict[str, Callable[[Busy], object]] = {
     "end_ping": lambda busy: busy.state.end_ping(busy.pinging, 0),
     "end_ping for a waiter": lambda busy: (busy.wait(), busy.state.end_ping(busy.pinging, 0)),
     "remove": lambda busy: busy.state.remove(busy.idle, 0, RETIRED, "dropped"),
+    "transfer": lambda busy: busy.state.transfer(busy.in_use, "another"),
+    "note_callsite": lambda busy: busy.state.note_callsite(busy.in_use, []),
+    "note_reported": lambda busy: busy.state.note_reported(busy.in_use),
+    "note_connection": lambda busy: busy.state.note_connection(busy.opening, Connection()),
     "remember_closed": lambda busy: busy.state.remember_closed(Connection()),
     "forget_closed": lambda busy: busy.state.forget_closed(busy.closed),
     "forget_all_closed": lambda busy: busy.state.forget_all_closed(),
@@ -142,6 +156,14 @@ def test_a_limit_that_is_lowered_retires_what_comes_back_until_it_is_kept() -> N
     assert state.size == 2
 
 
+def test_a_limit_that_what_is_idle_suffices_for_retires_nothing_else() -> None:
+    state = idle_state(3)
+    entry = pop_idle(state)
+    assert len(state.resize(1)) == 2
+    assert not state.has_surplus
+    assert state.give_back(entry, 0) is None
+
+
 def test_an_opening_counts_towards_a_limit_that_is_lowered() -> None:
     state = idle_state(2)
     entry = pop_idle(state)
@@ -156,6 +178,7 @@ def test_a_closed_pool_keeps_nothing_that_comes_back() -> None:
     entry = pop_idle(state)
     state.close()
     assert state.give_back(entry, 0) == "closed"
+    assert state.remove(entry, 0, RETIRED, "closed")
     assert not state.is_opening_due(0, more=1)
 
 
@@ -248,6 +271,37 @@ def test_a_wait_is_counted_however_it_ends() -> None:
     entry.is_new = True
     state.served(entry, 4)
     assert (state.wait_time, state.timed_out, state.acquired_after_wait, entry.is_new) == (9, 1, 1, False)
+
+
+def test_a_waiter_waits_until_its_deadline_and_no_longer() -> None:
+    state = State(Settings(max_connections=1))
+    waiters = [waiter_of(number, deadline=number) for number in (3, 4, 5)]
+    for waiter in waiters:
+        state.enqueue(waiter, 0)
+    assert state.next_deadline() == 3
+    assert state.pop_timed_out(2) == []
+    assert state.pop_timed_out(4) == waiters[:2]
+    assert list(state.waiters) == waiters[2:]
+    assert state.next_deadline() == 5
+
+
+def test_what_is_retired_while_idle_is_counted_by_what_has_ended() -> None:
+    state = State(Settings(max_connections=2, idle_timeout=3))
+    for opener, expires_at in (("old", 7), ("idle", 50)):
+        entry = state.begin_opening(opener, 0, more=2)
+        assert entry is not None
+        state.note_connection(entry, Connection())
+        state.opening_succeeded(opener, entry, 4, 0, expires_at)
+        state.give_back(entry, 4)
+    assert state.pop_expired(6) == []
+    assert len(state.pop_expired(7)) == 2
+    assert state.retired == {"lifetime": 1, "idle": 1}
+
+
+def test_what_is_pinged_is_not_popped_by_a_sweep_that_has_asked_it_before() -> None:
+    busy = Busy()
+    asked = [(entry, entry.generation) for entry in (busy.pinging, busy.idle)]
+    assert busy.state.pop_unchanged(asked, DISCARDED, "unusable") == [busy.idle]
 
 
 def test_a_lifetime_ends_at_its_time_but_a_new_connection_serves_one_use() -> None:
