@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import traceback
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
 
 try:
     import psycopg
@@ -46,14 +46,11 @@ _SETTINGS = (
 )
 _get_settings: Callable[[PsycopgConnection], tuple[Any, ...]] = attrgetter(*_SETTINGS)
 
-# Looking up an Enum member takes longer than comparing it.
-_IDLE, _INTRANS, _INERROR = TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR
-_ACTIVE, _UNKNOWN = TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN
-_PIPELINE_OFF, _BAD = PipelineStatus.OFF, ConnStatus.BAD
+# Plain numbers: looking up an Enum member takes longer than comparing it, and comparing it longer than a number.
+_IDLE, _INTRANS, _INERROR = map(int, (TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR))
+_ACTIVE, _UNKNOWN = map(int, (TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN))
+_PIPELINE_OFF, _BAD = int(PipelineStatus.OFF), int(ConnStatus.BAD)
 _REUSABLE = (_IDLE, _INTRANS, _INERROR)
-
-#: The settings of each client when it was connected. Global, because another connector may reset the client.
-_initial_settings: WeakKeyDictionary[PsycopgConnection, tuple[Any, ...]] = WeakKeyDictionary()
 
 #: Its first result is whether prepared statements must end, too, because the caller prepared some by SQL or used
 #: temporary tables. psycopg's own statements would fail on another table of the same name.
@@ -67,6 +64,41 @@ SELECT pg_catalog.pg_advisory_unlock_all();
 DISCARD TEMP;
 DISCARD SEQUENCES;
 """
+
+
+def _marks_changed(method: Callable[..., None]) -> Callable[..., None]:
+    """Return a method that also marks the client's settings as changed."""
+
+    @functools.wraps(method)
+    def marking(self: _Connection, *arguments: Any) -> None:
+        method(self, *arguments)
+        self._may_have_changed = True
+
+    return marking
+
+
+class _Connection(psycopg.Connection[Any]):
+    """psycopg's connection, which also notes whether its settings may have changed.
+
+    Comparing all settings after each use would take as long as all other work of giving a connection back.
+    """
+
+    #: Its settings when it was connected.
+    _initial_settings: tuple[Any, ...]
+    #: Whether any attribute was set, or any handler added or removed, since the settings were last compared.
+    _may_have_changed = True
+    # Defaults for psycopg's own attributes, which not every version has.
+    _num_transactions = 0
+    _tpc = None
+
+    add_notice_handler = _marks_changed(psycopg.Connection.add_notice_handler)
+    remove_notice_handler = _marks_changed(psycopg.Connection.remove_notice_handler)
+    add_notify_handler = _marks_changed(psycopg.Connection.add_notify_handler)
+    remove_notify_handler = _marks_changed(psycopg.Connection.remove_notify_handler)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        super().__setattr__("_may_have_changed", True)
 
 
 class PsycopgConnector(Connector[PsycopgConnection]):
@@ -126,7 +158,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
             conninfo = _check_conninfo(conninfo())
         options = {name: _option_value(name, value) for name, value in self._options.items()}
         try:
-            connection: PsycopgConnection = psycopg.connect(conninfo, **options)
+            connection = _Connection.connect(conninfo, **options)
         except BaseException as error:
             # The half-open socket is a local variable there, and gevent keeps the exception for a while.
             traceback.clear_frames(error.__traceback__)
@@ -136,7 +168,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
                 self._configure(connection)
                 self.complete(connection)
             settings, *handlers = _current_settings(connection)
-            _initial_settings[connection] = (settings, *map(list, handlers))
+            connection._initial_settings = (settings, *map(list, handlers))
         except BaseException:
             connection.close()
             raise
@@ -144,10 +176,14 @@ class PsycopgConnector(Connector[PsycopgConnection]):
 
     def is_settled(self, connection: PsycopgConnection) -> bool:
         """Return whether no transaction is open, and the client's settings are those of :meth:`connect`."""
-        return (
-            connection.pgconn.transaction_status == _IDLE
-            and _current_settings(connection) == _initial_settings[connection]
-        )
+        if connection.pgconn.transaction_status != _IDLE:
+            return False
+        if connection._may_have_changed:  # type: ignore[attr-defined]
+            if _current_settings(connection) != connection._initial_settings:  # type: ignore[attr-defined]
+                return False
+            # Past __setattr__(), which would mark it again.
+            vars(connection)["_may_have_changed"] = False
+        return True
 
     def complete(self, connection: PsycopgConnection) -> None:
         """Commit. As in psycopg's own ``with`` block, this rolls back if a statement in the transaction has failed.
@@ -199,13 +235,18 @@ class PsycopgConnector(Connector[PsycopgConnection]):
             # A suspended generator, such as that of notifies(), holds the lock.
             and not connection.lock.locked()
             # In transaction() and in a two-phase transaction, psycopg refuses both commit() and rollback().
-            and not getattr(connection, "_num_transactions", 0)
-            and getattr(connection, "_tpc", None) is None
+            and not connection._num_transactions
+            and connection._tpc is None
         )
 
     def peek_target(self, connection: PsycopgConnection) -> int | None:
         """Return the descriptor; -1 if the connection is closed; None if it may receive notifications while idle."""
-        return None if self._listens else _descriptor(connection)
+        if self._listens:
+            return None
+        try:
+            return connection.pgconn.socket
+        except psycopg.OperationalError:
+            return -1
 
     def abort(self, connection: PsycopgConnection) -> None:
         """Cut a connection off without a goodbye."""
@@ -230,7 +271,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
             connection.autocommit = False
 
     def _restore(self, connection: PsycopgConnection) -> None:
-        settings, *given = _initial_settings[connection]
+        settings, *given = connection._initial_settings  # type: ignore[attr-defined]
         for name, value in zip(_SETTINGS, settings, strict=True):
             if getattr(connection, name) != value:
                 setattr(connection, name, value)

@@ -722,6 +722,7 @@ def seen_on(connection: Any) -> list[object]:
 def test_what_a_caller_sets_on_the_client_is_set_back(conninfo: str, what: str, reset: str) -> None:
     with connected(conninfo) as (connector, connection):
         before = seen_on(connection)
+        assert connector.is_settled(connection)
         SET_ON_CLIENT[what](connection)
         assert seen_on(connection) != before
         assert not connector.is_settled(connection)
@@ -740,9 +741,10 @@ def test_what_the_connector_was_told_to_set_stays(conninfo: str) -> None:
 
     with connected(conninfo, row_factory=dict_row, configure=configure) as (connector, connection):
         assert connector.is_settled(connection)
+        connection.remove_notice_handler(ignore)
+        assert not connector.is_settled(connection)
         connection.read_only = False
         connection.row_factory = psycopg.rows.tuple_row
-        connection.remove_notice_handler(ignore)
         connector.reset(connection)
         assert connection.read_only is True
         assert connection.execute("SHOW search_path").fetchone() == {"search_path": "mine"}
