@@ -45,8 +45,8 @@ def test_the_oldest_python_is_the_one_required() -> None:
 
 def test_every_supported_python_is_tested() -> None:
     assert subprocess.check_output([ROOT / ".ci" / "pythons"], text=True).split() == PYTHONS
-    for script in (ROOT / ".ci").iterdir():
-        assert not re.findall(r"3\.\d\d", script.read_text()), "read them from .ci/pythons"
+    for script in (".ci/run", ".ci/sid", ".github/workflows/ci.yml"):
+        assert not re.findall(r"3\.\d\d", (ROOT / script).read_text()), "read them from .ci/pythons"
 
 
 @pytest.mark.parametrize(
