@@ -15,7 +15,7 @@ from tests.support.databases import mariadb as mariadb
 from tests.support.databases import memcached as memcached
 from tests.support.databases import own_servers as own_servers
 from tests.support.databases import valkey_url as valkey_url
-from tests.support.scripted import Backend, Clock
+from tests.support.scripted import Backend, Clock, ScriptedConnector
 from tests.support.servers import Server, echo
 
 
@@ -78,6 +78,16 @@ def no_error_in_the_background(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     yield
     gevent.sleep(0)
     assert not errors
+
+
+@pytest.fixture(autouse=True)
+def no_step_goes_on() -> Iterator[None]:
+    """End the steps that hang, after a test that has made them hang: the next test would see what is logged of them."""
+    yield
+    for greenlet in list(ScriptedConnector.acting):
+        # Those of other threads have ended with these.
+        if isinstance(greenlet, gevent.Greenlet) and greenlet.parent is gevent.get_hub():
+            greenlet.kill(block=False)
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import gevent
 from gevent.event import Event
@@ -213,6 +214,9 @@ class ScriptedConnector(Connector[Client]):
     :param acts: by the name of a step, what it does instead of the usual, given the client.
     """
 
+    #: The greenlets in the middle of a step that is not the usual one, of all connectors.
+    acting: ClassVar[weakref.WeakSet[Any]] = weakref.WeakSet()
+
     def __init__(self, **acts: Callable[[Client], Any]) -> None:
         self.acts = acts
         self.clients: list[Client] = []
@@ -270,7 +274,14 @@ class ScriptedConnector(Connector[Client]):
 
     def _usually(self, step: str, client: Client, usual: Callable[[], Any]) -> Any:
         act = self.acts.get(step)
-        return usual() if act is None else act(client)
+        if act is None:
+            return usual()
+        caller = gevent.getcurrent()
+        self.acting.add(caller)
+        try:
+            return act(client)
+        finally:
+            self.acting.discard(caller)
 
 
 def raising(error: BaseException) -> Callable[[Client], Any]:
