@@ -180,7 +180,7 @@ class ConnectorSteps:
     def can_ping(self, connection: Any) -> bool:
         return self._can_ping
 
-    def is_usable_nowait(self, connection: Any) -> object:
+    def is_usable_nowait(self, connection: Any) -> object:  # pragma: no cover - no check of a connector blocks
         return self.is_alive(connection)
 
     def is_alive(self, connection: Any) -> object:

@@ -287,7 +287,7 @@ class _Pool(Pool[ConnectionPoolEntry]):
         return True
 
     def _give_back(self, entry: Entry, generation: int) -> None:
-        if not entry.is_leased(generation):
+        if not entry.is_leased(generation):  # pragma: no cover - another thread's pool may have taken it back meanwhile
             return
         if self._state.changing:
             self._defer(self._give_back, entry, generation)
@@ -327,7 +327,7 @@ class _RecordConnector(Connector[ConnectionPoolEntry]):
 
     def connect(self) -> ConnectionPoolEntry:
         pool = self._pool()
-        if pool is None:
+        if pool is None:  # pragma: no cover - it may be collected while the opening begins
             raise PoolClosedError("the engine was collected")
         return pool._create_connection()
 
@@ -338,7 +338,7 @@ class _RecordConnector(Connector[ConnectionPoolEntry]):
     def reset(self, record: ConnectionPoolEntry) -> None:
         pool = self._pool()
         connection: Any = record.dbapi_connection
-        if pool is not None and connection is not None:
+        if pool is not None and connection is not None:  # pragma: no branch - the engine may be collected meanwhile
             lost: Any = record
             # This resets the connection as SQLAlchemy does, and checks it in, which the pool ignores.
             _ConnectionFairy(pool, connection, lost, pool._should_log_debug())._checkin()
@@ -359,7 +359,7 @@ class _RecordConnector(Connector[ConnectionPoolEntry]):
         pool = self._pool()
         if pool is not None:
             record.close()
-        elif record.dbapi_connection is not None:
+        elif record.dbapi_connection is not None:  # pragma: no branch - SQLAlchemy may have closed it
             # Without its pool, the record can't close itself.
             record.dbapi_connection.close()
 
@@ -369,7 +369,7 @@ class _RecordConnector(Connector[ConnectionPoolEntry]):
     def ping(self, record: ConnectionPoolEntry) -> None:
         pool = self._pool()
         connection: Any = record.dbapi_connection
-        if pool is not None and connection is not None:
+        if pool is not None and connection is not None:  # pragma: no branch - the engine may be collected meanwhile
             dialect: Any = pool._dialect
             # Without an engine there is no dialect, and no ping.
             if hasattr(dialect, "do_ping"):

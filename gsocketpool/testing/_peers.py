@@ -34,7 +34,7 @@ def peer_pid(accepted: Any) -> int | None:
         # The client has closed it by now.
         return None
     pid = next((pid for pid in _processes() if _has_open(pid, inode)), None)
-    if pid is not None:
+    if pid is not None:  # pragma: no branch - the client may be gone by now
         _found.pop(pid, None)
         _found[pid] = None
     return pid

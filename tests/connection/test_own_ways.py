@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import pytest
 
-from gsocketpool import Pool, TcpConnection
+from gsocketpool import Connection, Pool, TcpConnection
 from gsocketpool.url import InvalidURLError
 from tests.support.connections import check_echo, wait_readable
 from tests.support.servers import Server, echo
@@ -36,3 +39,17 @@ def test_a_subclass_may_connect_another_socket() -> None:
 def test_a_plain_socket_has_no_choice_of_drivers(scheme: str) -> None:
     with pytest.raises(InvalidURLError, match=f"has no choice of drivers: write {scheme}://"):
         Pool.from_url(f"{scheme}+fast://localhost:1")
+
+
+def test_a_class_may_have_a_descriptor_in_place_of_a_socket() -> None:
+    ours, theirs = socket.socketpair()
+
+    class ByDescriptor(Connection):
+        def get(self) -> int:
+            return ours.fileno()
+
+    with ours, theirs:
+        ByDescriptor().abort()
+        assert theirs.recv(1) == b"", "no other process has it open"
+        # The number stays taken, so that a second close hits nothing else.
+        assert os.readlink(f"/proc/self/fd/{ours.fileno()}") == os.devnull

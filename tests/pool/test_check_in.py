@@ -11,7 +11,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from gsocketpool import Connection, Pool, PoolError
+from gsocketpool import Connection, Pool, PoolError, PoolExhaustedError
 from tests.support.scripted import Client, Plain, ScriptedConnector, eventually, numbers, raising, settle
 
 
@@ -103,6 +103,31 @@ def test_a_check_that_fails_where_there_is_no_time_for_it_fails_for_the_connecti
     pool.close(timeout=0)
 
 
+def test_a_check_that_may_block_is_not_made_where_there_is_no_time_and_the_short_one_may_fail() -> None:
+    class Failing(Plain):
+        fails = False
+
+        def is_usable(self) -> bool:
+            raise AssertionError("it may block")
+
+        def is_connected(self) -> bool:
+            if self.fails:
+                raise LookupError
+            return self.is_open
+
+    pool = Pool(Failing, max_connections=1)
+    connection = pool.acquire()
+    pool.release(connection)
+    assert pool.acquire(timeout=0) is connection
+    pool.release(connection)
+    connection.fails = True
+    with pytest.raises(PoolExhaustedError):
+        pool.acquire(timeout=0)
+    assert pool.stats().discarded == {"unusable": 1}
+    connection.fails = False
+    pool.close()
+
+
 def test_what_fails_its_check_in_a_sweep_is_closed(clock: Any) -> None:
     class Failing(Plain):
         fails = False
@@ -175,6 +200,23 @@ def test_a_class_that_resets_nothing_is_always_settled() -> None:
     assert Connection().is_settled()
     with pytest.raises(NotImplementedError, match=r"Connection has no reset\(\)"):
         Connection().reset()
+
+
+def test_by_default_a_session_is_reset_as_what_is_unsettled() -> None:
+    class Resetting(Plain):
+        resets = 0
+
+        def is_settled(self) -> bool:
+            return True
+
+        def reset(self) -> None:
+            self.resets += 1
+
+    pool = Pool(Resetting, max_connections=1, reset="always")
+    for times in range(3):
+        with pool.connection() as connection:
+            assert connection.resets == times
+    pool.close()
 
 
 def test_a_pool_is_collected_while_its_connections_are_kept_in_order() -> None:
