@@ -94,7 +94,7 @@ class Run(Generic[C]):
                 if sabotage.is_patient:
                     continue
             self._maybe_throw()
-            if sabotage is not None and sabotage.is_committing:  # pragma: no cover - as luck has it
+            if sabotage is not None and sabotage.is_committing:  # pragma: no cover - depends on random timing
                 self._maybe_maintain()
             elif self._is_due(self._forks / self._rounds, self._report.forks):
                 self._fork()
@@ -217,7 +217,7 @@ class Run(Generic[C]):
         while self._goes_on() and turns and time.monotonic() < deadline:
             self._turn()
             turns -= self._checks.under_way > 0
-            if turns == 0 and not self._checks.under_way:  # pragma: no cover - as luck has it
+            if turns == 0 and not self._checks.under_way:  # pragma: no cover - depends on random timing
                 turns = 1
         return self._goes_on()
 
@@ -238,7 +238,7 @@ class Run(Generic[C]):
                 link.poll()
         if not link.is_at_end:
             get_original("os", "kill")(child, 9)
-            if not self._checks.failures:  # pragma: no cover - as luck has it
+            if not self._checks.failures:  # pragma: no cover - depends on random timing
                 self._checks.failures.append("a forked process did not report")
             return
         found = json.loads(link.received.lstrip(b".") or b'["it exited without a report"]')
@@ -250,7 +250,7 @@ class Run(Generic[C]):
                 self._continue_in_child(link)
                 if not self._checks.failures:
                     self._checks.check_parent_sockets(sockets)
-            except BaseException:  # pragma: no cover - as luck has it
+            except BaseException:  # pragma: no cover - depends on random timing
                 self._checks.failures.append(traceback.format_exc())
             link.send(json.dumps(self._checks.failures).encode())
         finally:

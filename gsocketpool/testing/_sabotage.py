@@ -123,4 +123,4 @@ class Sabotage:
             return over is not None
         if self.is_patient:
             return all(worker.began_after(over) for worker in self._workers)
-        return self._report.rounds >= self._heal_in_round  # pragma: no cover - as luck has it
+        return self._report.rounds >= self._heal_in_round  # pragma: no cover - depends on random timing
