@@ -47,9 +47,10 @@ _SETTINGS = (
 _get_settings: Callable[[PsycopgConnection], tuple[Any, ...]] = attrgetter(*_SETTINGS)
 
 # Plain numbers: looking up an Enum member takes longer than comparing it, and comparing it longer than a number.
-_IDLE, _INTRANS, _INERROR = map(int, (TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR))
-_ACTIVE, _UNKNOWN = map(int, (TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN))
-_PIPELINE_OFF, _BAD = int(PipelineStatus.OFF), int(ConnStatus.BAD)
+_IDLE, _INTRANS = TransactionStatus.IDLE.value, TransactionStatus.INTRANS.value
+_INERROR, _ACTIVE = TransactionStatus.INERROR.value, TransactionStatus.ACTIVE.value
+_UNKNOWN = TransactionStatus.UNKNOWN.value
+_PIPELINE_OFF, _BAD = PipelineStatus.OFF.value, ConnStatus.BAD.value
 _REUSABLE = (_IDLE, _INTRANS, _INERROR)
 
 #: Its first result is whether prepared statements must end, too, because the caller prepared some by SQL or used

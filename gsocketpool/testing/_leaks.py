@@ -53,7 +53,7 @@ def no_leaks() -> Iterator[None]:
         gevent.sleep(pause)
         # Only the pauses count, because looking takes long in a large process on a busy machine.
         waited += pause
-        pause *= 2
+        pause *= 4
     if found:
         raise AssertionError("something was left behind:\n" + "\n".join(found))
 

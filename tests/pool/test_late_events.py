@@ -72,7 +72,7 @@ def acquire_in_vain(pool: Pool[Any]) -> None:
 
 def test_a_pool_closes_while_a_connection_is_still_being_made() -> None:
     factory = Factory()
-    pool = Pool(factory)
+    pool = Pool(factory, close_timeout=0.01)
     caller = gevent.spawn(acquire_in_vain, pool)
     eventually(lambda: numbers(pool)[2])
     pool.close(timeout=0)
