@@ -6,7 +6,7 @@ import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import gevent
 
@@ -14,8 +14,6 @@ from gsocketpool import Pool
 from gsocketpool._upkeep import Upkeep
 from gsocketpool.testing._server import serving
 from gsocketpool.testing._sockets import open_sockets
-
-T = TypeVar("T")
 
 #: Seconds that leftovers get to go away by themselves.
 _GRACE = 2.0
@@ -60,8 +58,10 @@ def no_leaks() -> Iterator[None]:
 
 def _running_greenlets() -> list[gevent.Greenlet]:
     # A pool keeps idle greenlets for its next resets; these are no leak.
-    kept = {greenlet for upkeep in _instances(Upkeep) for greenlet in upkeep.idle}
-    return [one for one in _instances(gevent.Greenlet) if one.started and not one.ready() and one not in kept]
+    found = _instances(Upkeep, gevent.Greenlet)
+    kept = {greenlet for upkeep in found if isinstance(upkeep, Upkeep) for greenlet in upkeep.idle}
+    greenlets = (one for one in found if isinstance(one, gevent.Greenlet))
+    return [one for one in greenlets if one.started and not one.ready() and one not in kept]
 
 
 def _connections_in_use() -> dict[Pool[Any], int]:
@@ -69,6 +69,6 @@ def _connections_in_use() -> dict[Pool[Any], int]:
     return {pool: pool.stats().in_use for pool in _instances(Pool) if "_state" in vars(pool)}
 
 
-def _instances(kind: type[T]) -> list[T]:
+def _instances(*kinds: type[Any]) -> list[Any]:
     # By type: isinstance() asks the object, which may be a proxy whose target is gone.
-    return [candidate for candidate in gc.get_objects() if issubclass(type(candidate), kind)]
+    return [candidate for candidate in gc.get_objects() if issubclass(type(candidate), kinds)]
