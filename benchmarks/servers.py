@@ -240,11 +240,12 @@ def mariadb() -> Iterator[dict[str, Any]]:
         process(files["command"], user=files["user"], stderr=subprocess.DEVNULL),
     ):
         path = f"{files['directory']}/socket"
-        _wait_until(lambda: _takes_clients(path))
+        _wait_until(lambda: takes_clients(path))
         yield {"options": {"unix_socket": path, "user": "root", "database": "app", "ssl_disabled": True}}
 
 
-def _takes_clients(path: str) -> bool:
+def takes_clients(path: str) -> bool:
+    """Return whether a server listens on a Unix socket."""
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(path) == 0
 

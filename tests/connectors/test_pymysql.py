@@ -52,6 +52,8 @@ def cooperative(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def arguments(mariadb: KeptMariaDB) -> dict[str, Any]:
+    # An earlier test may have killed it.
+    mariadb.wait()
     return {"unix_socket": str(mariadb.path), "user": "root", "database": "app", "ssl_disabled": True}
 
 

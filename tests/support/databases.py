@@ -110,6 +110,10 @@ class KeptMariaDB:
         self.port = port
         self.path = directory / "socket"
 
+    def wait(self) -> None:
+        """Wait until the server listens at its Unix socket, which it does a moment later than at its port."""
+        eventually(lambda: servers.takes_clients(str(self.path)), "MariaDB listens at its socket", 3 * PATIENCE)
+
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """A block in which the server does nothing. At its end the server does all that it was asked."""
@@ -160,7 +164,9 @@ def mariadb() -> Iterator[KeptMariaDB]:
     """A MariaDB server that tests may kill and stop."""
     with mariadb_files() as (directory, port, command, user), servers.kept(command, user):
         eventually(lambda: _listens(port), "MariaDB listens", 3 * PATIENCE)
-        yield KeptMariaDB(directory, port)
+        server = KeptMariaDB(directory, port)
+        server.wait()
+        yield server
 
 
 @pytest.fixture(scope="session")
