@@ -136,18 +136,3 @@ def test_a_subclass_may_make_a_connection_in_a_greenlet_of_its_own(backend: Back
         assert connection.is_open
     assert numbers(pool) == (0, 1, 0, 0)
     pool.close()
-
-
-def test_a_child_does_not_keep_what_its_parent_was_opening() -> None:
-    factory = Factory()
-    pool = Pool(factory, max_connections=1)
-    gevent.spawn(pool.acquire)
-    eventually(lambda: numbers(pool)[2])
-    # What a fork calls in the child, to which it has copied the greenlet that opens.
-    pool._after_fork()
-    factory.goes_on.set()
-    eventually(lambda: pool.stats().in_use)
-    settle()
-    assert [connection.is_open for connection in factory.made] == [False, True]
-    assert numbers(pool) == (1, 0, 0, 0)
-    pool.close(timeout=0)
