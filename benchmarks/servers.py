@@ -256,7 +256,7 @@ def mariadb_files(statements: str, *options: str) -> Iterator[dict[str, Any]]:
 
     :param statements: SQL that the server executes whenever it starts.
     :param options: more arguments of the command. ``{directory}`` in them is replaced.
-    :raises RuntimeError: if MariaDB is not installed.
+    :raises RuntimeError: if MariaDB is not installed, or can't create its files.
     """
     program = program_of_debian("mariadbd", "mariadb-server-core")
     install = program_of_debian("mariadb-install-db", "mariadb-server-core mariadb-client-core")
@@ -268,18 +268,23 @@ def mariadb_files(statements: str, *options: str) -> Iterator[dict[str, Any]]:
             shutil.chown(directory, user)
         Path(directory, "init.sql").write_text(statements)
         common = [
-            *("--no-defaults", f"--datadir={directory}/data"),
+            # A server that starts removes the temporary tables that others have in the same directory.
+            *("--no-defaults", f"--datadir={directory}/data", f"--tmpdir={directory}"),
             *("--innodb-log-file-size=4M", "--innodb-buffer-pool-size=8M"),
             # The data need not survive a crash of the machine, and waiting for the disk takes seconds.
             "--innodb-flush-method=nosync",
         ]
-        subprocess.run(
+        installed = subprocess.run(
             # With --force, it does not look up the name of this machine.
             [install, *common, "--auth-root-authentication-method=normal", "--skip-test-db", "--force"],
             user=user,
-            check=True,
-            capture_output=True,
+            check=False,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
+        if installed.returncode != 0:
+            raise RuntimeError(f"mariadb-install-db failed: {installed.stdout}")
         command = [
             *(program, *common, f"--socket={directory}/socket", f"--pid-file={directory}/pid"),
             *(f"--init-file={directory}/init.sql", "--performance-schema=OFF", "--max-connections=1000"),
