@@ -53,7 +53,7 @@ class Place:
     __slots__ = ("_code", "_instruction")
 
     def __init__(self, frame: FrameType) -> None:
-        while frame.f_back is not None and frame.f_globals.get("__name__") in OWN_MODULES:
+        while frame.f_globals.get("__name__") in OWN_MODULES and frame.f_back is not None:
             frame = frame.f_back
         # Looking up the line takes time, and most places are never shown.
         self._code = frame.f_code
@@ -82,22 +82,23 @@ class Own(NamedTuple):
 class Scope:
     """The connections of one request, or of one app context."""
 
-    __slots__ = ("_manual", "_own", "_prune_at", "began", "body", "deadline", "is_over", "noted")
+    # Class attributes, because setting them for every request would take time.
+    #: The body of the response, if the scope ends with it. A weak reference, since the body refers to the scope.
+    body: weakref.ref[Body] | None = None
+    is_over = False
+    #: Until when the request may wait, by time.monotonic().
+    deadline: float | None = None
+    _prune_at = 16
 
     def __init__(self, began: float) -> None:
-        #: The body of the response, if the scope ends with it. A weak reference, since the body refers to the scope.
-        self.body: weakref.ref[Body] | None = None
-        self.is_over = False
-        #: When the request began, and until when it may wait, by time.monotonic().
+        #: When the request began, by time.monotonic().
         self.began = began
-        self.deadline: float | None = None
         #: By name and id() of the pool: threads that share the scope have different pools of that name.
         self._own: dict[tuple[str, int], Own] = {}
         #: Every lease that may be active, in the order of acquiring, including those of the own connections.
         self.noted: list[Lease[Any]] = []
         #: Where the leases without a block were acquired, by id() of the lease.
         self._manual: dict[int, Place] = {}
-        self._prune_at = 16
 
     def own(self, name: str, pool: Any) -> Own | None:
         """Return the request's own connection of `pool`, which is called `name` now, or None."""
