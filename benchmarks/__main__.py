@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import cases, goals, guard, machine, report, results
+from benchmarks import cases, goals, guard, machine, processors, report, results
 from benchmarks.cases.base import Case
 from benchmarks.run import run
 from benchmarks.workers import Workers
@@ -37,6 +37,7 @@ def main(
 ) -> None:
     """Run the benchmarks."""
     log = Path(tempfile.gettempdir()) / "gsocketpool-benchmarks.log"
+    processors.divide()
     if check:
         if rounds or only or quick or output or plot:
             raise click.UsageError("--check can't be combined with another option.")

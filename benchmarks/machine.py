@@ -29,7 +29,8 @@ MORE_PACKAGES = [
 ]
 
 METHOD = (
-    "Every contestant runs in its own process, one at a time, while the others wait. Each round has another order."
+    "Every contestant runs in its own process, one at a time, on a processor of its own if there are two or more. Each"
+    " round has another order and new processes."
     " All are monkey-patched, as under gunicorn -k gevent. Figures are the medians of the rounds, and the spread is"
     " half the distance between the quartiles. The garbage collector runs before each measurement, and stays on during"
     " it. Pools have their default settings except for their sizes; those that can wait at their limit do so, with a"

@@ -30,22 +30,22 @@ def run(
     """
     for case in cases:
         taking_part = list(case.contestants if wanted is None else wanted[case.name])
-        # A web server keeps its speed while it runs, and that depends on how its memory happens to be laid out. So each
-        # round starts new ones.
-        for rounds_together in [1] * rounds if case.is_from_outside else [rounds]:
+        for _ in range(rounds):
             with ExitStack() as stack:
+                # A process keeps its speed while it runs, and that depends on how its memory happens to be laid out. So
+                # each round starts new ones.
+                stack.callback(workers.stop)
                 try:
                     arguments = stack.enter_context(case.backend())
                 except Exception as error:
                     for name in taking_part:
                         results.add_problem(case.name, name, f"no backend: {error}")
                     break
-                for _ in range(rounds_together):
-                    for name in random.sample(taking_part, len(taking_part)):
-                        progress(f"{case.name}: {name}")
-                        told = arguments if wanted is None else {**arguments, "figures": wanted[case.name][name]}
-                        if not results.has_failed(case.name, name):
-                            _measure(case, name, workers, results, effort, told)
+                for name in random.sample(taking_part, len(taking_part)):
+                    progress(f"{case.name}: {name}")
+                    told = arguments if wanted is None else {**arguments, "figures": wanted[case.name][name]}
+                    if not results.has_failed(case.name, name):
+                        _measure(case, name, workers, results, effort, told)
 
 
 def _measure(

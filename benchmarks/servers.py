@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import load, predecessor
+from benchmarks import load, predecessor, processors
 
 HERE = Path(__file__).parent
 #: How long a server may take to start, in seconds.
@@ -318,7 +318,7 @@ def gunicorns(apps: Mapping[str, str], by_hand: str) -> Iterator[dict[str, int]]
             # Start it elsewhere: gunicorn puts its working directory first on the path.
             options = {"cwd": elsewhere, "env": environment, "pass_fds": [listener.fileno()]}
             ports[name] = listener.getsockname()[1]
-            with listener:
+            with listener, processors.for_contestant():
                 stack.enter_context(process(command, signal.SIGTERM, **options))
         for name, port in ports.items():
             try:

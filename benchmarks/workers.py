@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from benchmarks import predecessor
+from benchmarks import predecessor, processors
 from benchmarks.contestants import PREDECESSOR
 
 START = f"{predecessor.PATH_SETUP}; from benchmarks.worker import main; main()"
@@ -45,10 +45,14 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        for process in self._processes.values():
-            process.kill()
-            process.communicate()
+        self.stop()
         self._log.close()
+
+    def stop(self) -> None:
+        """Stop all processes. The next measurement of a contestant starts a new one."""
+        for contestant, process in list(self._processes.items()):
+            process.kill()
+            self._remove(contestant)
 
     def measure(self, case: str, contestant: str, effort: float, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer of :func:`benchmarks.worker.answer` in the contestant's worker.
@@ -75,13 +79,11 @@ class Workers:
 
     def _process(self, contestant: str) -> subprocess.Popen[str]:
         if contestant not in self._processes:
-            self._processes[contestant] = subprocess.Popen(
-                [_interpreter(contestant), "-I", "-c", START],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                text=True,
-            )
+            command = [_interpreter(contestant), "-I", "-c", START]
+            with processors.for_contestant():
+                self._processes[contestant] = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+                )
         return self._processes[contestant]
 
     def _remove(self, contestant: str) -> None:

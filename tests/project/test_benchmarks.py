@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -284,10 +286,8 @@ def test_a_worker_that_dies_within_its_answer_is_shown(tmp_path: Path, monkeypat
         workers.measure("memory", OURS.name, EFFORT, {})
 
 
-@pytest.mark.parametrize(("is_from_outside", "starts"), [(True, 3), (False, 1)])
-def test_web_servers_are_started_anew_for_each_round(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_from_outside: bool, starts: int
-) -> None:
+@pytest.mark.parametrize("is_from_outside", [True, False])
+def test_each_round_has_new_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_from_outside: bool) -> None:
     @contextmanager
     def backend() -> Iterator[dict[str, Any]]:
         started.append(len(started))
@@ -299,11 +299,32 @@ def test_web_servers_are_started_anew_for_each_round(
     started: list[int] = []
     case = Case("a case", "", [], ["a"], measure, backend=backend, is_from_outside=is_from_outside)
     found = Results()
+    # A worker that answers with its process id.
+    answer = "import json, os; input(); print(json.dumps({'figures': {'rate': os.getpid()}}), flush=True); input()"
+    monkeypatch.setattr("benchmarks.workers.START", answer)
     with Workers(tmp_path / "log") as workers:
-        monkeypatch.setattr(workers, "measure", lambda *arguments: {"figures": {"rate": 1}})
         run([case], workers, found, rounds=3, effort=EFFORT)
-    assert len(started) == starts
-    assert len(found.values["a case"]["rate"]["a"]) == 3
+    assert len(started) == 3
+    assert len(set(found.values["a case"]["rate"]["a"])) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system can't bind processes to processors")
+def test_contestants_have_a_processor_of_their_own(tmp_path: Path) -> None:
+    code = f"""
+import os, sys
+from pathlib import Path
+from benchmarks import processors, workers
+available = os.sched_getaffinity(0)
+processors.divide()
+workers.START = "import json, os; input(); print(json.dumps(sorted(os.sched_getaffinity(0))), flush=True); input()"
+with workers.Workers(Path({str(tmp_path / "log")!r})) as started:
+    theirs = set(started.measure("a case", {OURS.name!r}, 1, {{}}))
+others = os.sched_getaffinity(0)
+assert theirs | others == available
+assert len(theirs) == 1
+assert len(available) == 1 or not theirs & others
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_backend_that_does_not_start_is_shown(tmp_path: Path) -> None:
