@@ -72,9 +72,7 @@ def post_worker_init(worker: Any, *, timeout: float = 5.0, app: Flask | None = N
         pools = pools_of(found)
         for name, error in pools.fill(seconds).items():
             shown = error_as_dict(error, pools.options_of(name))
-            logger.warning(
-                "app %r: pool %r is not filled, and the worker starts all the same: %s", found.name, name, shown
-            )
+            logger.warning("app %r: pool %r is not filled, but the worker starts anyway: %s", found.name, name, shown)
 
 
 def worker_exit(server: Any, worker: Any, *, app: Flask | None = None) -> None:

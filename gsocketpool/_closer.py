@@ -170,9 +170,9 @@ class Closer:
             if error is limit:
                 # The traceback would keep the locals of close() alive.
                 error.__traceback__ = None
-                logger.warning("closing %r took longer than %s s", connection, self._timeout)
+                logger.warning("closing %r took longer than %s s, so it was aborted", connection, self._timeout)
             elif isinstance(error, Exception | gevent.Timeout):
-                logger.warning("closing %r failed", connection, exc_info=True)
+                logger.warning("closing %r failed, so it was aborted", connection, exc_info=True)
             else:
                 raise
 

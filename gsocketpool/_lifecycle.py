@@ -225,7 +225,7 @@ class Lifecycle:
                 tell(self._listener.opened, pool, connection)
             except gevent.Timeout:
                 # The listener's own: the open timeout is over by now.
-                logger.warning("%r has failed", self._listener.opened, exc_info=True)
+                logger.warning("listener %r failed", self._listener.opened, exc_info=True)
         if self.keepalive is not None and not entry.can_ping and not self._warned_no_ping:
             self._warned_no_ping = True
             logger.warning(

@@ -61,7 +61,9 @@ class Reaper:
         """Start sweeping in the background, unless the settings forbid it or the reaper is running."""
         is_running = self.greenlet is not None and not self.greenlet.dead
         if self._settings.reap_expired_connections and not is_running and not self._state.closed:
-            self.greenlet = gevent.spawn(_sweep_forever, self, weakref.ref(pool), self._settings.sweep_interval)
+            self.greenlet = gevent.spawn(
+                _sweep_forever, self, weakref.ref(pool), pool.name, self._settings.sweep_interval
+            )
 
     def stop(self) -> None:
         """Stop sweeping in the background."""
@@ -180,7 +182,7 @@ def _acquired_where(entry: Entry) -> str:
     return _callsite.describe(entry.callsite if entry.generation == entry.callsite_generation else None)
 
 
-def _sweep_forever(reaper: Reaper, pool: weakref.ref[NamedPool], interval: float) -> None:
+def _sweep_forever(reaper: Reaper, pool: weakref.ref[NamedPool], name: str, interval: float) -> None:
     is_alive = True
     while is_alive:
         # Some programs throw exceptions at every greenlet they find.
@@ -188,7 +190,7 @@ def _sweep_forever(reaper: Reaper, pool: weakref.ref[NamedPool], interval: float
             gevent.sleep(interval)
             is_alive = _sweep_if_alive(reaper, pool)
         except (Exception, gevent.Timeout):
-            logger.exception("a sweep failed")
+            logger.exception("a sweep of pool %r failed", name)
 
 
 def _sweep_if_alive(reaper: Reaper, reference: weakref.ref[NamedPool]) -> bool:

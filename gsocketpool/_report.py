@@ -90,7 +90,7 @@ def exhausted(
 ) -> PoolExhaustedError:
     """Return the error for a caller that times out or is refused, and that holds `held` connections itself."""
     if is_refused:
-        what = f"max_waiting ({state.max_waiting}) callers wait for pool {name!r} already"
+        what = f"max_waiting ({state.max_waiting}) callers already wait for pool {name!r}"
     elif timeout:
         what = f"no connection from pool {name!r} within {timeout:g} s (waited {waited:.3f} s)"
     else:
@@ -112,4 +112,4 @@ def exhausted(
 
 
 def open_error_note(last_open_error: str | None) -> str:
-    return "" if last_open_error is None else f"; opening one last failed with {last_open_error}"
+    return "" if last_open_error is None else f"; the last attempt to open one failed with {last_open_error}"

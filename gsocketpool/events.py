@@ -81,7 +81,7 @@ def tell(method: Method, *arguments: Any) -> None:
     try:
         method(*arguments)
     except Exception:
-        logger.warning("%r has failed", method, exc_info=True)
+        logger.warning("listener %r failed", method, exc_info=True)
 
 
 def tell_in_loop(method: Method, *arguments: Any) -> None:
@@ -91,4 +91,4 @@ def tell_in_loop(method: Method, *arguments: Any) -> None:
     except (Exception, gevent.Timeout) as error:
         # Nothing throws a timeout at the event loop, so it is the listener's own. Logging may switch, which the event
         # loop's greenlet can't do.
-        gevent.spawn(logger.warning, "%r has failed", method, exc_info=error)
+        gevent.spawn(logger.warning, "listener %r failed", method, exc_info=error)

@@ -141,7 +141,7 @@ def read_stream_options(url: str) -> dict[str, Any]:
     """
     # First, because the errors below may show a part of the URL.
     if "@" in url.partition("?")[0] or ("@" in url and is_ambiguous(url)):
-        raise InvalidURLError("must not hold credentials: the place for them is the options")
+        raise InvalidURLError("must not contain credentials: pass them in the options")
     parts, port, why = None, None, ""
     try:
         parts = urlsplit(url)
@@ -165,7 +165,7 @@ def read_stream_options(url: str) -> dict[str, Any]:
         options = {"host": parts.hostname, "port": port}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name in options:
-            raise InvalidURLError(f"says twice what {name!r} is")
+            raise InvalidURLError(f"sets {name!r} twice")
         is_no_limit = name in NO_LIMIT_OPTIONS and value.strip().lower() == "none"
         options[name] = None if is_no_limit else _read_option(value)
     return options

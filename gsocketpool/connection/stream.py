@@ -200,7 +200,7 @@ class StreamConnection(Connection):
         :raises OSError: as from :meth:`recv`.
         """
         if not isinstance(delimiter, bytes) or not delimiter:
-            raise InvalidArgumentError("delimiter", delimiter, "bytes, at least one")
+            raise InvalidArgumentError("delimiter", delimiter, "bytes that are not empty")
         check_count("limit", limit, least=len(delimiter))
         searched = 0
         while (found := self._unread.find(delimiter, searched, limit)) < 0:

@@ -140,7 +140,7 @@ class PymemcacheConnector(Connector[PymemcacheClient]):
             return _Client(**arguments)
         except (TypeError, ValueError, AttributeError, SystemError) as error:
             wrong = next((name for name in [*self._options, *given] if name in str(error).replace(" ", "_")), "server")
-            raise InvalidArgumentError(wrong, arguments[wrong], "valid for pymemcache.Client") from error
+            raise InvalidArgumentError(wrong, arguments[wrong], "a value that pymemcache.Client accepts") from error
 
 
 def _parse_url(url: Any) -> dict[str, Any]:

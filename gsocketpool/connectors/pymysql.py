@@ -336,7 +336,7 @@ def _make_client(arguments: dict[str, Any]) -> _Connection:
     # Outside the except clause: the error may quote the password, and must not even be the context.
     wrong = names[0] if names else "options"
     given = arguments[wrong] if wrong in _DISPLAYABLE_IN_ERRORS else HIDDEN
-    raise InvalidArgumentError(wrong, given, "valid for pymysql.connect()")
+    raise InvalidArgumentError(wrong, given, "a value that pymysql.connect() accepts")
 
 
 def _port(host: str) -> int | None:

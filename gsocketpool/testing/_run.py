@@ -295,7 +295,7 @@ class Run(Generic[C]):
         if checks.failures:
             return
         self._background.join(timeout=hang)
-        checks.failures += [f"it has not ended within {hang} s:\n{_stack(one)}" for one in self._background]
+        checks.failures += [f"a greenlet has not ended within {hang} s:\n{_stack(one)}" for one in self._background]
         self._pool.resize(checks.limit)
         looking = gevent.spawn(checks.check_capacity)
         looking.join(timeout=2 * hang)

@@ -58,7 +58,7 @@ class FlakyServer:
         if answer is not None and upstream is not None:
             raise InvalidArgumentError("answer", answer, "left out where upstream is given")
         if not isinstance(delimiter, bytes) or not delimiter:
-            raise InvalidArgumentError("delimiter", delimiter, "bytes, at least one")
+            raise InvalidArgumentError("delimiter", delimiter, "bytes that are not empty")
         if upstream is not None and not isinstance(upstream, str | tuple):
             raise InvalidArgumentError("upstream", upstream, "a tuple of host and port, or a path")
         if path is not None and not isinstance(path, str | os.PathLike):

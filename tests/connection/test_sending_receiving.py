@@ -211,7 +211,7 @@ def test_recv_until_returns_one_message_of_several_at_a_time() -> None:
         assert connection.is_reusable(None)
 
 
-def test_what_recv_until_left_is_for_any_kind_of_reading() -> None:
+def test_bytes_left_by_recv_until_are_read_by_any_method() -> None:
     with exchange() as (connection, peer):
         peer.sendall(b"a\nbcdefghij\nkl")
         assert connection.recv_until(b"\n") == b"a\n"

@@ -217,7 +217,7 @@ def test_after_an_interruption_in_the_middle_of_a_reply_the_next_user_sees_nothi
 
 @patched
 @everyone
-def test_what_is_cut_short_does_not_run_on(own_servers: Servers, subject: str) -> None:
+def test_a_query_that_is_cut_short_ends_on_the_server(own_servers: Servers, subject: str) -> None:
     it = made(subject, own_servers)
     with it.pool() as pool, it.hanging():
         callers = [gevent.spawn(outcome, give_up, it, pool, "hang") for _ in range(8)]
@@ -347,7 +347,7 @@ def leave_open(it: Subject, what: str) -> None:
 
 @patched
 @pytest.mark.parametrize(("subject", "what"), names_of_what_is_left())
-def test_what_a_user_leaves_open_the_next_one_does_not_find(own_servers: Servers, subject: str, what: str) -> None:
+def test_the_next_user_finds_nothing_left_open(own_servers: Servers, subject: str, what: str) -> None:
     leave_open(made(subject, own_servers), what)
 
 

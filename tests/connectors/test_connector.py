@@ -79,7 +79,7 @@ def test_two_steps_make_a_connector() -> None:
         assert pool.stats().discarded == {"error": 1}
 
 
-def test_what_died_while_idle_is_not_handed_out() -> None:
+def test_a_connection_that_died_while_idle_is_not_handed_out() -> None:
     with Server() as server, Pool(SocketConnector(server.port)) as pool:
         dying = pool.acquire()
         pool.release(dying)
@@ -90,7 +90,7 @@ def test_what_died_while_idle_is_not_handed_out() -> None:
         assert pool.stats().discarded == {"unusable": 1}
 
 
-def test_what_died_while_idle_is_closed_by_a_sweep() -> None:
+def test_a_connection_that_died_while_idle_is_closed_by_a_sweep() -> None:
     with Server() as server, Pool(SocketConnector(server.port), reap_interval=0.01) as pool:
         dying = pool.acquire()
         pool.release(dying)
@@ -152,7 +152,7 @@ def test_a_connector_names_its_pool() -> None:
 
 
 @pytest.mark.parametrize("kind", errors()[:1])
-def test_what_connect_raises_reaches_the_caller(kind: Callable[[], BaseException]) -> None:
+def test_an_error_of_connect_reaches_the_caller(kind: Callable[[], BaseException]) -> None:
     error = kind()
     pool = Pool(ScriptedConnector(connect=raising(error)))
     with pytest.raises(type(error)) as caught:
@@ -210,7 +210,7 @@ def test_a_connection_that_was_given_back_in_its_block_is_not_completed() -> Non
 
 @pytest.mark.parametrize("in_context", [False, True])
 @pytest.mark.parametrize("kind", errors())
-def test_what_complete_raises_leaves_the_block_and_discards(
+def test_an_error_of_complete_leaves_the_block_and_costs_the_connection(
     kind: Callable[[], BaseException], in_context: bool
 ) -> None:
     error = kind()
@@ -337,7 +337,7 @@ class Unmendable(Connector[Client]):
 
 
 @pytest.mark.parametrize("reset", ["unsettled", "always"])
-def test_what_can_not_be_reset_is_discarded_if_it_is_unsettled(reset: str) -> None:
+def test_an_unsettled_connection_that_can_not_be_reset_is_discarded(reset: str) -> None:
     pool = Pool(Unmendable(), reset=reset)
     settled = use(pool, begin=False)
     assert numbers(pool) == (0, 1, 0, 0)
@@ -387,7 +387,7 @@ def test_an_idle_connection_is_looked_at(kind: str, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("kind", errors()[:1])
-def test_what_can_not_be_looked_at_is_not_handed_out(kind: Callable[[], BaseException]) -> None:
+def test_a_connection_that_can_not_be_peeked_is_not_handed_out(kind: Callable[[], BaseException]) -> None:
     connector = ScriptedConnector()
     pool = Pool(connector)
     first = use(pool, begin=False)
@@ -455,7 +455,7 @@ def test_a_descriptor_that_get_returns_is_looked_at() -> None:
 
 
 @pytest.mark.parametrize("raw", [True, "7", 7.0, object()])
-def test_what_is_neither_a_socket_nor_a_descriptor_is_not_looked_at(raw: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_peek_target_that_is_no_socket_or_descriptor_is_ignored(raw: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "gsocketpool")
     pool: Pool[Any] = Pool(lambda: Wrapping(raw))
     for connection in [pool.acquire(), pool.acquire()]:
@@ -683,7 +683,7 @@ def close_under_the_user(pool: Pool[Client], connector: ScriptedConnector) -> No
         close_under_the_user,
     ],
 )
-def test_what_may_be_in_mid_exchange_is_cancelled(
+def test_a_connection_that_may_be_in_an_exchange_is_cancelled(
     act: Callable[[Pool[Client], ScriptedConnector], None],
 ) -> None:
     connector = ScriptedConnector()
@@ -749,7 +749,9 @@ def turn_unusable(pool: Pool[Client], clock: Clock) -> None:
         turn_unusable,
     ],
 )
-def test_what_is_in_no_exchange_is_not_cancelled(clock: Clock, act: Callable[[Pool[Client], Clock], None]) -> None:
+def test_a_connection_outside_of_an_exchange_is_not_cancelled(
+    clock: Clock, act: Callable[[Pool[Client], Clock], None]
+) -> None:
     connector = ScriptedConnector()
     pool: Pool[Client] = clock.pool(connector, max_lifetime=50)
     use(pool, begin=False)
@@ -827,7 +829,7 @@ def test_a_ping_exchanges_something() -> None:
 
 
 @pytest.mark.parametrize("kind", errors())
-def test_what_a_ping_raises_is_raised(kind: Callable[[], BaseException]) -> None:
+def test_an_error_of_ping_is_raised(kind: Callable[[], BaseException]) -> None:
     error = kind()
     connector = ScriptedConnector(ping=raising(error))
     pool = Pool(connector)

@@ -134,7 +134,7 @@ def test_a_transaction_in_which_a_statement_failed_is_rolled_back_by_complete_to
 
 
 @patched
-def test_what_a_commit_raises_leaves_complete(conninfo: str) -> None:
+def test_an_error_of_commit_leaves_complete(conninfo: str) -> None:
     with table(conninfo) as name, connected(conninfo) as (connector, connection):
         connection.execute(f"ALTER TABLE {name} ADD UNIQUE (value) DEFERRABLE INITIALLY DEFERRED")
         connection.execute(f"INSERT INTO {name} VALUES (1), (1)")
@@ -719,7 +719,7 @@ def seen_on(connection: Any) -> list[object]:
 @patched
 @pytest.mark.parametrize("reset", ["reset", "reset_session"])
 @pytest.mark.parametrize("what", list(SET_ON_CLIENT))
-def test_what_a_caller_sets_on_the_client_is_set_back(conninfo: str, what: str, reset: str) -> None:
+def test_settings_that_a_caller_changes_on_the_client_are_restored(conninfo: str, what: str, reset: str) -> None:
     with connected(conninfo) as (connector, connection):
         before = seen_on(connection)
         assert connector.is_settled(connection)
@@ -733,7 +733,7 @@ def test_what_a_caller_sets_on_the_client_is_set_back(conninfo: str, what: str, 
 
 
 @patched
-def test_what_the_connector_was_told_to_set_stays(conninfo: str) -> None:
+def test_settings_given_to_the_connector_stay(conninfo: str) -> None:
     def configure(connection: Any) -> None:
         connection.read_only = True
         connection.add_notice_handler(ignore)
@@ -785,7 +785,7 @@ def test_factories_are_passed_on_and_not_called(conninfo: str) -> None:
 
 
 @patched
-def test_what_a_callable_raises_leaves_connect(conninfo: str) -> None:
+def test_an_error_of_a_callable_leaves_connect(conninfo: str) -> None:
     def read_password() -> str:
         raise AppError
 

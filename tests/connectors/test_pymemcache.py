@@ -197,7 +197,7 @@ def test_after_a_timeout_that_the_block_has_caught_the_next_user_reads_its_own_r
         assert second.get("mine") == b"mine"
 
 
-def test_what_died_while_idle_is_not_handed_out(pool: Pool[Any], memcached: RestartableServer) -> None:
+def test_a_connection_that_died_while_idle_is_not_handed_out(pool: Pool[Any], memcached: RestartableServer) -> None:
     two_idle(pool)
     memcached.restart()
     for client in two_idle(pool):
@@ -205,7 +205,7 @@ def test_what_died_while_idle_is_not_handed_out(pool: Pool[Any], memcached: Rest
     assert pool.stats().discarded == {"unusable": 2}
 
 
-def test_what_dies_in_use_is_discarded(pool: Pool[Any], memcached: RestartableServer) -> None:
+def test_a_connection_that_dies_in_use_is_discarded(pool: Pool[Any], memcached: RestartableServer) -> None:
     def use() -> None:
         with pool.connection() as dying:
             memcached.restart()

@@ -216,7 +216,9 @@ def test_an_error_between_exchanges_leaves_a_reusable_connection(
     assert connector.is_reusable(connection, error)
 
 
-def test_what_a_caller_sets_on_the_client_goes_back(connector: PyMySQLConnector, connection: Any) -> None:
+def test_settings_that_a_caller_changes_on_the_client_are_restored(
+    connector: PyMySQLConnector, connection: Any
+) -> None:
     settings = connection.settings()
     connection.cursorclass = DictCursor
     connection.autocommit(True)
@@ -424,7 +426,7 @@ def two_idle(pool: Pool[Any]) -> list[Any]:
         return [one, two]
 
 
-def test_what_died_while_idle_is_not_handed_out(pool: Pool[Any], other: Any) -> None:
+def test_a_connection_that_died_while_idle_is_not_handed_out(pool: Pool[Any], other: Any) -> None:
     for one in two_idle(pool):
         run(other, f"KILL {one.thread_id()}")
         eventually(lambda one=one: not is_silent(one._sock))
@@ -433,7 +435,7 @@ def test_what_died_while_idle_is_not_handed_out(pool: Pool[Any], other: Any) -> 
     assert pool.stats().discarded == {"unusable": 2}
 
 
-def test_what_dies_in_use_is_discarded(pool: Pool[Any], other: Any) -> None:
+def test_a_connection_that_dies_in_use_is_discarded(pool: Pool[Any], other: Any) -> None:
     def use() -> None:
         with pool.connection() as killed:
             run(other, f"KILL {killed.thread_id()}")

@@ -462,9 +462,7 @@ def test_after_an_interruption_in_the_middle_of_a_reply_the_next_user_sees_nothi
 
 @patched
 @everyone
-def test_what_a_block_does_after_a_timeout_that_it_has_caught_reaches_no_one_else(
-    own_servers: Servers, subject: str
-) -> None:
+def test_a_block_that_goes_on_after_a_caught_timeout_affects_no_other_user(own_servers: Servers, subject: str) -> None:
     it = made(subject, own_servers)
     with it.pool(1) as pool, it.hanging() as let_go:
 

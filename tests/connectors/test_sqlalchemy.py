@@ -216,7 +216,7 @@ def in_child(act: Callable[[], Any]) -> Any:
         ("keepalive_interval", {"keepalive_interval": 0}),
     ],
 )
-def test_what_has_no_meaning_is_refused_by_its_name(driver: Driver, name: str, options: dict[str, Any]) -> None:
+def test_arguments_without_a_meaning_are_refused_by_name(driver: Driver, name: str, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError, match=f"^{name} must be ") as raised:
         engine_of(driver, **options)
     assert raised.value.argument == name
@@ -371,7 +371,7 @@ def test_opening_is_bounded_by_open_timeout(driver: Driver) -> None:
         assert numbers(engine) == (1, 0, 0)
 
 
-def test_what_opening_raises_is_raised_as_by_any_pool(driver: Driver) -> None:
+def test_errors_of_opening_are_raised_as_by_any_pool(driver: Driver) -> None:
     engine = engine_of(driver)
 
     def fail(name: str) -> None:
@@ -570,7 +570,7 @@ def test_the_collector_lets_no_other_greenlet_run_in_the_middle_of_a_change(driv
 
 
 @collecting_by_hand
-def test_what_was_lost_is_reset_in_a_greenlet_of_the_pools(driver: Driver) -> None:
+def test_a_lost_connection_is_reset_in_a_greenlet_of_the_pool(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
     told: list[str] = []
     for name in ("reset", "checkin"):
@@ -587,7 +587,7 @@ def test_what_was_lost_is_reset_in_a_greenlet_of_the_pools(driver: Driver) -> No
 
 
 @collecting_by_hand
-def test_what_was_lost_and_can_not_be_reset_is_replaced(driver: Driver) -> None:
+def test_a_lost_connection_that_can_not_be_reset_is_replaced(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
     lose_one(engine)
 
@@ -603,7 +603,7 @@ def test_what_was_lost_and_can_not_be_reset_is_replaced(driver: Driver) -> None:
 
 
 @collecting_by_hand
-def test_what_was_lost_beyond_the_pools_size_is_closed(driver: Driver) -> None:
+def test_a_lost_connection_beyond_the_pools_size_is_closed(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=1)
     kept = engine.raw_connection()
     lose_one(engine)
@@ -613,7 +613,7 @@ def test_what_was_lost_beyond_the_pools_size_is_closed(driver: Driver) -> None:
 
 
 @collecting_by_hand
-def test_what_was_lost_with_its_engine_is_closed(driver: Driver) -> None:
+def test_a_connection_lost_with_its_engine_is_closed(driver: Driver) -> None:
     engine = engine_of(driver)
     reference = weakref.ref(engine)
     lose_one(engine)
@@ -623,7 +623,7 @@ def test_what_was_lost_with_its_engine_is_closed(driver: Driver) -> None:
 
 
 @collecting_by_hand
-def test_what_another_thread_collects_comes_back(driver: Driver) -> None:
+def test_a_connection_collected_in_another_thread_comes_back(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
     lose_one(engine)
     at: list[Any] = []
@@ -640,7 +640,7 @@ def test_what_another_thread_collects_comes_back(driver: Driver) -> None:
 
 @pytest.mark.parametrize("kind", [gevent.Timeout, gevent.GreenletExit, ValueError])
 @pytest.mark.parametrize("pre_ping", [False, True])
-def test_whatever_is_thrown_wherever_no_place_and_no_connection_is_lost(
+def test_an_exception_at_any_switch_loses_no_connection_and_no_capacity(
     driver: Driver, kind: type[BaseException], pre_ping: bool
 ) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0, pool_pre_ping=pre_ping)
@@ -709,7 +709,7 @@ def test_a_connection_of_a_dead_greenlet_is_taken_back(driver: Driver, caplog: p
     assert numbers(engine) == (0, 1, 0)
 
 
-def test_what_comes_back_in_the_middle_of_a_change_is_put_off(driver: Driver) -> None:
+def test_a_connection_that_comes_back_during_a_change_of_state_is_deferred(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=1)
     connections = [engine.connect(), engine.connect()]
     with changing(pool_of(engine).gevent_pool):
@@ -1087,7 +1087,7 @@ def test_an_idle_connection_is_pinged_and_has_no_transaction_afterwards(driver: 
     engine.dispose()
 
 
-def test_what_is_pinged_counts_among_the_idle_ones(driver: Driver) -> None:
+def test_pinged_connections_count_as_idle(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=1, keepalive_interval=0.01)
     first, second = engine.connect(), engine.connect()
     pinging = Event()

@@ -11,7 +11,7 @@ from gsocketpool.sqlalchemy import GeventPool
 pytestmark = pytest.mark.patched
 
 
-def test_what_its_caller_has_closed_is_not_handed_out_again(conninfo: str) -> None:
+def test_a_connection_closed_by_its_caller_is_not_handed_out_again(conninfo: str) -> None:
     engine = create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(conninfo), poolclass=GeventPool, pool_size=1
     )

@@ -136,7 +136,7 @@ def test_a_client_works_and_closes(connector: Any, other: Any) -> None:
     connector.close(client)
 
 
-def test_whatever_a_client_makes_uses_its_one_connection(library: Library, server: Any, other: Any) -> None:
+def test_every_object_that_a_client_makes_uses_its_one_connection(library: Library, server: Any, other: Any) -> None:
     connector = library.at(server, client_name="alone")
     with connected(connector) as client:
         pipe = client.pipeline()
@@ -374,7 +374,7 @@ def test_a_bad_argument_is_named(library: Library, url: Any, options: dict[str, 
     assert caught.value.argument == argument
 
 
-def test_what_a_callable_returns_is_judged_when_it_is_asked(library: Library) -> None:
+def test_values_from_a_callable_are_checked_when_it_is_called(library: Library) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^url"):
         library.connector(lambda: "http://localhost").connect()
     with pytest.raises(InvalidArgumentError, match=r"^url"):
@@ -489,7 +489,7 @@ def refused_exec(client: Any) -> None:
         (refused_exec, (False, True)),
     ],
 )
-def test_what_is_left_open_is_reset(
+def test_unfinished_work_is_reset(
     connector: Any, client: Any, other: Any, use: Callable[[Any], object], left: tuple[bool, bool]
 ) -> None:
     def state() -> tuple[bool, bool]:
@@ -588,7 +588,9 @@ def interleaved(client: Any) -> None:
         interleaved,
     ],
 )
-def test_what_no_reset_mends_costs_the_connection(connector: Any, client: Any, use: Callable[[Any], object]) -> None:
+def test_work_that_no_reset_can_end_costs_the_connection(
+    connector: Any, client: Any, use: Callable[[Any], object]
+) -> None:
     use(client)
     assert without_switching(lambda: connector.is_reusable(client, None)) is False
 
@@ -726,7 +728,7 @@ def test_abort_says_nothing_to_the_server(connector: Any, client: Any, other: An
 # What outlives its block
 
 
-def test_what_a_block_has_made_can_not_be_used_after_it(library: Library, connector: Any, client: Any) -> None:
+def test_objects_made_in_a_block_can_not_be_used_after_it(library: Library, connector: Any, client: Any) -> None:
     pipe = client.pipeline()
     pipe.set("key", "one")
     watching = client.pipeline()

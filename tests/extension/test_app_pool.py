@@ -76,7 +76,7 @@ class Interrupting(ScriptedConnection):
         raise Interrupted
 
 
-def test_what_interrupts_a_give_back_leaves_the_request_and_the_other_connections_are_given_back(
+def test_an_interrupted_give_back_propagates_and_the_other_connections_are_given_back(
     backend: Backend,
 ) -> None:
     app = make_app(
@@ -108,7 +108,7 @@ def answer(app: Flask) -> Any:
     return body
 
 
-def test_what_a_streamed_body_raises_first_is_raised_where_it_is_read(site: Flask) -> None:
+def test_an_error_at_the_start_of_a_streamed_body_is_raised_to_its_reader(site: Flask) -> None:
     @site.get("/")
     def view() -> Response:
         def body() -> Iterator[str]:

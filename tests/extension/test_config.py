@@ -28,7 +28,7 @@ class Options:
         pass
 
 
-def test_no_key_no_pool() -> None:
+def test_without_keys_there_are_no_pools() -> None:
     assert read_config({}) == {}
     assert read_config({"DEBUG": True, "POOLS": 1}) == {}
 
@@ -392,10 +392,10 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"URL": "tcp://[::1:1"}, "_URL can't be used: "),
         ({"URL": "unix://host/path"}, "_URL must look like unix:///path/of/the/socket, and is 'unix://host/path'"),
         ({"URL": "unix://"}, "_URL must look like unix:///path/of/the/socket, and is 'unix:"),
-        ({"URL": "tcp://user:pass@h:1"}, "_URL must not hold credentials: the place for them is the options"),
+        ({"URL": "tcp://user:pass@h:1"}, "_URL must not contain credentials: pass them in the options"),
         ({"URL": "tcp://h:1#x"}, "_URL must not have a fragment (#...)"),
-        ({"URL": "tcp://h:1?timeout=1&timeout=2"}, "_URL says twice what 'timeout' is"),
-        ({"URL": "tcp://h:1?host=other"}, "_URL says twice what 'host' is"),
+        ({"URL": "tcp://h:1?timeout=1&timeout=2"}, "_URL sets 'timeout' twice"),
+        ({"URL": "tcp://h:1?host=other"}, "_URL sets 'host' twice"),
         (
             {"URL": "tcp://h:1?tiemout=1"},
             "_URL does not fit TcpConnection: got an unexpected keyword argument 'tiemout'",
@@ -415,7 +415,7 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
     ids=lambda value: repr(value)[:50],
 )
-def test_what_is_refused_and_how(config: dict[str, Any], complaint: str) -> None:
+def test_invalid_keys_are_refused_with_a_reason(config: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         read_config({f"SOCKETPOOL_{key}": value for key, value in config.items()})
     assert str(caught.value).startswith(f"SOCKETPOOL{complaint}")

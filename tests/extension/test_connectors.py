@@ -68,7 +68,7 @@ def test_a_connector_is_a_factory() -> None:
         ({"URL": "valkey://db", "OPTIONS": {1: 2}}, "SOCKETPOOL_OPTIONS can't be used: keywords must be strings"),
     ],
 )
-def test_what_does_not_go_with_a_connector_is_refused(config: dict[str, Any], message: str) -> None:
+def test_keys_that_do_not_go_with_a_connector_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         read_config({f"SOCKETPOOL_{key}": value for key, value in config.items()})
 
@@ -92,7 +92,7 @@ def begin() -> str:
     return "done"
 
 
-def test_what_a_request_leaves_open_is_reset_and_told_and_not_completed() -> None:
+def test_unfinished_work_of_a_request_is_reset_and_reported_but_not_completed() -> None:
     connector = Configured()
     app = make_app(connector)
     with pytest.warns(UnreleasedConnectionWarning, match="left work open, which is reset, not completed"):
@@ -118,7 +118,7 @@ def test_a_request_that_leaves_nothing_open_or_whose_pool_never_resets_is_told_n
         assert connector.steps == []
 
 
-def test_what_a_request_that_fails_leaves_open_is_discarded() -> None:
+def test_unfinished_work_of_a_failed_request_costs_the_connection() -> None:
     def fail() -> None:
         current_connection.begin()
         raise LookupError

@@ -95,7 +95,7 @@ def test_secrets_of_the_options_in_texts(secret: object, text: str) -> None:
         ("unix:///run/sock?AUTH=", "unix:///run/sock?AUTH=***"),
     ],
 )
-def test_urls(url: str, shown: str) -> None:
+def test_url_secrets_are_masked(url: str, shown: str) -> None:
     assert masked_url(url) == shown
 
 

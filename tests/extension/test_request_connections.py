@@ -296,7 +296,7 @@ def test_a_file_holds_no_connection_while_it_is_sent_and_stays_what_it_is(
 
 @pytest.mark.parametrize("register", [Flask.teardown_request, Flask.teardown_appcontext])
 @pytest.mark.parametrize("early", [True, False])
-def test_what_a_teardown_function_touches_is_given_back_after_it(
+def test_a_connection_that_a_teardown_function_acquires_is_given_back_after_it(
     backend: Backend, register: Callable[..., Any], early: bool
 ) -> None:
     def add(app: Flask) -> None:
@@ -619,14 +619,14 @@ def settled_numbers() -> tuple[int, int, int, int]:
     return numbers(current_pool)
 
 
-def test_what_was_acquired_in_another_thread_is_given_back_there() -> None:
+def test_a_connection_acquired_in_another_thread_is_given_back_there() -> None:
     with lasting_thread() as (app, call):
         for _ in range(2):
             assert app.ask(use_own_in_a_thread).text == "0"
             assert call(settled_numbers)[0] == 0
 
 
-def test_what_was_forgotten_in_another_thread_is_closed_there() -> None:
+def test_a_connection_forgotten_in_another_thread_is_closed_there() -> None:
     with lasting_thread() as (app, call):
         assert app.ask(forget_one_in_a_thread).text == "0"
         assert call(settled_numbers) == (0, 0, 0, 0)

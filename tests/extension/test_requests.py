@@ -346,7 +346,7 @@ def test_greenlets_that_share_a_context_share_its_own_connection(backend: Backen
     assert app.numbers()[0] == 0
 
 
-def test_what_has_taken_the_place_of_a_pool_is_asked_for_a_block(site: App) -> None:
+def test_current_pool_asks_a_replacement_pool_for_a_block(site: App) -> None:
     class Block:
         def __enter__(self) -> str:
             log.append("enter")
@@ -361,7 +361,7 @@ def test_what_has_taken_the_place_of_a_pool_is_asked_for_a_block(site: App) -> N
     assert log == ["enter", None]
 
 
-def test_what_has_taken_the_place_of_a_pool_is_called_with_what_is_given(site: App) -> None:
+def test_a_replacement_pool_gets_the_arguments_of_the_call(site: App) -> None:
     class Bare:
         @contextmanager
         def connection(self) -> Iterator[str]:
@@ -371,7 +371,7 @@ def test_what_has_taken_the_place_of_a_pool_is_called_with_what_is_given(site: A
         assert connection == "scripted"
 
 
-def test_what_takes_the_place_of_a_pool_is_seen_at_once_and_so_is_its_end(site: App) -> None:
+def test_a_replacement_pool_is_seen_at_once_and_so_is_its_end(site: App) -> None:
     def view() -> str:
         own = current_connection.number
         with override_pool(site, "default", FakePool(SimpleNamespace(number="another"))):
@@ -590,7 +590,7 @@ def calls_of(function: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("by_block", [True, False])
-def test_what_an_acquire_costs_does_not_grow_with_what_the_request_holds(backend: Backend, by_block: bool) -> None:
+def test_the_cost_of_an_acquire_does_not_grow_with_the_requests_connections(backend: Backend, by_block: bool) -> None:
     app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1000)
     with app.app_context():
         current_pool.fill(400)
@@ -664,7 +664,7 @@ def forget() -> str:
 
 
 @pytest.mark.parametrize("mode", ["testing", "debug"])
-def test_what_a_request_has_not_given_back_is_taken_back_and_reported_once_a_place(site: App, mode: str) -> None:
+def test_forgotten_connections_are_taken_back_and_reported_once_per_place(site: App, mode: str) -> None:
     setattr(site, mode, True)
     with pytest.warns(UnreleasedConnectionWarning, match=r"a request has not given back <connection 0> .* in forget"):
         site.ask(forget)
@@ -713,7 +713,7 @@ def test_the_end_of_a_request_waits_for_no_connection_to_be_closed(backend: Back
     assert not backend.open
 
 
-def test_what_is_taken_back_is_not_taken_from_the_next_caller(backend: Backend) -> None:
+def test_a_connection_taken_back_is_not_taken_from_the_next_caller(backend: Backend) -> None:
     """While the first one is closed, no caller can have got the second."""
     app = App(backend)
 
@@ -814,7 +814,7 @@ def test_in_production_that_is_a_line_in_the_log(site: App, caplog: pytest.LogCa
     assert "has not given back <connection 0> of pool 'default', acquired at" in record.getMessage()
 
 
-def test_what_was_given_back_or_detached_is_not_reported(site: App) -> None:
+def test_connections_given_back_or_detached_are_not_reported(site: App) -> None:
     site.testing = True
 
     def view() -> str:
@@ -828,7 +828,7 @@ def test_what_was_given_back_or_detached_is_not_reported(site: App) -> None:
     assert "not_released" not in site.stats().discarded
 
 
-def test_what_the_app_holds_outside_of_requests_is_left_alone(site: App) -> None:
+def test_connections_held_outside_of_requests_are_left_alone(site: App) -> None:
     site.testing = True
     with site.app_context():
         held = current_pool.acquire()
@@ -1063,7 +1063,7 @@ def test_signals_tell_what_happens_in_the_apps_context(backend: Backend) -> None
     assert len(told) == 3
 
 
-def test_what_is_closed_as_soon_as_it_is_open_is_signalled_in_this_order(backend: Backend) -> None:
+def test_a_connection_closed_as_soon_as_it_is_open_is_signalled_in_order(backend: Backend) -> None:
     app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1)
     told: list[str] = []
 
@@ -1085,7 +1085,7 @@ def test_what_is_closed_as_soon_as_it_is_open_is_signalled_in_this_order(backend
 
 
 @pytest.mark.parametrize("command", [["check"], ["bench", "--seconds", "0.01"]], ids=["check", "bench"])
-def test_what_commands_do_with_pools_of_their_own_is_not_signalled(site: App, command: list[str]) -> None:
+def test_pools_that_commands_make_send_no_signals(site: App, command: list[str]) -> None:
     def note(sender: Flask, **what: Any) -> None:
         told.append(what)
 

@@ -166,7 +166,7 @@ def quoting_server(scheme: str) -> Iterator[tuple[str, int]]:
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("scheme", ["postgresql", "valkey"])
-def test_what_a_backend_quotes_is_masked_for_operators_and_load_balancers(
+def test_secrets_that_a_backend_quotes_are_masked_for_operators_and_load_balancers(
     scheme: str, source: str, log: pytest.LogCaptureFixture
 ) -> None:
     with quoting_server(scheme) as (host, port):
@@ -212,7 +212,7 @@ WRONG: list[tuple[Any, Any]] = [
 
 
 @pytest.mark.parametrize(("url", "options"), WRONG)
-def test_what_is_wrong_is_told_without_the_password(url: Any, options: Any) -> None:
+def test_errors_about_a_url_show_no_password(url: Any, options: Any) -> None:
     check_hidden(error_of(lambda: read_config({"SOCKETPOOL_URL": url, "SOCKETPOOL_OPTIONS": options})))
     check_hidden(error_of(lambda: use(Pool.from_url(url, options))))
     # What callables return is known when a connection is opened.

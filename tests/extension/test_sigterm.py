@@ -89,7 +89,7 @@ def test_a_request_that_waits_for_an_answer_gets_an_os_error(echo_port: int, hea
             connection.recv()
 
 
-def test_until_then_nothing_is_disturbed(backend: Backend, heard: list[int]) -> None:
+def test_before_the_drain_timeout_connections_stay_open(backend: Backend, heard: list[int]) -> None:
     app = make_app(backend.connect, NEVER)
     with app.app_context(), current_pool.connection() as first:
         send_term()
@@ -134,7 +134,7 @@ def test_a_handler_that_raises_still_does(backend: Backend, term: None) -> None:
 
 @pytest.mark.parametrize("seconds", [None, NEVER])
 @pytest.mark.parametrize("meaning", [signal.SIG_DFL, signal.SIG_IGN])
-def test_dying_and_ignoring_stay_what_they_are(
+def test_default_and_ignored_sigterm_are_unchanged(
     backend: Backend, term: None, meaning: signal.Handlers, seconds: float | None
 ) -> None:
     signal.signal(signal.SIGTERM, meaning)
@@ -266,7 +266,7 @@ def test_a_child_forked_meanwhile_keeps_its_pools(heard: list[int]) -> None:
     assert status == 0
 
 
-def test_what_blocks_the_process_is_interrupted_as_before(backend: Backend, term: None) -> None:
+def test_sigterm_still_interrupts_a_blocking_call(backend: Backend, term: None) -> None:
     class TermError(Exception):
         pass
 

@@ -98,7 +98,7 @@ def test_a_backend_that_refuses_is_a_warning(backend: Backend, caplog: pytest.Lo
     backend.failures += [OSError("down")] * 10
     post_worker_init(Worker(site), timeout=0.05)
     said = caplog.records[-1].getMessage()
-    assert "pool 'default' is not filled, and the worker starts all the same: " in said
+    assert "pool 'default' is not filled, but the worker starts anyway: " in said
     assert "down" in said
     backend.failures.clear()
     with site.app_context(), current_pool.connection() as connection:
@@ -134,7 +134,7 @@ def test_a_timeout_of_the_clients_own_is_why_a_pool_is_not_filled(
     assert "'Timeout'" in caplog.text
 
 
-def test_what_the_log_says_holds_no_secret(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_shows_no_secret(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     site = make_app(backend, SOCKETPOOL_INITIAL_CONNECTIONS=1)
     backend.failures.append(OSError("password=hunter2 is wrong"))
     post_worker_init(Worker(site))
@@ -240,7 +240,7 @@ def test_an_app_without_the_extension_is_named(caplog: pytest.LogCaptureFixture)
     worker_exit(None, Worker(shop))
 
 
-def test_what_has_every_attribute_has_no_app(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_object_with_every_attribute_is_not_taken_for_an_app(caplog: pytest.LogCaptureFixture) -> None:
     class Endless:
         def __getattr__(self, name: str) -> Endless:
             return Endless()
@@ -417,7 +417,7 @@ def test_a_worker_starts_though_its_backend_is_down(start: Start, tmp_path: Path
         )
         # That is the view's answer: the worker is there.
         assert gunicorn.ask("anything").status == 500
-    assert "pool 'default' is not filled, and the worker starts all the same" in gunicorn.log
+    assert "pool 'default' is not filled, but the worker starts anyway" in gunicorn.log
     assert "Connection refused" in gunicorn.log
 
 

@@ -130,7 +130,7 @@ def test_the_configuration_in_the_guide_begins_with_the_patch() -> None:
     assert "patch_all(" in ast.unparse(first)
 
 
-def test_what_is_imported_after_the_configuration_in_the_guide_finds_a_patched_python() -> None:
+def test_after_the_guides_configuration_imports_find_a_patched_python() -> None:
     assert output_of(READING_THE_CONFIGURATION, given=configuration()) == ["True", "True"]
 
 

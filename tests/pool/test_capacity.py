@@ -145,7 +145,7 @@ def test_the_queue_is_bounded_by_max_waiting(backend: Backend) -> None:
     with pytest.raises(PoolExhaustedError) as caught:
         pool.acquire(timeout=PATIENCE)
     assert caught.value.waiting == 2
-    assert str(caught.value).startswith("max_waiting (2) callers wait for pool 'connect' already: 1 in use")
+    assert str(caught.value).startswith("max_waiting (2) callers already wait for pool 'connect': 1 in use")
     assert caught.value.waited < 1
     assert pool.stats().refused == 1
     pool.release(held)

@@ -128,7 +128,7 @@ def test_a_check_that_may_block_is_not_made_where_there_is_no_time_and_the_short
     pool.close()
 
 
-def test_what_fails_its_check_in_a_sweep_is_closed(clock: Any) -> None:
+def test_a_connection_that_fails_its_check_in_a_sweep_is_closed(clock: Any) -> None:
     class Failing(Plain):
         fails = False
 
@@ -175,7 +175,7 @@ def test_an_idle_connection_that_its_ping_leaves_unusable_is_closed() -> None:
     pool.close()
 
 
-def test_what_ends_the_program_ends_it_while_a_connection_is_aborted() -> None:
+def test_an_exception_that_ends_the_program_is_not_caught_while_aborting() -> None:
     released = Event()
 
     class Stubborn(Plain):

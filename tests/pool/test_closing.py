@@ -57,7 +57,7 @@ def test_closing_closes_idle_connections_and_refuses_every_caller(backend: Backe
     assert pool.stats().retired == {"closed": 1}
 
 
-def test_what_is_out_after_the_timeout_is_closed_under_its_user(backend: Backend) -> None:
+def test_a_connection_in_use_after_the_timeout_of_close_is_closed(backend: Backend) -> None:
     pool = Pool(backend.connect)
     with pool.connection() as connection:
         pool.close(timeout=0.01)
@@ -66,7 +66,7 @@ def test_what_is_out_after_the_timeout_is_closed_under_its_user(backend: Backend
     assert connection.closings == 1
 
 
-def test_what_was_handed_over_and_is_closed_is_not_checked_any_more(backend: Backend) -> None:
+def test_a_connection_closed_after_its_hand_over_is_not_checked(backend: Backend) -> None:
     pool = Pool(backend.connect_checked, max_connections=1)
     held = pool.acquire()
     waiter = spawn_acquire(pool)
@@ -111,7 +111,7 @@ def test_openings_are_given_up(backend: Backend) -> None:
     assert not backend.open
 
 
-def test_what_is_half_open_is_closed_when_closing_returns(backend: Backend) -> None:
+def test_a_half_open_connection_is_closed_when_close_returns(backend: Backend) -> None:
     class Handshaking(ScriptedConnection):
         def open(self) -> None:
             super().open()
@@ -162,8 +162,8 @@ def test_every_close_is_bounded_and_what_it_raises_is_logged(
         pool.close()
     messages = [record.getMessage() for record in caplog.records]
     assert sorted(messages) == [
-        "closing <connection 0> failed",
-        *(f"closing <connection {number}> took longer than 0.01 s" for number in range(1, 5)),
+        "closing <connection 0> failed, so it was aborted",
+        *(f"closing <connection {number}> took longer than 0.01 s, so it was aborted" for number in range(1, 5)),
     ]
     assert not backend.open, "they have lost their descriptors"
 
@@ -417,7 +417,7 @@ def test_a_failing_sweep_does_not_end_the_reaper(
     fails = False
     connection.says_expired = True
     eventually(lambda: not connection.is_open, "the next sweeps do what they are for")
-    assert "a sweep failed" in caplog.text
+    assert "a sweep of pool 'connect' failed" in caplog.text
     pool.close()
 
 

@@ -42,7 +42,7 @@ def test_the_arguments_have_their_order() -> None:
     assert (parameters["lifetime"].default, parameters["timeout"].default) == (600, None)
 
 
-def test_its_first_example(echo_port: int) -> None:
+def test_the_first_example_of_0_1_6_runs(echo_port: int) -> None:
     options = {"host": "localhost", "port": echo_port}
     pool = Pool(TcpConnection, options)
     with pool.connection() as conn:
@@ -166,7 +166,7 @@ class RpcPoolClient(RpcClient, Connection):
         raise OSError("lost")
 
 
-def test_a_client_with_traps(echo_port: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_like_that_of_mprpc_still_works(echo_port: int, caplog: pytest.LogCaptureFixture) -> None:
     pool = Pool(RpcPoolClient, {"host": "127.0.0.1", "port": echo_port})
     with pool.connection() as client:
         assert client.call(b"one") == b"one"
@@ -243,7 +243,7 @@ def test_acquiring_and_releasing_mocks() -> None:
         pool.release(Mock())
 
 
-def test_a_mock_does_not_know_better() -> None:
+def test_a_mock_is_discarded_after_an_error() -> None:
     pool = Pool(Mock())
     with pytest.raises(ValueError, match="in a block"), pool.connection() as connection:
         raise ValueError("in a block")

@@ -180,7 +180,7 @@ def test_options_and_what_a_subclass_makes_are_asked_for_inside_of_the_context(a
 
 @pytest.mark.parametrize("step", ["making", "open", "is_connected"])
 @pytest.mark.parametrize("kind", [Simple, Foreign])
-def test_what_opening_raises_passes_the_exit_of_the_context(asked: Asked, kind: type[Any], step: str) -> None:
+def test_an_error_of_opening_passes_the_exit_of_the_context(asked: Asked, kind: type[Any], step: str) -> None:
     error = asked.errors[step] = OSError("not today")
     pool = asked.pool(kind)
     with pytest.raises(OSError, match="not today") as raised:
@@ -205,7 +205,7 @@ STEPS: list[tuple[type[Any], str, Act]] = [
 
 @pytest.mark.parametrize("error", [ValueError("a bad step"), gevent.Timeout(1)], ids=["error", "timeout"])
 @pytest.mark.parametrize(("kind", "step", "act"), STEPS)
-def test_what_a_step_raises_passes_the_exit_of_the_context(
+def test_an_error_of_a_step_passes_the_exit_of_the_context(
     asked: Asked, kind: type[Any], step: str, act: Act, error: BaseException
 ) -> None:
     pool = asked.pool(kind)
@@ -226,7 +226,7 @@ def test_what_a_step_raises_passes_the_exit_of_the_context(
 @pytest.mark.parametrize(
     ("kind", "step"), [(Simple, "is_connected"), (Foreign, "is_connected"), (Checked, "is_reusable")]
 )
-def test_what_a_check_on_return_raises_passes_the_exit_of_the_context(asked: Asked, kind: type[Any], step: str) -> None:
+def test_an_error_of_a_check_on_return_passes_the_exit_of_the_context(asked: Asked, kind: type[Any], step: str) -> None:
     pool = asked.pool(kind)
     connection = pool.acquire()
     error = asked.errors[step] = ValueError("a bad step")
@@ -239,7 +239,7 @@ def test_what_a_check_on_return_raises_passes_the_exit_of_the_context(asked: Ask
 
 
 @pytest.mark.parametrize("step", ["open", "is_usable", "close"])
-def test_what_cuts_a_step_short_passes_the_exit_of_the_context(asked: Asked, step: str) -> None:
+def test_an_exception_that_cuts_a_step_short_passes_the_exit_of_the_context(asked: Asked, step: str) -> None:
     pool = asked.pool(Checked, open_timeout=0.01, close_timeout=0.01, acquire_timeout=None)
     if step != "open":
         pool.release(pool.acquire())

@@ -126,7 +126,7 @@ class Large:
     pass
 
 
-def test_what_a_dead_holder_had_is_not_kept_alive(backend: Backend) -> None:
+def test_the_locals_of_a_dead_holder_are_not_kept_alive(backend: Backend) -> None:
     references: list[weakref.ref[Large]] = []
 
     def work(acquires: bool) -> None:

@@ -41,7 +41,7 @@ def full_loop(pool: Pool[Any], times: int = 1) -> None:
     pool._run_callback = refuse
 
 
-def test_what_takes_too_much_of_the_stack_is_given_back_by_the_event_loop() -> None:
+def test_near_the_recursion_limit_the_event_loop_gives_back() -> None:
     pool = Pool(Deep, max_connections=1)
     connection = pool.acquire()
     connection.is_too_deep = True

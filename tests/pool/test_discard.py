@@ -43,7 +43,7 @@ def test_a_generator_that_is_given_up_discards_its_connection(backend: Backend) 
     assert not connection.is_open
 
 
-def test_a_class_that_knows_better_keeps_its_connection(backend: Backend) -> None:
+def test_is_reusable_can_keep_a_connection_after_an_error(backend: Backend) -> None:
     class Wise(ScriptedConnection):
         def is_reusable(self, error: BaseException | None) -> bool:
             return not isinstance(error, OSError)
@@ -57,7 +57,7 @@ def test_a_class_that_knows_better_keeps_its_connection(backend: Backend) -> Non
     assert numbers(pool) == (0, 0, 0, 0)
 
 
-def test_only_true_is_a_yes(backend: Backend) -> None:
+def test_is_reusable_must_return_exactly_true(backend: Backend) -> None:
     """What answers everything with something true doesn't know better."""
 
     class Vague(ScriptedConnection):
@@ -131,7 +131,7 @@ def test_a_detached_connection_stays_open_and_makes_room_for_another(backend: Ba
     assert numbers(pool) == (1, 0, 0, 0)
 
 
-def test_what_was_closed_by_its_user_is_not_kept(backend: Backend) -> None:
+def test_a_connection_closed_by_its_user_is_not_kept(backend: Backend) -> None:
     pool = Pool(backend.connect)
     with pool.connection() as connection:
         connection.close()

@@ -127,7 +127,7 @@ WAYS: dict[str, Act] = {
 # The order of events
 
 
-def test_a_life_is_told_in_its_order(backend: Backend, recorder: Recorder) -> None:
+def test_listeners_hear_events_in_order(backend: Backend, recorder: Recorder) -> None:
     pool = pool_of(backend, recorder)
     for _ in range(2):
         use_a_block(pool)
@@ -178,7 +178,7 @@ def test_a_connection_is_opened_before_it_is_acquired_also_in_the_background(
     assert recorder.told == ["a: opened 0", "a: acquired 0"]
 
 
-def test_what_is_opened_at_the_start_is_told_of(backend: Backend, recorder: Recorder) -> None:
+def test_listeners_hear_of_connections_opened_at_the_start(backend: Backend, recorder: Recorder) -> None:
     pool_of(backend, recorder, initial_connections=2, max_connections=2)
     assert recorder.told == ["a: opened 0", "a: opened 1"]
 
@@ -216,7 +216,7 @@ def test_one_listener_serves_several_pools(backend: Backend, recorder: Recorder)
 
 
 @pytest.mark.parametrize("overridden", [None, *EVENTS])
-def test_what_is_not_overridden_is_never_called(
+def test_methods_that_are_not_overridden_are_never_called(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, overridden: str | None
 ) -> None:
     called: list[str] = []
@@ -233,7 +233,7 @@ def test_what_is_not_overridden_is_never_called(
     assert bool(told) is (overridden is not None)
 
 
-def test_what_is_overridden_is_looked_up_when_the_pool_is_made(backend: Backend) -> None:
+def test_overridden_methods_are_looked_up_when_the_pool_is_made(backend: Backend) -> None:
     class Changing(PoolEvents):
         pass
 

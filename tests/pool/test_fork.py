@@ -117,7 +117,7 @@ def test_a_reply_that_is_there_at_the_fork_is_the_parents(server: LineServer) ->
         assert sorted(replies) == [b"x\n", b"y\n"]
 
 
-def test_what_was_under_way_at_a_fork_ends_in_the_child(backend: Backend) -> None:
+def test_waits_that_a_fork_has_copied_end_in_the_child(backend: Backend) -> None:
     """Waiters, an opening and a closing, all copied by the fork."""
     pool = Pool(backend.connect, max_connections=3, max_opening=1)
     first, second = pool.acquire(), pool.acquire()
@@ -297,7 +297,7 @@ def test_a_check_that_has_not_begun_at_the_fork_is_not_made_by_the_child(
 
 
 @pytest.mark.parametrize("is_under_way", [True, False])
-def test_what_a_collected_pool_has_left_is_closed_by_the_parent_alone(backend: Backend, is_under_way: bool) -> None:
+def test_connections_of_a_collected_pool_are_closed_by_the_parent_alone(backend: Backend, is_under_way: bool) -> None:
     class Polite(ScriptedConnection):
         def close(self) -> None:
             super().close()
@@ -526,7 +526,7 @@ def test_the_waiters_of_another_thread_are_not_copied() -> None:
         in_gevents_child(child)
 
 
-def test_what_another_thread_has_waited_for_can_be_waited_for_in_the_child() -> None:
+def test_the_child_can_wait_for_what_another_thread_of_the_parent_waited_for() -> None:
     pools: list[Pool[Plain]] = []
 
     def use() -> None:

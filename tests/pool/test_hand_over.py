@@ -71,7 +71,7 @@ def test_the_event_loop_is_told_that_it_could_not_wait(backend: Backend) -> None
     pool.close()
 
 
-def test_what_an_error_has_closed_can_not_be_dropped(backend: Backend) -> None:
+def test_a_connection_closed_after_an_error_can_not_be_dropped(backend: Backend) -> None:
     pool = Pool(backend.connect)
     with pytest.raises(LookupError), pool.connection() as connection:
         raise LookupError
@@ -106,7 +106,7 @@ class Interrupted(BaseException):
 
 
 @pytest.mark.parametrize("step", ["is_settled", "is_reusable"])
-def test_what_interrupts_a_release_goes_on_and_the_connection_is_discarded(step: str) -> None:
+def test_an_exception_that_interrupts_a_release_propagates_and_costs_the_connection(step: str) -> None:
     connector = ScriptedConnector()
     pool = Pool(connector, max_connections=1)
     client = pool.acquire()
@@ -121,7 +121,7 @@ def test_what_interrupts_a_release_goes_on_and_the_connection_is_discarded(step:
     pool.close()
 
 
-def test_what_interrupts_a_check_goes_on_and_the_connection_is_discarded() -> None:
+def test_an_exception_that_interrupts_a_check_propagates_and_costs_the_connection() -> None:
     class Checked(Plain):
         error: BaseException | None = None
 
@@ -143,7 +143,7 @@ def test_what_interrupts_a_check_goes_on_and_the_connection_is_discarded() -> No
     pool.close()
 
 
-def test_what_a_release_has_closed_may_still_be_dropped_but_not_what_it_has_kept() -> None:
+def test_a_connection_closed_by_a_release_may_be_dropped_but_not_one_that_was_kept() -> None:
     connector = ScriptedConnector(is_reusable=lambda client: False)
     pool = Pool(connector, max_connections=1)
     client: Client = pool.acquire()

@@ -121,7 +121,7 @@ def keeping_all(clock: Clock, **settings: Any) -> Keeping:
 # When
 
 
-def test_what_is_idle_for_so_long_is_pinged_and_not_before(clock: Clock) -> None:
+def test_an_idle_connection_is_pinged_when_its_interval_is_over(clock: Clock) -> None:
     keeping = keeping_all(clock)
     (client,) = keeping.fill(1)
     clock.advance(INTERVAL - 1)
@@ -152,7 +152,7 @@ def test_a_ping_ends_the_silence_as_a_use_does(clock: Clock) -> None:
     assert len(keeping.pinged) == 2
 
 
-def test_what_is_in_use_is_not_pinged(clock: Clock) -> None:
+def test_a_connection_in_use_is_not_pinged(clock: Clock) -> None:
     keeping = keeping_all(clock)
     client = keeping.pool.acquire()
     clock.advance(10 * INTERVAL)
@@ -162,7 +162,7 @@ def test_what_is_in_use_is_not_pinged(clock: Clock) -> None:
     assert keeping.pinged == []
 
 
-def test_what_is_used_before_its_turn_is_not_pinged(clock: Clock) -> None:
+def test_a_connection_used_before_its_turn_is_not_pinged(clock: Clock) -> None:
     keeping = Keeping(clock, max_connections=2)
     _, second = keeping.fill(2)
     clock.advance(INTERVAL)
@@ -436,7 +436,7 @@ def test_a_ping_that_raises_discards(
 @pytest.mark.parametrize("kind", errors())
 @pytest.mark.parametrize("untold", [False, True])
 @pytest.mark.parametrize("step", ["is_settled", "is_reusable", "complete"])
-def test_what_does_not_say_that_it_is_good_is_discarded(
+def test_a_connection_whose_ping_does_not_succeed_is_discarded(
     clock: Clock, kind: Callable[[], BaseException], step: str, untold: bool
 ) -> None:
     keeping = Keeping(clock)
@@ -487,7 +487,7 @@ def test_a_ping_that_is_killed_discards_and_the_next_is_pinged(clock: Clock, tur
     check_whole(keeping.pool, keeping.connector)
 
 
-def test_what_is_discarded_is_replaced_where_min_connections_asks_for_it(clock: Clock) -> None:
+def test_a_discarded_connection_is_replaced_to_keep_min_connections(clock: Clock) -> None:
     keeping = Keeping(clock, min_connections=1)
     keeping.pool.wait_ready(timeout=PATIENCE)
     keeping.connector.acts["ping"] = raising(ConnectionError("dropped"))
@@ -497,7 +497,7 @@ def test_what_is_discarded_is_replaced_where_min_connections_asks_for_it(clock: 
 
 
 @pytest.mark.parametrize("what", ["is closed", "has something to read"])
-def test_what_has_died_or_has_a_stray_reply_is_not_pinged(
+def test_a_dead_connection_or_one_with_a_stray_reply_is_not_pinged(
     clock: Clock, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The reply would be taken for that of the ping, and that one for the next caller's."""
@@ -516,7 +516,7 @@ def test_what_has_died_or_has_a_stray_reply_is_not_pinged(
 
 
 @pytest.mark.parametrize("reset", ["unsettled", "always", "never"])
-def test_what_a_ping_leaves_open_is_completed_as_at_the_end_of_a_block(clock: Clock, reset: str) -> None:
+def test_work_left_open_by_a_ping_is_completed_as_at_the_end_of_a_block(clock: Clock, reset: str) -> None:
     keeping = Keeping(clock, reset=reset)
     (client,) = keeping.fill(1)
     settle()
@@ -530,7 +530,7 @@ def test_what_a_ping_leaves_open_is_completed_as_at_the_end_of_a_block(clock: Cl
 
 
 @pytest.mark.parametrize("reset", ["unsettled", "never"])
-def test_what_a_ping_leaves_open_for_good_is_discarded_unless_nothing_is_asked(
+def test_a_connection_that_stays_unsettled_after_a_ping_is_discarded_unless_reset_is_never(
     clock: Clock, reset: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     keeping = Keeping(clock, reset=reset)
@@ -625,7 +625,7 @@ def test_a_pinged_connection_that_is_too_old_is_retired(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_a_drained_one_is_retired(keeping: Keeping, waits: bool) -> None:
+def test_a_connection_drained_while_pinged_is_retired(keeping: Keeping, waits: bool) -> None:
     client = keeping.begin_ping()
     waiting = [spawn_acquire(keeping.pool) for _ in range(waits)]
     keeping.pool.drain()
@@ -701,7 +701,7 @@ def test_closing_does_not_wait_for_a_ping_that_does_not_heed_it(clock: Clock) ->
     assert keeping.connector.steps.count("close") == 1
 
 
-def test_closing_in_the_event_loop(keeping: Keeping) -> None:
+def test_closing_in_the_event_loop_closes_a_pinged_connection(keeping: Keeping) -> None:
     client = keeping.begin_ping()
     gevent.get_hub().loop.run_callback(keeping.pool.close)
     eventually(lambda: not client.is_open)
@@ -928,7 +928,7 @@ def test_a_wrong_interval_is_refused(given: Any) -> None:
         Pool(Plain, keepalive_interval=given)
 
 
-def test_the_same_connection_twice(clock: Clock) -> None:
+def test_a_connection_made_twice_can_be_pinged(clock: Clock) -> None:
     """A factory may return one twice."""
     client = Client(0)
 

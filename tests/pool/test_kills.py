@@ -28,7 +28,7 @@ def error(request: pytest.FixtureRequest) -> BaseException:
     return thrown
 
 
-def test_thrown_at_a_waiter(backend: Backend, error: BaseException) -> None:
+def test_a_waiter_that_is_interrupted_leaves_the_queue(backend: Backend, error: BaseException) -> None:
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire()
     first, second = Caller(pool), Caller(pool)
@@ -42,7 +42,7 @@ def test_thrown_at_a_waiter(backend: Backend, error: BaseException) -> None:
     check_whole(pool, backend)
 
 
-def test_thrown_before_a_hand_over_arrives(backend: Backend, error: BaseException) -> None:
+def test_a_killed_waiter_passes_its_connection_on(backend: Backend, error: BaseException) -> None:
     """The kill is under way when the connection is handed over: the waiter has it and can't use it."""
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire()
@@ -84,7 +84,7 @@ def test_thrown_before_the_opening_lands(backend: Backend, error: BaseException)
     check_whole(pool, backend)
 
 
-def test_thrown_while_opening(backend: Backend, error: BaseException) -> None:
+def test_an_interrupted_opening_loses_no_capacity(backend: Backend, error: BaseException) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect, max_connections=1)
     caller = Caller(pool)
@@ -98,7 +98,7 @@ def test_thrown_while_opening(backend: Backend, error: BaseException) -> None:
     check_whole(pool, backend)
 
 
-def test_thrown_while_checking(backend: Backend, error: BaseException) -> None:
+def test_an_interrupted_check_loses_no_capacity(backend: Backend, error: BaseException) -> None:
     pool = Pool(backend.connect_checked, max_connections=1)
     pool.release(pool.acquire())
     backend.checks.clear()
@@ -259,7 +259,7 @@ def test_killing_the_greenlet_that_closes_before_it_has_begun(backend: Backend, 
 
 
 @pytest.mark.parametrize("error", [gevent.Timeout(1), InterruptionError()], ids=["timeout", "error"])
-def test_what_is_thrown_at_a_sleeping_reaper_does_not_end_it(backend: Backend, error: BaseException) -> None:
+def test_an_exception_thrown_at_a_sleeping_reaper_does_not_end_it(backend: Backend, error: BaseException) -> None:
     pool = Pool(backend.connect, reap_interval=0.002)
     connection = pool.acquire()
     settle()

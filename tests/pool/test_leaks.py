@@ -46,7 +46,7 @@ def test_a_connection_in_use_for_too_long_is_reported_once_with_its_place(
     pool.close(timeout=0)
 
 
-def test_what_is_still_being_checked_is_not_reported(
+def test_a_connection_that_is_still_being_checked_is_not_reported(
     backend: Backend, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = clock.pool(backend.connect_checked, leak_threshold=30)
@@ -72,7 +72,7 @@ def test_what_is_still_being_checked_is_not_reported(
     user.get(timeout=PATIENCE)
 
 
-def test_what_a_dead_greenlet_held_is_taken_back(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_connection_of_a_dead_greenlet_is_taken_back(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     pool = Pool(backend.connect, max_connections=1, reap_interval=0.002, name="cache", leak_threshold=60)
     gevent.spawn(leaky_view, pool).join()
     assert numbers(pool) == (1, 0, 0, 0)

@@ -272,7 +272,7 @@ def test_a_lease_that_was_handed_over_is_over(pool: Pool[Any], use: str) -> None
     assert not pool.stats().discarded
 
 
-def test_what_was_detached_stays_open(pool: Pool[Any]) -> None:
+def test_a_detached_connection_stays_open(pool: Pool[Any]) -> None:
     with pool.connection() as connection:
         pool.detach(connection)
     settle()
@@ -510,7 +510,7 @@ def test_a_bad_timeout_is_refused_by_name(pool: Pool[Any], timeout: Any) -> None
     assert numbers(pool) == (0, 0, 0, 0)
 
 
-def test_what_opening_raises_leaves_a_lease_inactive(pool: Pool[Any], backend: Backend) -> None:
+def test_a_failed_opening_leaves_the_lease_inactive(pool: Pool[Any], backend: Backend) -> None:
     lease = pool.connection()
     error = ConnectionRefusedError("not today")
     backend.failures.append(error)

@@ -221,7 +221,7 @@ def test_waiting_for_a_pool_that_gets_closed(backend: Backend) -> None:
 def test_filling_goes_on_when_the_backend_is_back(backend: Backend) -> None:
     backend.failures.extend(OSError(f"down {number}") for number in range(3))
     pool = Pool(backend.connect, min_connections=1)
-    with pytest.raises(PoolNotReadyError, match="opening one last failed with OSError: down 0") as caught:
+    with pytest.raises(PoolNotReadyError, match="the last attempt to open one failed with OSError: down 0") as caught:
         pool.wait_ready(timeout=0.02)
     assert caught.value.last_open_error == "OSError: down 0"
     assert len(backend.connections) == 1, "not again and again without a pause"

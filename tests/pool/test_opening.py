@@ -129,7 +129,7 @@ def test_a_half_open_connection_is_closed(backend: Backend) -> None:
     assert backend.connections[0].closings == 1
 
 
-def test_what_an_overridden_method_made_is_closed_if_opening_it_fails(backend: Backend) -> None:
+def test_a_connection_made_by_an_overridden_method_is_closed_if_opening_fails(backend: Backend) -> None:
     class Stalling(ScriptedConnection):
         def open(self) -> None:
             self.has_socket = True

@@ -252,7 +252,7 @@ def test_a_sweep_does_not_look_at_a_class_with_a_check_of_its_own() -> None:
             assert pool.acquire() is not dying
 
 
-def test_what_has_died_is_replaced_where_min_connections_asks_for_it() -> None:
+def test_a_dead_connection_is_replaced_to_keep_min_connections() -> None:
     with Server() as server:
         questions = Questions(TcpConnection, server)
         with ending(Pool(questions, min_connections=3, reap_interval=0.01)) as pool:

@@ -77,7 +77,7 @@ def release_a_surplus(pool: Pool[Any]) -> Any:
 @pytest.mark.parametrize(
     "give_back", [leave_by_an_exception, leave_a_drained_one, discard, release_a_drained_one, release_a_surplus]
 )
-def test_what_is_not_kept_is_closed_behind_the_callers_back(
+def test_a_connection_that_is_not_kept_is_closed_in_the_background(
     backend: Backend, give_back: Callable[[Pool[Any]], Any]
 ) -> None:
     connection = give_back(Pool(backend.connect, max_connections=2))
@@ -85,7 +85,7 @@ def test_what_is_not_kept_is_closed_behind_the_callers_back(
 
 
 @pytest.mark.parametrize("waiters", [0, 1])
-def test_what_is_kept_is_given_back_without_a_switch(backend: Backend, waiters: int) -> None:
+def test_giving_back_a_connection_that_is_kept_does_not_switch(backend: Backend, waiters: int) -> None:
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire()
     waiting = [gevent.spawn(pool.acquire) for _ in range(waiters)]
@@ -94,7 +94,7 @@ def test_what_is_kept_is_given_back_without_a_switch(backend: Backend, waiters: 
     assert [waiter.get(timeout=PATIENCE) for waiter in waiting] == [held] * waiters
 
 
-def test_what_giving_back_has_to_say_is_logged_later(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_giving_back_logs_later(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     class Unsure(ScriptedConnection):
         def is_reusable(self, error: BaseException | None) -> bool:
             raise ValueError("it is hard to say")
@@ -376,7 +376,7 @@ def run_dropping_at(line: int, act: Act, read: Reader, in_a_cycle: bool) -> tupl
         pytest.param(Pool.close, read_in_a_block, False, id="close"),
     ],
 )
-def test_garbage_at_every_line_of_the_package(
+def test_garbage_collection_at_any_line_loses_nothing(
     act: Act, read: Reader, in_a_cycle: bool, stride: int, errors_behind: list[str]
 ) -> None:
     fired = 0

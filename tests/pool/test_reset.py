@@ -80,7 +80,7 @@ def begun(pool: Pool[Client]) -> Client:
 # A state of its own
 
 
-def test_what_is_unsettled_is_reset_before_its_next_use(stalling: Stalling) -> None:
+def test_an_unsettled_connection_is_reset_before_its_next_use(stalling: Stalling) -> None:
     client = stalling.begin_reset()
     stats = stalling.pool.stats()
     assert (stats.idle, stats.in_use, stats.opening, stats.resetting) == (0, 0, 0, 1)
@@ -96,7 +96,7 @@ def test_what_is_unsettled_is_reset_before_its_next_use(stalling: Stalling) -> N
     assert len(stalling.connector.clients) == 1
 
 
-def test_what_is_settled_is_not_reset() -> None:
+def test_a_settled_connection_is_not_reset() -> None:
     connector = ScriptedConnector()
     pool = Pool(connector)
     pool.release(pool.acquire())
@@ -118,7 +118,7 @@ def test_a_connection_that_is_reset_counts_towards_the_limit() -> None:
 
 
 @pytest.mark.parametrize("name", ["release", "discard", "detach", "drop"])
-def test_nothing_can_be_done_to_it(stalling: Stalling, name: str) -> None:
+def test_a_resetting_connection_cannot_be_given_back(stalling: Stalling, name: str) -> None:
     client = stalling.begin_reset()
     before = stalling.pool.stats()
     with pytest.raises(ConnectionNotFoundError):
@@ -254,7 +254,7 @@ def test_a_reset_that_raises_discards(
 @pytest.mark.parametrize("kind", errors())
 @pytest.mark.parametrize("untold", [False, True])
 @pytest.mark.parametrize("step", ["is_settled", "is_reusable"])
-def test_what_does_not_say_that_its_reset_was_good_is_discarded(
+def test_a_connection_whose_reset_does_not_succeed_is_discarded(
     kind: Callable[[], BaseException], step: str, untold: bool
 ) -> None:
     error = kind()
@@ -273,7 +273,9 @@ def test_what_does_not_say_that_its_reset_was_good_is_discarded(
     check_whole(pool, connector)
 
 
-def test_what_is_still_unsettled_is_discarded_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connection_that_is_unsettled_after_its_reset_is_discarded_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     connector = ScriptedConnector(reset=lambda client: None)
     pool = Pool(connector, max_connections=1)
     client = begun(pool)
@@ -584,7 +586,7 @@ def test_a_drained_one_is_retired_at_its_end(stalling: Stalling) -> None:
 
 
 @pytest.mark.parametrize("end", ["drain", "closed"])
-def test_what_comes_back_to_be_retired_is_not_reset_first(end: str) -> None:
+def test_a_connection_to_retire_is_not_reset_first(end: str) -> None:
     stalling = Stalling()
     client = begun(stalling.pool)
     if end == "drain":
@@ -603,7 +605,7 @@ def test_what_comes_back_to_be_retired_is_not_reset_first(end: str) -> None:
     assert stalling.pool.stats().retired == {end: 1}
 
 
-def test_what_was_lost_is_told_of_by_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lost_connection_causes_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     connector = ScriptedConnector()
     pool = Pool(connector)
     client = begun(pool)
@@ -626,7 +628,7 @@ def test_a_surplus_is_retired_at_its_end() -> None:
     assert stalling.pool.size == 1
 
 
-def test_what_is_discarded_is_replaced_where_min_connections_asks_for_it() -> None:
+def test_a_discarded_connection_is_replaced_to_keep_min_connections() -> None:
     connector = ScriptedConnector(reset=raising(ValueError("boom")))
     pool = Pool(connector, min_connections=1)
     client = begun(pool)
@@ -700,7 +702,7 @@ def test_a_session_that_can_not_be_reset_is_discarded(kind: Callable[[], BaseExc
     check_whole(pool, connector)
 
 
-def test_what_an_error_has_left_is_not_reset() -> None:
+def test_after_an_error_a_connection_is_discarded_and_not_reset() -> None:
     connector = ScriptedConnector()
     pool = Pool(connector)
     with contextlib.suppress(LookupError), pool.connection() as client:
@@ -710,7 +712,7 @@ def test_what_an_error_has_left_is_not_reset() -> None:
     assert connector.steps == ["cancel", "close"]
 
 
-def test_what_is_left_of_an_error_that_was_caught_is_reset() -> None:
+def test_after_a_caught_error_a_connection_is_reset() -> None:
     """A connector that keeps what an error has left, as its own exchanges tell it."""
     connector = ScriptedConnector(is_reusable=lambda client: True, complete=lambda client: None)
     pool = Pool(connector, max_connections=1)
@@ -1080,7 +1082,7 @@ def run_dropping_at(line: int, act: Callable[[Pool[Client]], None], read: Reads)
         pytest.param(complete, read_and_release, marks=pytest.mark.torture),
     ],
 )
-def test_garbage_at_every_line_of_the_package(
+def test_garbage_collection_at_any_line_loses_nothing(
     act: Callable[[Pool[Client]], None],
     read: Reads,
     stride: int,
@@ -1109,7 +1111,7 @@ def test_garbage_at_every_line_of_the_package(
     assert bool(unraised) is (read is read_in_a_block_that_ends_well)
 
 
-def test_what_is_collected_while_a_reset_ends_does_not_give_back_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_garbage_collected_while_a_reset_ends_gives_nothing_back_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection is released a second time, which is a mistake, at the worst moment."""
     stalling = Stalling()
     client = stalling.begin_reset()

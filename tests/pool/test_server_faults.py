@@ -323,7 +323,7 @@ def test_an_opening_that_outlasts_its_caller_is_not_wasted(kind: str, before: st
             assert str(error.last_open_error).startswith(
                 f"ConnectionRefusedError: [Errno {errno.ECONNREFUSED}] Connection refused"
             )
-            assert f"opening one last failed with {error.last_open_error}" in str(error)
+            assert f"the last attempt to open one failed with {error.last_open_error}" in str(error)
         else:
             assert error.last_open_error is None
             assert "failed" not in str(error)
@@ -407,7 +407,7 @@ def expected_in_exchange(event: str, kind: str) -> tuple[type[BaseException], ..
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("event", EVENTS)
-def test_an_exchange_under_way(event: str, kind: str) -> None:
+def test_a_fault_during_an_exchange_raises_the_documented_error(event: str, kind: str) -> None:
     expected = expected_in_exchange(event, kind)
 
     def exchange() -> bytes:

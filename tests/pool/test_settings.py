@@ -73,7 +73,7 @@ def test_every_number_is_checked_and_every_complaint_names_its_argument(argument
         ({"options": [1]}, r"options must be a mapping .* or a callable .*, not <class .list.>"),
     ],
 )
-def test_what_is_refused(arguments: dict[str, Any], complaint: str) -> None:
+def test_invalid_settings_are_refused_by_name(arguments: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InvalidArgumentError, match=f"^{complaint}$"):
         Pool(dict, **arguments)
 

@@ -143,7 +143,7 @@ def test_an_entry_is_removed_and_counted_once() -> None:
     assert state.size == 0
 
 
-def test_what_must_not_be_used_again_stays_in_use_until_it_is_removed() -> None:
+def test_an_entry_to_retire_stays_in_use_until_it_is_removed() -> None:
     state = idle_state(1)
     entry = pop_idle(state)
     state.drain()
@@ -303,7 +303,7 @@ def test_the_longest_waiter_gets_what_was_reset() -> None:
     assert (entry.holder, first.is_served, state.resetting) == ("first", True, 0)
 
 
-def test_what_is_drained_while_it_is_reset_is_not_kept() -> None:
+def test_an_entry_drained_while_it_is_reset_is_not_kept() -> None:
     state = idle_state(1)
     entry = pop_idle(state)
     state.begin_reset(entry, 0)
@@ -313,7 +313,7 @@ def test_what_is_drained_while_it_is_reset_is_not_kept() -> None:
     assert (state.size, state.resetting, state.in_use) == (0, 0, 0)
 
 
-def test_what_is_removed_while_it_is_reset_is_counted_once() -> None:
+def test_an_entry_removed_while_it_is_reset_is_counted_once() -> None:
     state = idle_state(1)
     entry = pop_idle(state, now=1)
     state.begin_reset(entry, 3)

@@ -191,7 +191,7 @@ def test_since_when_a_connection_is_idle_is_noted_where_it_matters(settings: dic
     assert entry.retire_at == (16 if "idle_timeout" in settings else entry.expires_at)
 
 
-def test_what_is_drained_while_it_is_pinged_is_not_kept() -> None:
+def test_an_entry_drained_while_it_is_pinged_is_not_kept() -> None:
     state = idle_state(1, keepalive_interval=5)
     entry = state.idle[0]
     assert state.begin_ping(entry, entry.generation)
@@ -221,7 +221,7 @@ def test_a_new_entry_knows_how_its_connection_is_asked() -> None:
     assert (state.opened, state.open_time) == (1, 2)
 
 
-def test_what_is_removed_all_at_once_is_counted_by_its_reason() -> None:
+def test_entries_removed_all_at_once_are_counted_by_their_reason() -> None:
     busy = Busy()
     state = busy.state
     assert state.pop_all_resetting() == [busy.resetting]
@@ -285,7 +285,7 @@ def test_a_waiter_waits_until_its_deadline_and_no_longer() -> None:
     assert state.next_deadline() == 5
 
 
-def test_what_is_retired_while_idle_is_counted_by_what_has_ended() -> None:
+def test_an_entry_retired_while_idle_is_counted_by_the_limit_that_it_has_reached() -> None:
     state = State(Settings(max_connections=2, idle_timeout=3))
     for opener, expires_at in (("old", 7), ("idle", 50)):
         entry = state.begin_opening(opener, 0, more=2)
@@ -298,7 +298,7 @@ def test_what_is_retired_while_idle_is_counted_by_what_has_ended() -> None:
     assert state.retired == {"lifetime": 1, "idle": 1}
 
 
-def test_what_is_pinged_is_not_popped_by_a_sweep_that_has_asked_it_before() -> None:
+def test_an_entry_that_is_pinged_is_not_popped_by_a_sweep_that_has_checked_it_before() -> None:
     busy = Busy()
     asked = [(entry, entry.generation) for entry in (busy.pinging, busy.idle)]
     assert busy.state.pop_unchanged(asked, DISCARDED, "unusable") == [busy.idle]

@@ -55,7 +55,7 @@ def test_steps_that_are_an_instances_own_are_asked(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("step", ["get", "is_reusable", "is_usable"])
-def test_a_step_that_can_not_be_looked_at(backend: Backend, step: str) -> None:
+def test_inspecting_a_class_runs_none_of_its_properties(backend: Backend, step: str) -> None:
     """It is found out what a class defines, and nothing of the class is run for that."""
 
     def look(self: object) -> object:

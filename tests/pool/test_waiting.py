@@ -181,7 +181,7 @@ KEEPING_IN_ORDER: dict[str, Callable[[Pool[Any], Any], object]] = {
 
 
 @pytest.mark.parametrize("method", KEEPING_IN_ORDER)
-def test_what_is_closed_in_the_loop_is_not_waited_for(backend: Backend, method: str) -> None:
+def test_closing_in_the_event_loop_does_not_wait(backend: Backend, method: str) -> None:
     pool = Pool(backend.connect, max_connections=2)
     connections = [pool.acquire(), pool.acquire()]
     for connection in connections:
@@ -214,7 +214,7 @@ def test_a_pool_closed_in_the_loop_closes_what_is_idle_and_what_comes_back(backe
     pool.close()
 
 
-def test_what_is_out_after_the_timeout_of_a_pool_closed_in_the_loop_is_closed_under_its_user(backend: Backend) -> None:
+def test_a_pool_closed_in_the_event_loop_closes_connections_in_use_after_its_timeout(backend: Backend) -> None:
     pool = Pool(backend.connect)
     held = pool.acquire()
     closed, _ = close_in_the_loop(pool, 0.01)

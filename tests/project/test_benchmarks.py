@@ -386,7 +386,7 @@ def test_a_limit_needs_no_rival() -> None:
     assert not goals.judge(limit, values(ours=[401])).is_reached
 
 
-def test_what_was_not_measured_is_not_reached() -> None:
+def test_a_goal_without_figures_is_not_reached() -> None:
     for found in (values(theirs=[1]), values(ours=[1])):
         verdict = goals.judge(goal(1, "theirs"), found)
         assert verdict.reached is None
@@ -400,7 +400,7 @@ def test_a_tolerance_works_in_both_directions() -> None:
     assert not Verdict(goal(1.0, is_more_better=True), 0.76).is_kept(1.3)
 
 
-def test_what_was_reached_of_a_missed_goal_is_held() -> None:
+def test_the_guard_holds_what_a_missed_goal_has_reached() -> None:
     missed = goal(1.0, held=2.0)
     assert Verdict(missed, 2.6).is_kept(1.3)
     assert not Verdict(missed, 2.61).is_kept(1.3)

@@ -243,7 +243,7 @@ def test_the_kit_the_connectors_and_the_extension_have_no_state_to_write(module:
     assert not [text for text in written_by if "._state." in text or "entry." in text]
 
 
-def test_the_one_exception_counts() -> None:
+def test_the_core_writes_one_counter_only() -> None:
     core = ast.parse(MODULES["gsocketpool._core"].read_text())
     assert [ast.unparse(node) for node in ast.walk(core) if isinstance(node, ast.AugAssign)].count(
         "state.acquired_at_once += 1"
@@ -281,7 +281,7 @@ def test_code_outside_the_state_that_writes_it_is_found(code: str) -> None:
 @pytest.mark.parametrize(
     "code", ["state.remove(entry, now, cause)", "self.size = 1", "list(state.idle)", "entry.other = 1"]
 )
-def test_what_writes_no_state_is_passed_over(code: str) -> None:
+def test_code_that_writes_no_state_passes(code: str) -> None:
     assert not state_written_by(ast.parse(code))
 
 

@@ -56,7 +56,7 @@ def test_discards_are_counted_by_reason(pool: FakePool[Any], connection: Any) ->
     assert pool.acquire() is connection
 
 
-def test_what_is_not_in_use_cannot_be_given_back(pool: FakePool[Any], connection: Any) -> None:
+def test_a_connection_that_is_not_in_use_can_not_be_given_back(pool: FakePool[Any], connection: Any) -> None:
     for give_back in (pool.release, pool.discard):
         with pytest.raises(ConnectionNotFoundError):
             give_back(connection)
@@ -128,7 +128,7 @@ def test_an_acquire_may_be_worded_as_of_old(pool: FakePool[Any], connection: Any
 
 
 @pytest.mark.parametrize("name", ["detach", "drop", "drop_expired", "drain", "resize", "wait_ready"])
-def test_what_it_cannot_do_says_so(pool: FakePool[Any], name: str) -> None:
+def test_unsupported_methods_say_so(pool: FakePool[Any], name: str) -> None:
     assert hasattr(Pool, name)
     with pytest.raises(AttributeError, match=f"a FakePool has no '{name}'; use a real Pool"):
         getattr(pool, name)

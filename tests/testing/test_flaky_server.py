@@ -209,7 +209,7 @@ def test_another_fault_takes_the_place_of_the_first(flaky_server: FlakyServer, c
     another.close()
 
 
-def test_what_was_connected_before_a_fault_is_served(flaky_server: FlakyServer) -> None:
+def test_clients_connected_before_a_fault_are_served(flaky_server: FlakyServer) -> None:
     connection = TcpConnection(flaky_server.host, flaky_server.port, timeout=PATIENCE)
     connection.open()
     # The server has had no time to accept it yet.
@@ -218,7 +218,7 @@ def test_what_was_connected_before_a_fault_is_served(flaky_server: FlakyServer) 
     connection.close()
 
 
-def test_what_connects_while_a_fault_begins_is_served_or_refused(tmp_path: Path) -> None:
+def test_clients_that_connect_while_a_fault_begins_are_served_or_refused(tmp_path: Path) -> None:
     with serving("unix", tmp_path) as (server, connection):
         # The server waits for a client to accept, and so is waited for when it stops: that is when this one connects.
         settle()
@@ -228,7 +228,7 @@ def test_what_connects_while_a_fault_begins_is_served_or_refused(tmp_path: Path)
         assert isinstance(error, ConnectionRefusedError) or exchange_line(connection, b"in time") == b"in time"
 
 
-def test_what_is_late_comes_when_it_is_healed(flaky_server: FlakyServer, client: TcpConnection) -> None:
+def test_late_answers_come_when_the_server_is_healed(flaky_server: FlakyServer, client: TcpConnection) -> None:
     flaky_server.fail("late", times=1)
     client.send(b"late\n")
     reader = spawn_waiting(client.recv_until, b"\n")
@@ -237,7 +237,7 @@ def test_what_is_late_comes_when_it_is_healed(flaky_server: FlakyServer, client:
     assert reader.get() == b"late\n"
 
 
-def test_what_is_late_comes_after_its_delay(flaky_server: FlakyServer, client: TcpConnection) -> None:
+def test_late_answers_come_after_their_delay(flaky_server: FlakyServer, client: TcpConnection) -> None:
     flaky_server.fail("late", delay=0.02)
     assert exchange_line(client, b"late") == b"late"
 
@@ -278,7 +278,7 @@ def test_closes_a_connection_that_has_not_shaken_hands_yet(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_it_closes_is_closed_at_once(kind: str, reset: bool, tmp_path: Path) -> None:
+def test_connections_that_it_closes_are_closed_at_once(kind: str, reset: bool, tmp_path: Path) -> None:
     with serving(kind, tmp_path) as (server, connection):
         connection.open()
         exchange_line(connection, b"hello")
@@ -365,7 +365,7 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-def test_what_an_answer_cannot_be_is_raised_at_the_end() -> None:
+def test_errors_of_the_answer_function_are_raised_at_the_end() -> None:
     def ask() -> None:
         with FlakyServer(lambda request: "text") as server:  # type: ignore[arg-type, return-value]
             connection = TcpConnection(server.host, server.port, timeout=PATIENCE)
@@ -414,7 +414,7 @@ def test_a_command_that_cannot_be_used_is_refused_and_changes_nothing(
     assert exchange_line(client, b"well") == b"well"
 
 
-def test_what_does_not_come_true_says_what_was_seen(flaky_server: FlakyServer, client: TcpConnection) -> None:
+def test_a_wait_that_fails_says_what_was_seen(flaky_server: FlakyServer, client: TcpConnection) -> None:
     exchange_line(client, b"a clue")
     with pytest.raises(AssertionError, match="a clue"):
         flaky_server.wait_until(lambda: False, timeout=0.01)

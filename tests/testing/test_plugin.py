@@ -167,7 +167,7 @@ def leave(something: Any) -> None:
         something()
 
 
-def test_what_goes_away_by_itself_is_not_left_behind(flaky_server: FlakyServer) -> None:
+def test_leaks_that_go_away_by_themselves_are_not_reported(flaky_server: FlakyServer) -> None:
     with no_leaks():
         connection = TcpConnection(flaky_server.host, flaky_server.port)
         connection.open()
@@ -177,7 +177,7 @@ def test_what_goes_away_by_itself_is_not_left_behind(flaky_server: FlakyServer) 
         gevent.spawn_later(0.01, settle)
 
 
-def test_what_was_there_before_is_not_left_behind() -> None:
+def test_objects_from_before_are_not_reported() -> None:
     with socket.socket() as there:
         greenlet = gevent.spawn(gevent.sleep, 3600)
         with no_leaks():
@@ -215,7 +215,7 @@ def test_a_pool_from_before_whose_last_reference_goes_is_not_left_behind(backend
     leave(use)
 
 
-def test_what_a_server_changes_is_not_left_behind(flaky_server: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_made_by_a_server_are_undone(flaky_server: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NO_LEAKS_GRACE, 0.05)
     leave(flaky_server.restart)
 
