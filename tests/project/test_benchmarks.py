@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -86,6 +86,15 @@ def asked(workers: Workers, case: str, name: str, effort: float, figures: list[s
     return numbers(answer["figures"])
 
 
+def rates(measure: Callable[[float], dict[str, float | str]]) -> dict[str, float]:
+    """Return figures that are all above 0. On a busy machine, nothing may happen during a short measurement."""
+    for factor in (5, 20, 80):
+        figures = numbers(measure(factor * EFFORT))
+        if min(figures.values()) > 0:
+            return figures
+    pytest.fail(f"nothing happens: {figures}")
+
+
 # Cases
 
 
@@ -125,9 +134,8 @@ def test_gsocketpool_loses_nothing_to_kills() -> None:
 
 @pytest.mark.parametrize("name", [OURS.name, OWN_CONNECTION.name, DEDICATED.name])
 def test_echo(name: str, backend: dict[str, Any]) -> None:
-    figures = numbers(echo.measure(name, 10 * EFFORT, backend))
+    figures = rates(lambda effort: echo.measure(name, effort, backend))
     assert set(figures) == {"tcp", "unix", "tls"}
-    assert min(figures.values()) > 0
 
 
 def test_recovery(backend: dict[str, Any]) -> None:
@@ -149,7 +157,7 @@ def test_a_flask_page(monkeypatch: pytest.MonkeyPatch) -> None:
     apps = {name: module for name, module in flask_route.APPS.items() if name != flask_route.BY_HAND}
     with servers.gunicorns(apps, by_hand=flask_route.BY_HAND) as ports:
         for name in apps:
-            assert numbers(flask_route.measure(name, 5 * EFFORT, ports))["rate"] > 0
+            assert set(rates(lambda effort, name=name: flask_route.measure(name, effort, ports))) == {"rate"}
 
 
 def test_every_case_is_well_formed() -> None:
