@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from flask_gsocketpool._redaction import looks_secret
+from flask_gsocketpool._redaction import looks_secret, masked_text
 from flask_gsocketpool.exceptions import ConfigurationError
 from gsocketpool import InvalidArgumentError, StreamConnection, TcpConnection
 from gsocketpool.connectors import Connector
@@ -95,9 +95,9 @@ def _read_client_url(url: Any, factory: Any, options: Any, key_of: Callable[[str
         raise ConfigurationError(key, f"can't be used: {error}") from error
     except InvalidArgumentError as error:
         is_option = callable(options) or error.argument in options
-        raise ConfigurationError(key_of("options") if is_option else key, f"can't be used: {error}") from None
+        raise _unusable(key_of("options") if is_option else key, error, recorded) from None
     except TypeError as error:
-        raise ConfigurationError(key_of("options"), f"can't be used: {error}") from None
+        raise _unusable(key_of("options"), error, recorded) from None
     return Target(target.factory, recorded)
 
 
@@ -109,7 +109,12 @@ def _make_connector(kind: Callable[..., Connector[Any]], options: Any, key: str)
     try:
         return Target(kind(**given), recorded)
     except (InvalidArgumentError, TypeError) as error:
-        raise ConfigurationError(key, f"can't be used: {error}") from None
+        raise _unusable(key, error, recorded) from None
+
+
+def _unusable(key: str, error: Exception, options: Mapping[str, Any]) -> ConfigurationError:
+    """Return the error for options that a connection or connector refuses. Secrets in them are masked."""
+    return ConfigurationError(key, f"can't be used: {masked_text(str(error), options)}")
 
 
 def _recording(options: Any, recorded: dict[str, Any]) -> Any:
@@ -217,11 +222,12 @@ def _check_options(factory: Callable[..., Any], options: Mapping[str, Any], key:
     except ValueError:
         return  # The factory has no signature to inspect.
     except TypeError as error:
-        name = getattr(factory, "__name__", repr(factory))
+        # Not its repr, which may show secrets.
+        name = getattr(factory, "__name__", type_name(factory))
         raise ConfigurationError(key, f"does not fit {name}: {error}") from None
     if factory in STREAMS.values():
         # The constructors of our own classes check their arguments, and connect to nothing.
         try:
             factory(**options)
         except InvalidArgumentError as error:
-            raise ConfigurationError(key, f"can't be used: {error}") from None
+            raise _unusable(key, error, options) from None

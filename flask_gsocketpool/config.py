@@ -103,7 +103,7 @@ def read_config(config: Mapping[str, Any]) -> dict[str, PoolConfig]:
     :param config: an app's configuration. Keys that don't start with ``SOCKETPOOL_`` are ignored.
     :raises ConfigurationError: for an unknown key, an invalid value or a factory that can't be imported.
     """
-    plain = {key.removeprefix(PREFIX).lower(): value for key, value in config.items() if key.startswith(PREFIX)}
+    plain = _plain_settings(config)
     named = plain.get("pools")
     for setting in APP_WIDE:
         plain.pop(setting, None)
@@ -132,27 +132,33 @@ def read_app_config(config: Mapping[str, Any]) -> AppConfig:
 
     :raises ConfigurationError: as :func:`read_config` does.
     """
-    request_timeout = config.get(_plain_key("request_timeout"))
+    plain = _plain_settings(config)
+    request_timeout = plain.get("request_timeout")
     if isinstance(request_timeout, str) and _IMPORT_NAME.search(request_timeout):
         request_timeout = read_import(request_timeout, _plain_key("request_timeout"))
     if not callable(request_timeout):
         request_timeout = _read_seconds(
-            config, "request_timeout", ", None for no limit, or a callable that returns one of these"
+            plain, "request_timeout", ", None for no limit, or a callable that returns one of these"
         )
-    drain_timeout = _read_seconds(config, "drain_timeout", ", or None for never")
-    keys = {setting: _plain_key(setting) for setting in APP_WIDE if _plain_key(setting) in config}
+    drain_timeout = _read_seconds(plain, "drain_timeout", ", or None for never")
+    keys = {setting: _plain_key(setting) for setting in APP_WIDE if setting in plain}
     return AppConfig(read_config(config), drain_timeout, request_timeout, keys)
 
 
-def _read_seconds(config: Mapping[str, Any], setting: str, otherwise: str) -> float | None:
+def _plain_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the ``SOCKETPOOL_*`` keys by setting."""
+    return {key.removeprefix(PREFIX).lower(): value for key, value in config.items() if key.startswith(PREFIX)}
+
+
+def _read_seconds(plain: Mapping[str, Any], setting: str, otherwise: str) -> float | None:
     key = _plain_key(setting)
-    value = _read_setting(config.get(key), "float | None")
+    value = _read_setting(plain.get(setting), "float | None")
     if value is None:
         return None
     try:
         return check_seconds(setting, value, otherwise=otherwise)
     except InvalidArgumentError as error:
-        raise ConfigurationError(key, f"must be {error.allowed}, not {shown(config.get(key))}") from None
+        raise ConfigurationError(key, f"must be {error.allowed}, not {shown(plain.get(setting))}") from None
 
 
 def _plain_key(setting: str) -> str:
@@ -220,6 +226,9 @@ def _read_settings(given: Mapping[str, Any], key_of: Callable[[str], str]) -> di
 
 def _read_setting(value: Any, kind: str) -> Any:
     """Return a string, from the environment, as a value of the type `kind`, or unchanged if it is not one."""
+    if kind == "bool" and type(value) is int and value in (0, 1):
+        # Flask's from_prefixed_env() reads variables as JSON.
+        return bool(value)
     if not isinstance(value, str) or kind.startswith("str"):
         return value
     word = value.strip().lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flask_gsocketpool._redaction import masked_text
 from gsocketpool import PoolError
 
 
@@ -9,6 +10,8 @@ class ConfigurationError(PoolError, ValueError):
     """A key of an app's configuration is unknown, or its value can't be used."""
 
     def __init__(self, key: str, problem: str) -> None:
+        # The value may be a URL or a secret that belongs elsewhere.
+        problem = masked_text(problem)
         super().__init__(key, problem)
         #: The key, as in ``SOCKETPOOL_URL`` or ``SOCKETPOOL_POOLS['cache']['url']``.
         self.key = key

@@ -89,7 +89,7 @@ def _open_one(pool: Pool[Any]) -> BaseException | None:
     try:
         # The pool's open_timeout is the limit.
         pool.ping(timeout=math.inf)
-    except (Exception, gevent.Timeout) as error:
+    except BaseException as error:
         return error
     return None
 

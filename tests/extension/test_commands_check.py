@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -165,6 +166,15 @@ def test_check_shows_no_control_characters(backend: Backend) -> None:
     (line,) = run(app, "check").stdout.splitlines()[1:]
     assert line.split()[1] == r'"/run/\nsock"'
     assert line.endswith(r'"OSError: \u001b[31mred"')
+
+
+def test_check_fails_where_opening_raises_an_error_that_is_no_exception() -> None:
+    def connect() -> None:
+        raise asyncio.CancelledError("no")
+
+    result = run(make_app(SOCKETPOOL_FACTORY=connect), "check")
+    assert result.exit_code == 1
+    assert "CancelledError: no" in result.stdout
 
 
 def test_check_of_an_app_without_pools_fails_and_says_why() -> None:

@@ -176,9 +176,11 @@ def test_there_is_a_key_for_every_argument_of_a_pool() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "meaning"), [("yes", True), ("On", True), ("1", True), ("FALSE", False), ("0", False)]
+    ("word", "meaning"),
+    # Flask reads variables of the environment as JSON, which makes numbers of some.
+    [("yes", True), ("On", True), ("1", True), (1, True), ("FALSE", False), ("0", False), (0, False)],
 )
-def test_words_for_true_and_false(word: str, meaning: bool) -> None:
+def test_words_for_true_and_false(word: Any, meaning: bool) -> None:
     assert default(URL=URL, REAP_EXPIRED_CONNECTIONS=word).settings["reap_expired_connections"] is meaning
 
 
@@ -196,6 +198,12 @@ def test_the_keys_that_were_given_are_those_that_are_used() -> None:
         "acquire_timeout": "SOCKETPOOL_ACQUIRE_TIMEOUT",
     }
     assert set(default(URL=URL, FACTORY="").keys) == {"url"}
+
+
+def test_keys_for_the_app_may_be_in_lower_case_like_all_others() -> None:
+    config = read_app_config({"SOCKETPOOL_url": URL, "SOCKETPOOL_drain_timeout": 5, "SOCKETPOOL_request_timeout": 6})
+    assert (config.drain_timeout, config.request_timeout) == (5, 6)
+    assert set(config.keys) == {"drain_timeout", "request_timeout"}
 
 
 def test_named_pools() -> None:
@@ -392,7 +400,7 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"URL": "tcp://[::1:1"}, "_URL can't be used: "),
         ({"URL": "unix://host/path"}, "_URL must look like unix:///path/of/the/socket, and is 'unix://host/path'"),
         ({"URL": "unix://"}, "_URL must look like unix:///path/of/the/socket, and is 'unix:"),
-        ({"URL": "tcp://user:pass@h:1"}, "_URL must not contain credentials: pass them in the options"),
+        ({"URL": "tcp://user:pass@h:1"}, "_URL must not contain credentials; pass them in the options"),
         ({"URL": "tcp://h:1#x"}, "_URL must not have a fragment (#...)"),
         ({"URL": "tcp://h:1?timeout=1&timeout=2"}, "_URL sets 'timeout' twice"),
         ({"URL": "tcp://h:1?host=other"}, "_URL sets 'host' twice"),

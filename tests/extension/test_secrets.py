@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import gevent
@@ -16,7 +17,7 @@ import pytest
 
 from flask_gsocketpool.config import AppConfig, read_app_config, read_config
 from flask_gsocketpool.health import blueprint
-from gsocketpool import Pool, PoolError, PoolNotReadyError
+from gsocketpool import Pool, PoolError, PoolNotReadyError, TcpConnection
 from gsocketpool.connectors.psycopg import PsycopgConnector
 from gsocketpool.connectors.pymysql import PyMySQLConnector
 from gsocketpool.connectors.redis import RedisConnector
@@ -220,6 +221,27 @@ def test_errors_about_a_url_show_no_password(url: Any, options: Any) -> None:
     if isinstance(options, Mapping) and isinstance(url, str):
         asked: dict[str, Any] = {name: lambda value=value: value for name, value in options.items()}
         check_hidden(error_of(lambda: use(Pool.from_url(url, asked))))
+
+
+class Refusing(TcpConnection):
+    def __init__(self, host: str, port: int, password: str = "") -> None:
+        super().__init__(host, port)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"SOCKETPOOL_FACTORY": partial(Refusing, password=SECRET), "SOCKETPOOL_OPTIONS": {"hots": "db"}},
+        {"SOCKETPOOL_REQUEST_TIMEOUT": f"postgresql://app:{SECRET}@db"},
+        {"SOCKETPOOL_DRAIN_TIMEOUT": f"postgresql://app:{SECRET}@db"},
+        {"SOCKETPOOL_MAX_CONNECTIONS": f"postgresql://app:{SECRET}@db"},
+        {"SOCKETPOOL_FACTORY": f"postgresql://app:{SECRET}@db"},
+    ],
+)
+def test_errors_about_a_key_show_no_password(config: dict[str, Any]) -> None:
+    error = error_of(lambda: read_app_config({"SOCKETPOOL_URL": "tcp://db:1", **config}))
+    assert SECRET not in str(error)
+    assert SECRET not in repr(error)
 
 
 def use(pool: Pool[Any]) -> None:

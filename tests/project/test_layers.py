@@ -77,7 +77,8 @@ FLOORS = [
     {"gsocketpool.testing._run"},
     {"gsocketpool.testing._torture"},
     {"gsocketpool.testing"},
-    {"flask_gsocketpool._redaction", "flask_gsocketpool.exceptions"},
+    {"flask_gsocketpool._redaction"},
+    {"flask_gsocketpool.exceptions"},
     {"flask_gsocketpool._target"},
     {
         "flask_gsocketpool._logging",
