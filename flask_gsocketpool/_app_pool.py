@@ -51,7 +51,7 @@ class AppEvents(PoolEvents):
             gevent.spawn(self._send_in_context, signal, app, {"pool": pool, **what})
 
     def _send_in_context(self, signal: NamedSignal, app: Flask, what: Mapping[str, Any]) -> None:
-        with context_of(self._app) or nullcontext():
+        with context_of(self._app, self._scopes) or nullcontext():
             signal.send(app, _async_wrapper=app.ensure_sync, **what)
 
 
@@ -82,7 +82,7 @@ class AppPool(Pool[Any]):
         reference = weakref.ref(app)
         given = None if isinstance(factory, Connector) else options
         super().__init__(
-            factory, given, events=events(reference, scopes), context=partial(context_of, reference), **settings
+            factory, given, events=events(reference, scopes), context=partial(context_of, reference, scopes), **settings
         )
         self.scopes = scopes
         default = self.settings.acquire_timeout
@@ -155,12 +155,12 @@ class Block(Lease[Any]):
     def __enter__(self) -> Any:
         pool: Any = self.pool
         scopes: Scopes = pool.scopes
+        self.place = Place(sys._getframe(1))
         scope = scopes.of_request()
         if scope is None:
             return Lease.__enter__(self)
         if scope.noted or scopes.has_timeout:
             self.timeout = pool.bounded(self.timeout, scope)
-        self.place = Place(sys._getframe(1))
         connection = Lease.__enter__(self)
         if scope.is_over or _server_check.is_unchecked:
             scopes.note(scope, self)
@@ -169,24 +169,32 @@ class Block(Lease[Any]):
         return connection
 
 
-def context_of(app: weakref.ref[Flask]) -> AbstractContextManager[object] | None:
+def context_of(app: weakref.ref[Flask], scopes: Scopes) -> AbstractContextManager[object] | None:
     """Return a context manager that makes a context of `app` current, or None if one already is."""
     wanted = app()
     current = _cv_app.get(None)
     if wanted is None or (current is not None and current.app is wanted):
         return None
-    return _current_context(wanted)
+    return _current_context(wanted, scopes)
 
 
 @contextmanager
-def _current_context(app: Flask) -> Iterator[None]:
+def _current_context(app: Flask, scopes: Scopes) -> Iterator[None]:
     """Make an app context current without pushing it.
 
     Popping a pushed context runs the app's teardown functions, which are for requests and commands. If one of them used
     the pool, that could open another connection, in another context, and so on without end.
     """
     token = _cv_app.set(app.app_context())
+    raised: BaseException | None = None
     try:
         yield
+    except BaseException as error:
+        raised = error
+        raise
     finally:
-        _cv_app.reset(token)
+        try:
+            # No teardown function does this, because the context is not pushed.
+            scopes.end_app_context(app, raised)
+        finally:
+            _cv_app.reset(token)

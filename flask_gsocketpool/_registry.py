@@ -187,7 +187,7 @@ class Pools(Mapping[str, Pool[Any]]):
         return options.latest if isinstance(options, CallableOptions) else options
 
     def started(self) -> dict[str, Pool[Any]]:
-        """Return the pools that this thread has used so far, or their overrides, by name."""
+        """Return the pools that this thread has used so far, or the pools that override them, by name."""
         overriding = {name: self[name] for name, overrides in self._overrides.items() if overrides}
         started = {**self.of_this_thread(), **overriding}
         return {name: started[name] for name in self if isinstance(started.get(name), Pool)}
@@ -215,8 +215,11 @@ class Pools(Mapping[str, Pool[Any]]):
         return AppPool(self._app, self.scopes, config.factory, self._options[name], QuietEvents, **changed)
 
     def clone(self) -> Pools:
-        """Return a new mapping of the same pools, none of them made yet."""
-        return Pools(self._app, self._config, self.scopes)
+        """Return a new mapping of the same pools, none of them made yet, with the same overrides."""
+        pools = Pools(self._app, self._config, self.scopes)
+        pools._shown = dict(self._shown)
+        pools._overrides = {name: dict(overrides) for name, overrides in self._overrides.items()}
+        return pools
 
     def of_this_thread(self) -> ThreadPools:
         """Return the pools that this thread has used."""

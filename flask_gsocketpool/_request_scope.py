@@ -43,6 +43,9 @@ OWN_MODULES = {"flask_gsocketpool.globals", "flask_gsocketpool._app_pool", __nam
 
 TIMEOUT_KEY = f"{PREFIX}REQUEST_TIMEOUT"
 
+#: The key in a request's environ that says when the request began.
+BEGAN = "flask_gsocketpool.began"
+
 #: How long all acquires of a request may take together, in seconds, or a callable that returns it for a request.
 RequestTimeout = float | Callable[[Any], float | None] | None
 
@@ -158,7 +161,26 @@ class Scope:
             else:
                 self.noted.clear()
                 return []
+        try:
+            complaints = self.give_back_own(error)
+        finally:
+            left = [(lease, lease.connection) for lease in self.leases()]
+            self.noted.clear()
+            for lease, _ in left:
+                _discard(lease)
+        for lease, connection in left:
+            about = f"a request has not given back {self.describe(lease, connection)}"
+            complaints.append((str(self._place_of(lease)), about))
+        return complaints
+
+    def give_back_own(self, error: BaseException | None) -> list[tuple[str, str]]:
+        """Give back the request's own connections.
+
+        :returns: complaints, as from :meth:`end`.
+        """
         own, self._own = self._own, {}
+        # Now, because connections of other threads are given back there, a little later.
+        self.noted = [lease for lease in self.noted if not any(lease is kept.block for kept in own.values())]
         raised: list[BaseException] = []
         complaints: list[tuple[str, str]] = []
         for kept in own.values():
@@ -171,23 +193,14 @@ class Scope:
                     # A lost connection has nothing to reset.
                     if not is_settled and pool.stats().resetting > resetting:
                         which = self.describe(kept.block, kept.connection)
-                        about = f"a request left work open, which is reset, not completed: {which}"
+                        about = f"a request or command left work open, which is reset, not completed: {which}"
                         complaints.append((f"open {self._place_of(kept.block)}", about))
                 else:
                     kept.block.__exit__(None if error is None else type(error), error, None)
             except BaseException as failure:
                 raised.append(failure)
-        # Connections of other threads are given back there, a little later.
-        blocks = [kept.block for kept in own.values()]
-        left = [(lease, lease.connection) for lease in self.leases() if not any(lease is block for block in blocks)]
-        self.noted.clear()
-        for lease, _ in left:
-            _discard(lease)
         if raised:
             raise raised[0]
-        for lease, connection in left:
-            about = f"a request has not given back {self.describe(lease, connection)}"
-            complaints.append((str(self._place_of(lease)), about))
         return complaints
 
     def __del__(self) -> None:
@@ -270,7 +283,7 @@ class Scopes:
         return self._begin_scope(context) if scope is None else scope
 
     def _begin_scope(self, context: Any) -> Scope:
-        scope = Scope(time.monotonic() if self.has_timeout else 0.0)
+        scope = Scope(_began() if self.has_timeout else 0.0)
         setattr(context, SCOPE, scope)
         return scope
 
@@ -293,6 +306,12 @@ class Scopes:
     def begin_request(self) -> None:
         """Start the clock of the current request."""
         self.current()
+
+    def exception_left_view(self, error: BaseException) -> None:
+        """Give back the request's own connections, which may be in an exchange, even if the app handles the error."""
+        scope: Scope | None = getattr(_context(), SCOPE, None)
+        if scope is not None:
+            self._report(scope.give_back_own(error))
 
     def hold_for_body(self, response: Response) -> Response:
         """Let the scope end with the body of the response, if the app has yet to produce that."""
@@ -378,6 +397,16 @@ class Scopes:
         given = self._request_timeout
         seconds = given(cast(Any, request)._get_current_object()) if callable(given) else given
         return math.inf if seconds is None else check_seconds(TIMEOUT_KEY, seconds, zero=True)
+
+
+def _began() -> float:
+    """Return when the current request began, by time.monotonic(). Outside of a request, this is now."""
+    now = time.monotonic()
+    if not has_request_context():
+        return now
+    # Copies of a request's context share the environ.
+    began: float = request.environ.setdefault(BEGAN, now)
+    return began
 
 
 def _request_context() -> Any:

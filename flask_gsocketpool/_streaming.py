@@ -11,12 +11,16 @@ from werkzeug.wsgi import ClosingIterator, FileWrapper
 
 from gsocketpool import PoolExhaustedError
 
+#: The longest body that counts as a complete page, in bytes. Another WSGI app may be streaming a longer one.
+MAX_PAGE_LENGTH = 65536
+
 
 def is_pending(response: Response) -> bool:
     """Return whether the app's code has yet to produce the body of a streamed response, and may use connections."""
     if response.direct_passthrough and _is_file(response.response):
         return False
-    if isinstance(response.response, ClosingIterator) and response.content_length is not None:
+    length = response.content_length
+    if isinstance(response.response, ClosingIterator) and length is not None and length <= MAX_PAGE_LENGTH:
         # This response wraps another one with a complete body, such as the page of an HTTPException.
         response.make_sequence()
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, cast
 
 from flask import Flask, Response, current_app, request
@@ -53,6 +54,7 @@ class GSocketPool:
         if config.request_timeout is not None:
             # Before the app's own functions: they may use a pool, and their time counts, too.
             app.before_request_funcs[None].insert(0, scopes.begin_request)
+        _watch_exceptions(app, scopes)
         _logging.use_default_handler()
         _server_check.watch_requests()
         # After the app's own functions, even those registered later: they may replace the response, and use a
@@ -74,6 +76,19 @@ class GSocketPool:
         :raises RuntimeError: if the extension is not registered on `app`.
         """
         pools_of(app).show(name, pool)
+
+
+def _watch_exceptions(app: Flask, scopes: Scopes) -> None:
+    """Tell `scopes` about each exception that leaves a view. Flask has a signal only for those that no code handles."""
+    handle = app.handle_user_exception
+
+    @wraps(handle)
+    def handle_user_exception(*arguments: Any) -> ResponseReturnValue:
+        # The last argument, because from Flask 3.2 on the first one is the context.
+        scopes.exception_left_view(arguments[-1])
+        return handle(*arguments)
+
+    app.handle_user_exception = handle_user_exception  # type: ignore[method-assign, assignment]
 
 
 def _respond_to_exhaustion(error: PoolExhaustedError) -> Response:

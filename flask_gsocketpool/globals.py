@@ -82,6 +82,12 @@ class _ByName(Mapping[str, Any]):
     def __contains__(self, name: object) -> bool:
         return name in _pools()
 
+    def get(self, name: str, default: Any = None) -> Any:
+        # Mapping's would return the default if opening a connection raises a KeyError.
+        if name not in self:
+            return default
+        return self[name]
+
     def __iter__(self) -> Iterator[str]:
         return iter(_pools())
 

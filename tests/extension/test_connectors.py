@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -100,6 +101,13 @@ def test_unfinished_work_of_a_request_is_reset_and_reported_but_not_completed() 
     with app.app_context():
         eventually(lambda: numbers(current_pool) == (0, 1, 0, 0))
     assert connector.steps == ["reset"]
+
+
+def test_unfinished_work_outside_of_a_request_is_reported_with_its_place() -> None:
+    app = make_app(Configured())
+    where = rf"a request or command left work open.* acquired at {re.escape(__file__)}:\d+ in begin"
+    with pytest.warns(UnreleasedConnectionWarning, match=where), app.app_context():
+        begin()
 
 
 def test_a_request_that_leaves_nothing_open_or_whose_pool_never_resets_is_told_nothing() -> None:

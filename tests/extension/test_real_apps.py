@@ -264,21 +264,23 @@ def test_a_view_that_fails_rolls_the_session_back_and_discards_its_connection(sh
     assert shop.discarded() == {"error": 1}
 
 
-def test_an_error_that_the_app_handles_keeps_the_connection_and_rolls_back(shop: Shop) -> None:
+def test_an_error_that_the_app_handles_discards_the_connection_and_rolls_back(shop: Shop) -> None:
     shop.app.register_error_handler(LookupError, lambda error: ("handled", 409))
     assert shop.ask("/order/error") == (409, "handled")
     assert shop.ask("/count") == (200, "0")
-    assert shop.numbers() == (0, 1, 0, 0)
-    assert shop.discarded() == {}
+    assert shop.numbers() == (0, 0, 0, 0)
+    assert shop.discarded() == {"error": 1}
 
 
-@pytest.mark.parametrize("end", ["well", "error"])
-def test_the_connection_is_there_for_what_others_do_at_the_end_of_a_request(shop: Shop, end: str) -> None:
+@pytest.mark.parametrize(("end", "in_use"), [("well", 1), ("error", 0)])
+def test_teardown_functions_can_use_the_connection_unless_the_view_has_failed(
+    shop: Shop, end: str, in_use: int
+) -> None:
     """A teardown of the app's runs before that of an extension which was registered earlier."""
     shop.log.clear()
     shop.ask(f"/order/{end}")
     settle()
-    assert [line for line in shop.log if "in use" in line] == ["request: 1 in use", "context: 0 in use"]
+    assert [line for line in shop.log if "in use" in line] == [f"request: {in_use} in use", "context: 0 in use"]
     assert [line for line in shop.log if "in use" not in line] == (["closed: error"] if end == "error" else [])
 
 

@@ -118,6 +118,24 @@ def test_a_body_that_is_there_holds_no_connection_until_it_is_read(site: App, bo
     response.close()
 
 
+def test_the_body_of_another_wsgi_app_is_streamed(site: App) -> None:
+    sent: list[int] = []
+
+    def other(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", str(3 * 40_000))])
+
+        def parts() -> Iterator[bytes]:
+            for number in range(3):
+                sent.append(number)
+                yield bytes(40_000)
+
+        return parts()
+
+    response = site.ask(lambda: other, buffered=False)
+    assert len(sent) < 3
+    assert len(response.data) == 3 * 40_000
+
+
 # A stream that ends in another way than by being read
 
 

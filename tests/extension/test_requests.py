@@ -106,6 +106,21 @@ def test_a_request_that_touches_none_has_none(site: App) -> None:
     assert site.stats().opened == 0
 
 
+def test_an_error_of_opening_is_not_taken_for_a_missing_pool() -> None:
+    def read_options() -> dict[str, Any]:
+        raise KeyError("no such variable")
+
+    app = Flask("app")
+    app.config.update(SOCKETPOOL_FACTORY="gsocketpool:TcpConnection", SOCKETPOOL_OPTIONS=read_options)
+    GSocketPool(app)
+    with app.app_context():
+        with pytest.raises(KeyError, match="no such variable"):
+            current_connections.get("default")
+        assert current_connections.get("other") is None
+        assert current_pools.get("other", "none") == "none"
+        assert current_pools.get("default") is current_pool._get_current_object()
+
+
 def test_requests_at_the_same_time_have_different_ones(site: App) -> None:
     def view() -> str:
         number = current_connection.number
@@ -161,15 +176,50 @@ def test_an_unhandled_exception_discards_it(site: App, propagate: bool) -> None:
     assert site.numbers() == (0, 0, 0, 0)
 
 
-def test_an_exception_that_the_app_handles_does_not(site: App) -> None:
-    site.register_error_handler(LookupError, lambda error: ("handled", 404))
+def leave_by_abort() -> None:
+    abort(404)
+
+
+def leave_by_exhaustion() -> None:
+    held = [current_pool.acquire()]
+    try:
+        held.append(current_pool.acquire(timeout=0))
+    finally:
+        current_pool.release(held[0])
+
+
+def leave_by_error() -> None:
+    raise LookupError
+
+
+@pytest.mark.parametrize(
+    ("leave", "status"), [(leave_by_abort, 404), (leave_by_exhaustion, 503), (leave_by_error, 409)]
+)
+def test_an_exception_that_the_app_handles_discards_it_like_any_other(
+    site: App, leave: Callable[[], None], status: int
+) -> None:
+    def handle(error: LookupError) -> tuple[str, int]:
+        # The connection that was in use before may have a reply on its way.
+        return str(current_connection.number), 409
+
+    site.register_error_handler(LookupError, handle)
 
     def view() -> str:
         touch()
-        raise LookupError
+        leave()
+        return "never"
 
-    assert site.ask(view).text == "handled"
-    assert site.numbers() == (0, 1, 0, 0)
+    response = site.ask(view)
+    assert response.status_code == status
+    if leave is leave_by_error:
+        assert response.text == "1"
+    assert site.stats().discarded == {"error": 1}
+    assert site.numbers()[0] == 0
+
+
+def test_an_exception_in_a_request_without_connections_changes_nothing(site: App) -> None:
+    assert site.ask(leave_by_abort).status_code == 404
+    assert site.stats().opened == 0
 
 
 def test_outside_of_a_request_it_lasts_as_long_as_the_app_context(site: App) -> None:
@@ -895,6 +945,24 @@ def test_an_acquire_gets_what_others_have_left_of_the_time(
     assert app.ask(view).text == "over"
 
 
+def test_copies_of_a_requests_context_share_its_time(
+    backend: Backend, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_clock_for_requests(monkeypatch, clock)
+    app = App(backend, SOCKETPOOL_REQUEST_TIMEOUT=10, SOCKETPOOL_MAX_CONNECTIONS=1)
+    with app.app_context():
+        current_pool.acquire()
+
+    def view() -> str:
+        clock.advance(9.99)
+        with pytest.raises(PoolExhaustedError) as caught:
+            copy_current_request_context(current_pool.acquire)()
+        assert caught.value.timeout == pytest.approx(0.01, abs=1e-6)
+        return "over"
+
+    assert app.ask(view).text == "over"
+
+
 def test_a_block_gets_what_is_left_of_the_time_when_it_is_entered(
     backend: Backend, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1061,6 +1129,24 @@ def test_signals_tell_what_happens_in_the_apps_context(backend: Backend) -> None
         current_pool.acquire()
     settle()
     assert len(told) == 3
+
+
+def test_a_receiver_may_use_current_connections(backend: Backend) -> None:
+    app = App(backend, SOCKETPOOL_POOLS={"audit": {"factory": backend.connect}})
+    heard: list[str] = []
+
+    def note(sender: Flask, pool: Any, **what: Any) -> None:
+        heard.append(pool.name)
+        assert current_connections["audit"].is_open
+
+    with connection_closed.connected_to(note, app):
+        with app.app_context():
+            current_pool.discard(current_pool.acquire())
+        eventually(lambda: heard)
+        settle()
+        assert heard == ["default"]
+        with app.app_context():
+            assert numbers(current_pools["audit"]) == (0, 1, 0, 0), "given back at the end of the receiver"
 
 
 def test_a_connection_closed_as_soon_as_it_is_open_is_signalled_in_order(backend: Backend) -> None:

@@ -12,7 +12,7 @@ from flask import Flask
 from flask_gsocketpool import GSocketPool, UnknownPoolError, current_pool, current_pools
 from flask_gsocketpool.testing import fresh_pools, override_pool
 from gsocketpool import InvalidArgumentError, Pool, TcpConnection
-from gsocketpool.testing import FlakyServer, exchange_line, no_leaks
+from gsocketpool.testing import FakePool, FlakyServer, exchange_line, no_leaks
 from tests.support.internals import NO_LEAKS_GRACE
 from tests.support.processes import run_python
 from tests.support.scripted import Backend, settle
@@ -290,3 +290,11 @@ def test_fresh_pools_are_closed_and_the_usual_ones_come_back(app: Flask) -> None
         assert current_pools["cache"] is usual
         assert current_pool != "scripted"
         usual.close()
+
+
+def test_fresh_pools_keep_overrides_and_pools_that_are_shown(app: Flask) -> None:
+    another = FakePool(object())
+    GSocketPool.show(app, "another", lambda: another)
+    with app.app_context(), override_pool(app, "default", FakePool("scripted")), fresh_pools(app):
+        assert current_pool.acquire() == "scripted"
+        assert app.extensions["gsocketpool"].shown()["another"] is another
