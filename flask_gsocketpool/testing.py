@@ -15,7 +15,7 @@ __all__ = ["fresh_pools", "override_pool"]
 
 @contextmanager
 def fresh_pools(app: Flask) -> Iterator[None]:
-    """Give `app` new pools for a block, with the overrides in force. Close them at its end, including connections in use.
+    """Give `app` new pools for a block, with the same overrides. Close them at its end, including connections in use.
 
     :raises RuntimeError: if the extension is not registered on the app.
     """
