@@ -14,7 +14,7 @@ from types import FunctionType
 from typing import Any, Protocol
 
 from gsocketpool._records import BY_ADAPTER, CONNECTED_ONLY, FOREIGN, REUSABLE, STREAM
-from gsocketpool.connection import Connection, StreamConnection, TlsConnection, _sockets
+from gsocketpool.connection import Connection, StreamConnection, _sockets
 from gsocketpool.connection.base import raw_connection
 from gsocketpool.connectors import Connector
 from gsocketpool.exceptions import InvalidArgumentError
@@ -25,7 +25,7 @@ Check = Callable[[Any], object]
 Step = Callable[[Any], object]
 
 #: The built-in is_usable() methods, none of which block.
-_NON_BLOCKING = (Connection.is_usable, StreamConnection.is_usable, TlsConnection.is_usable)
+_NON_BLOCKING = (Connection.is_usable, StreamConnection.is_usable)
 
 
 class Steps(Protocol):
@@ -68,10 +68,15 @@ class ConnectionSteps:
             # There is nothing else to check.
             check, mode = _unbound(connection, "is_connected"), CONNECTED_ONLY
         else:
-            is_quick = _function(connection, "is_usable") in _NON_BLOCKING
-            check = _unbound(connection, "is_usable") if is_quick else None
-            is_stream = _function(connection, "is_reusable") is StreamConnection.is_reusable
-            mode = STREAM if is_stream else REUSABLE
+            usable = _function(connection, "is_usable")
+            check = _unbound(connection, "is_usable") if usable in _NON_BLOCKING else None
+            mode = REUSABLE
+            if _function(connection, "is_connected") is StreamConnection.is_connected:
+                # Its answer is an attribute, which the fast ways read instead of calling it.
+                if usable is StreamConnection.is_usable:
+                    check = _unbound(connection, "_is_open_and_silent")
+                if _function(connection, "is_reusable") is StreamConnection.is_reusable:
+                    mode = STREAM
         return check, BY_ADAPTER if _settles(connection) else mode
 
     def open_if_closed(self, connection: Any) -> None:

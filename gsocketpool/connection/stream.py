@@ -113,7 +113,14 @@ class StreamConnection(Connection):
         return time.monotonic() - self._created > self._lifetime
 
     def is_usable(self) -> bool:
-        """Return whether the connection is open and its socket has nothing to read."""
+        """Return whether the connection is open and its socket has nothing to read.
+
+        Over TLS, records of TLS itself, such as session tickets, don't count.
+        """
+        return bool(self.is_connected()) and self._is_open_and_silent()
+
+    def _is_open_and_silent(self) -> bool:
+        """Return whether the connection is usable, unless a subclass overrides ``is_connected()``. Pools call this."""
         if not self._connected:
             return False
         # The raw socket's fileno() takes half as long as gevent's.
@@ -124,7 +131,7 @@ class StreamConnection(Connection):
 
     def is_reusable(self, error: BaseException | None) -> bool:
         """Return whether the connection is open, has no unread bytes and no unfinished exchange."""
-        return error is None and self._connected and not self._unread and not self._unfinished_exchanges
+        return error is None and not self._unread and not self._unfinished_exchanges and bool(self.is_connected())
 
     def abort(self) -> None:
         """Close the socket's descriptor without a shutdown, and mark the connection as closed."""

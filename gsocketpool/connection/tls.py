@@ -75,8 +75,7 @@ class TlsConnection(TcpConnection):
                 raise
         raise TimeoutError(self._timed_out("sending to"))
 
-    def is_usable(self) -> bool:
-        """Return whether the connection is open and its socket has nothing to read, except records of TLS itself."""
+    def _is_open_and_silent(self) -> bool:
         return self._connected and _sockets.is_tls_silent(self._sock)
 
     def close(self) -> None:

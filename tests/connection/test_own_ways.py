@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Any
 
 import pytest
 
-from gsocketpool import Connection, Pool, TcpConnection
+from gsocketpool import Connection, Pool, TcpConnection, TlsConnection
 from gsocketpool.url import InvalidURLError
 from tests.support.connections import check_echo, wait_readable
-from tests.support.servers import Server, echo
+from tests.support.servers import Server, client_context, echo, server_context
 
 
 class Reconnecting(TcpConnection):
@@ -33,6 +34,50 @@ def test_a_subclass_may_connect_another_socket() -> None:
         wait_readable(connection)
         assert not connection.is_usable()
         connection.close()
+
+
+class WithHealth(Connection):
+    """Mixed into a stream: it is connected only while it is healthy."""
+
+    is_healthy = True
+
+    def is_connected(self) -> bool:
+        return self.is_healthy and super().is_connected()
+
+
+#: A class that overrides more than is_connected(), each by the same answer.
+OVERRIDES: dict[str, Any] = {
+    "none": {},
+    "is_usable": {"is_usable": lambda self: TcpConnection.is_usable(self)},
+    "is_reusable": {"is_reusable": lambda self, error: TcpConnection.is_reusable(self, error)},
+}
+
+
+@pytest.mark.parametrize("others", OVERRIDES)
+@pytest.mark.parametrize("kind", [TcpConnection, TlsConnection])
+@pytest.mark.parametrize("when", ["in use", "idle"])
+def test_a_stream_that_says_it_is_not_connected_is_not_handed_out_again(
+    kind: type[TcpConnection], when: str, others: str
+) -> None:
+    own: Any = type("Own", (WithHealth, kind), OVERRIDES[others])
+    is_tls = kind is TlsConnection
+    options = {"ssl_context": client_context(), "server_hostname": "localhost"} if is_tls else {}
+    with (
+        Server(echo, tls=server_context("localhost") if is_tls else None) as server,
+        Pool(own, {"host": server.host, "port": server.port, **options}) as pool,
+    ):
+        with pool.connection() as first:
+            check_echo(first)
+        with pool.connection() as second:
+            assert second is first
+            first.is_healthy = when == "idle"
+        first.is_healthy = False
+        assert not first.is_usable()
+        assert not first.is_reusable(None)
+        with pool.connection() as third:
+            assert third is not first
+            check_echo(third)
+        assert pool.stats().discarded == {"unusable" if when == "idle" else "not_reusable": 1}
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "tls", "unix"])
