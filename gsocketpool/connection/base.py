@@ -20,8 +20,10 @@ class Connection:
     The pool looks up once per connection, when it is open, which methods its class overrides.
     """
 
-    #: How many exchanges have begun and have not completed.
+    #: How many exchanges have begun and have not completed: those in progress and those that have failed.
     _unfinished_exchanges = 0
+    #: How many of them have failed.
+    _failed_exchanges = 0
 
     def open(self) -> None:
         """Connect, and log in if the protocol requires it. It may block, within ``open_timeout``, and raise.
@@ -162,6 +164,8 @@ class _Exchange:
     ) -> None:
         if kind is None:
             self._connection._unfinished_exchanges -= 1
+        else:
+            self._connection._failed_exchanges += 1
 
 
 def raw_connection(connection: Connection) -> Any:

@@ -72,7 +72,9 @@ class StreamConnection(Connection):
         if self._connected:
             raise OSError(errno.EISCONN, f"{self!r} is open already")
         self._unread = bytearray()
-        self._unfinished_exchanges = 0
+        # A reconnect may be part of an exchange, which is still in progress.
+        self._unfinished_exchanges -= self._failed_exchanges
+        self._failed_exchanges = 0
         limit = gevent.Timeout(self._timeout)
         try:
             with limit:
@@ -212,7 +214,7 @@ class StreamConnection(Connection):
         searched = 0
         while (found := self._unread.find(delimiter, searched, limit)) < 0:
             if len(self._unread) >= limit:
-                self._unfinished_exchanges += 1
+                self._note_failed_exchange()
                 raise LimitExceededError(f"{delimiter!r} did not come within {limit} bytes", limit)
             # The delimiter may have come in part.
             searched = max(0, len(self._unread) - len(delimiter) + 1)
@@ -247,7 +249,11 @@ class StreamConnection(Connection):
     def _mark_unfinished(self, sock: Any) -> None:
         # Another greenlet may have closed that stream, which caused the error here, and even opened another one.
         if self._connected and sock is self._sock:
-            self._unfinished_exchanges += 1
+            self._note_failed_exchange()
+
+    def _note_failed_exchange(self) -> None:
+        self._unfinished_exchanges += 1
+        self._failed_exchanges += 1
 
     def _add_context(self, error: BaseException, what: str) -> None:
         """Add to an error's text where the connection leads and, for a timeout, the seconds."""

@@ -215,6 +215,65 @@ def test_a_stream_that_was_asked_and_not_heard_is_not_handed_on(echo_port: int) 
             assert another.ask(b"three") == b"three\n"
 
 
+class Persistent(TcpConnection):
+    """Reconnects in the middle of an exchange, and tries again."""
+
+    def ask(self, line: bytes, error: BaseException | None = None) -> bytes:
+        """Ask a second time over a new stream. `error` cuts that short."""
+        with self.exchange():
+            self.send(line + b"\n")
+            self.reconnect()
+            assert not self.is_reusable(None), "the exchange is still in progress"
+            self.send(line + b"\n")
+            if error is not None:
+                raise error
+            return self.recv_until(b"\n")
+
+    def ask_in_vain(self, line: bytes, error: BaseException) -> None:
+        """Ask a second time by an exchange inside the first one, which `error` cuts short."""
+        with self.exchange():
+            self.reconnect()
+            with contextlib.suppress(type(error)), self.exchange():
+                self.send(line + b"\n")
+                raise error
+
+
+@contextmanager
+def pool_of_persistent(port: int) -> Iterator[Pool[Persistent]]:
+    with Pool(Persistent, {"host": "127.0.0.1", "port": port}, max_connections=1) as pool:
+        yield pool
+
+
+def test_an_exchange_that_reconnects_and_ends_well_keeps_the_connection(echo_port: int) -> None:
+    with pool_of_persistent(echo_port) as pool:
+        with pool.connection() as connection:
+            assert connection.ask(b"one") == b"one\n"
+        with pool.connection() as again:
+            assert again is connection
+            assert again.ask(b"two") == b"two\n"
+
+
+@pytest.mark.parametrize("step", ["raw", "same exchange", "exchange inside", "later exchange"])
+def test_an_exchange_that_fails_after_a_reconnect_discards_the_connection(echo_port: int, step: str) -> None:
+    with pool_of_persistent(echo_port) as pool:
+        with pool.connection() as connection, contextlib.suppress(ValueError, TimeoutError):
+            if step == "same exchange":
+                connection.ask(b"lost", ValueError())
+            elif step == "exchange inside":
+                connection.ask_in_vain(b"lost", ValueError())
+            else:
+                assert connection.ask(b"one") == b"one\n"
+                if step == "later exchange":
+                    with connection.exchange():
+                        connection.send(b"lost\n")
+                        raise ValueError
+                connection.socket.settimeout(0.01)
+                connection.recv()
+        with pool.connection() as another:
+            assert another is not connection
+            assert another.ask(b"mine") == b"mine\n"
+
+
 class OldLine(TcpConnection):
     """Has a method of its own that happens to be called like the guard."""
 
