@@ -68,7 +68,7 @@ class Connection:
         the stream, or bytes that the caller did not ask for. This costs one system call and no switch. Override it to
         check more, by a ping for instance. An error counts as False. An acquire that must not wait uses the default.
         """
-        return self.is_connected() and _sockets.is_silent(raw_connection(self))
+        return bool(self.is_connected()) and _sockets.is_silent(raw_connection(self))
 
     def is_reusable(self, error: BaseException | None) -> bool:
         """Return whether the pool may keep the connection when it comes back. It must not block.
@@ -79,7 +79,7 @@ class Connection:
             :meth:`Pool.release() <gsocketpool.Pool.release>` was called. An interrupted exchange may be half done, so
             return True for an error only if the class knows that the exchange is complete.
         """
-        return error is None and not self._unfinished_exchanges and self.is_connected()
+        return error is None and not self._unfinished_exchanges and bool(self.is_connected())
 
     def is_settled(self) -> bool:
         """Return whether nothing is left open that :meth:`reset` would end, such as a transaction. It must not block.

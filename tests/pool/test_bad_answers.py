@@ -88,6 +88,32 @@ ANSWERS = [pytest.param(neither, id="neither"), pytest.param(dead, id="dead")]
 THROWN: list[Callable[[], BaseException]] = [gevent.GreenletExit, lambda: gevent.Timeout(1), FatalError]
 
 
+class DerivedWithSocket(Derived):
+    """A connection that is asked what a connection with a socket is asked."""
+
+    def get(self) -> Any:
+        return None
+
+
+@pytest.mark.parametrize("kind", [Foreign, Derived, DerivedWithSocket])
+def test_a_connection_that_says_it_is_open_by_something_true_is_kept(kind: Callable[[], Any]) -> None:
+    pool, made = make_pool(kind)
+    for _ in range(3):
+        with pool.connection() as connection:
+            connection.answers["is_connected"] = "a socket"
+    assert len(made) == 1
+    assert made[0].is_open
+
+
+@pytest.mark.parametrize("kind", [Derived, DerivedWithSocket])
+def test_the_default_checks_answer_true_or_false(kind: Callable[[], Any]) -> None:
+    connection = kind()
+    for answer, expected in (("a socket", True), (None, False)):
+        connection.answers["is_connected"] = answer
+        assert connection.is_usable() is expected
+        assert connection.is_reusable(None) is expected
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_an_idle_connection_that_does_not_say_whether_it_is_open_is_not_handed_out(
