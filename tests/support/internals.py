@@ -52,7 +52,7 @@ def sweep_all_the_time(pool: Any) -> Any:
 
     reaper = pool._reaper
     reaper.greenlet.kill()
-    reaper.greenlet = gevent.spawn(_sweep_forever, reaper, weakref.ref(pool), 0)
+    reaper.greenlet = gevent.spawn(_sweep_forever, reaper, weakref.ref(pool), pool.name, 0)
     return reaper.greenlet
 
 
