@@ -85,29 +85,32 @@ class Connection:
         """Return whether nothing is left open that :meth:`reset` would end, such as a transaction. It must not block.
 
         The pool calls it on reusable connections, if the class overrides it. By default every connection is settled.
+        Only in a class that overrides this does the pool call :meth:`complete`, :meth:`reset` and
+        :meth:`reset_session`: in an older class, methods of these names may mean something else.
         """
         return True
 
     def reset(self) -> None:
         """Make an unsettled connection settled. It may block, within ``reset_timeout``.
 
-        The pool calls it in a greenlet of its own. If a class does not override it, the pool discards its unsettled
-        connections.
+        The pool calls it in a greenlet of its own, and only if the class also overrides :meth:`is_settled`. If a class
+        does not override this, the pool discards its unsettled connections.
         """
         raise NotImplementedError(f"{type(self).__name__} has no reset()")
 
     def reset_session(self) -> None:
         """Reset session state that outlives a transaction, such as settings and locks.
 
-        A pool with ``reset="always"`` calls it after each use of a settled connection. It may block, within
-        ``reset_timeout``. By default this is :meth:`reset`.
+        A pool with ``reset="always"`` calls it after each use, once the connection is settled, if the class also
+        overrides :meth:`is_settled`. It may block, within ``reset_timeout``. By default this is :meth:`reset`.
         """
         self.reset()
 
     def complete(self) -> None:
         """Complete the work of a block that ends well, by a COMMIT for instance. It may block, in the caller.
 
-        An error leaves the block, and the pool discards the connection. By default there is nothing to complete.
+        The pool calls it only if the class also overrides :meth:`is_settled`. An error leaves the block, and the pool
+        discards the connection. By default there is nothing to complete.
         """
 
     def ping(self) -> None:
