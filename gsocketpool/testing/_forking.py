@@ -7,10 +7,8 @@ import time
 import warnings
 
 import gevent.os
-from gevent.monkey import get_original
 
-# gevent's version would switch.
-_select = get_original("select", "select")
+from gsocketpool.connection._sockets import READABLE, new_poll
 
 
 class PipeEnd:
@@ -29,7 +27,11 @@ class PipeEnd:
 
     def poll(self, timeout: float = 0.0) -> None:
         """Receive what is there or comes within `timeout` seconds. This blocks the whole process and never switches."""
-        if not self.is_at_end and _select([self._reading], [], [], timeout)[0]:
+        if self.is_at_end:
+            return
+        poll = new_poll()
+        poll.register(self._reading, READABLE)
+        if poll.poll(timeout * 1000):
             data = os.read(self._reading, 65536)
             self.received += data
             self.is_at_end = not data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from typing import Any
 import gevent
 import gevent.pool
 import gevent.socket
-from gevent.monkey import get_original
 
-# gevent's version would switch.
-_select = get_original("select", "select")
+from gsocketpool.connection import _sockets
+
+#: Seconds between two attempts to accept a client, after one that failed.
+_PAUSE = 0.01
 
 
 class Acceptor:
@@ -63,8 +65,9 @@ class Acceptor:
             self._accepting.kill()
             self._accepting = None
             # Accept the clients in the backlog, which count as connected. Without a switch, or more would come.
-            while _select([self._listener], [], [], 0)[0]:
-                self._begin(self._listener.accept()[0])
+            with contextlib.suppress(OSError):
+                while _sockets.is_readable(self._listener.fileno()):
+                    self._begin(self._listener.accept()[0])
         for sock in (self._listener, *self._fillers):
             sock.close()
         self._fillers.clear()
@@ -104,9 +107,12 @@ class Acceptor:
             try:
                 sock, _ = listener.accept()
             except OSError:
-                # The listener was closed.
-                return
-            self._begin(sock)
+                if listener.fileno() < 0:
+                    return
+                # No descriptor may be free at the moment.
+                gevent.sleep(_PAUSE)
+            else:
+                self._begin(sock)
 
 
 def _remove_socket(path: str) -> None:

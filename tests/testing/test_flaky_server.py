@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.socket
 import pytest
 
 from gsocketpool import (
@@ -26,6 +28,7 @@ from gsocketpool.testing import FAULTS, FlakyServer, exchange_line
 from tests.support.connections import no_hanging as no_hanging
 from tests.support.connections import outcome, spawn_waiting, without_switching
 from tests.support.connections import reset as reset_peer
+from tests.support.internals import fork
 from tests.support.processes import in_child
 from tests.support.scripted import PATIENCE, settle
 from tests.support.servers import Server, client_context, open_sockets, server_context
@@ -251,6 +254,67 @@ def test_sees_the_end_of_a_connection_to_which_it_owes_an_answer(
     client.close()
     flaky_server.wait_until(lambda: not flaky_server.open_connections)
     assert flaky_server.connections[0].end == "closed"
+
+
+@contextlib.contextmanager
+def no_free_descriptor() -> Iterator[None]:
+    """A block in which this process can open no file."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 1, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_accepts_again_once_there_are_free_descriptors(flaky_server: FlakyServer) -> None:
+    ours = gevent.socket.socket()
+    ours.settimeout(PATIENCE)
+    with ours:
+        with no_free_descriptor():
+            ours.connect(flaky_server.address)
+            # The server tries in vain to accept.
+            gevent.sleep(0.05)
+            assert flaky_server.connections == []
+        ours.sendall(b"hello\n")
+        assert ours.recv(100) == b"hello\n"
+
+
+def test_stops_listening_although_it_can_accept_no_more_clients(flaky_server: FlakyServer) -> None:
+    ours = gevent.socket.socket()
+    with ours:
+        with no_free_descriptor():
+            ours.connect(flaky_server.address)
+            flaky_server.fail("refuse")
+        with pytest.raises(ConnectionRefusedError):
+            gevent.socket.create_connection(flaky_server.address)
+
+
+def test_serves_and_forks_in_a_process_with_many_open_files(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 4096), limits[1]))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with FlakyServer() as server:
+            server.fail("refuse")
+        number, ends = fork()
+        if number == 0:
+            ends.send(b"x")
+            os._exit(0)
+        ends.wait_for(1, PATIENCE)
+        assert ends.received == b"x"
+        ends.close()
+        os.waitpid(number, 0)
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_closes_what_is_idle_and_nothing_else(flaky_server: FlakyServer, client: TcpConnection) -> None:
