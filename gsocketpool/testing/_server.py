@@ -14,6 +14,7 @@ import gevent.pool
 from gsocketpool import InvalidArgumentError
 from gsocketpool._fork import call_after_fork
 from gsocketpool.connection import _sockets
+from gsocketpool.exceptions import add_note, described
 from gsocketpool.settings import check_seconds
 from gsocketpool.testing._faults import OF_CONNECTING, Faults, check_fault
 from gsocketpool.testing._listening import Acceptor
@@ -35,7 +36,8 @@ class FlakyServer:
     that event loop, so a client that blocks the whole process can't talk to it.
 
     :param answer: gets a request, delimiter included, and returns the answer's bytes, or None for no answer. By default
-        the answer is the request itself.
+        the answer is the request itself. If it raises, the server closes the connection, and the error is raised at
+        the end of the block, or noted on the error that leaves the block.
     :param delimiter: the bytes that end a request.
     :param upstream: the address of a server to relay everything to, in both directions, instead of answering. Each
         piece received from there counts as one answer. This adds faults to a server of any protocol.
@@ -92,8 +94,13 @@ class FlakyServer:
         self.close_connections()
         self._greenlets.kill()
         self._acceptor.close()
-        if error is None and self._service.errors:
-            raise self._service.errors[0]
+        errors, upstream_error = self._service.errors, self._service.upstream_error
+        if error is None:
+            if errors:
+                raise errors[0]
+        elif errors or upstream_error is not None:
+            # It may be the reason for the error that leaves the block.
+            add_note(error, f"the FlakyServer failed: {described(errors[0]) if errors else upstream_error}")
 
     def _begin(self, sock: Any) -> None:
         served = ServedConnection(sock, len(self.connections))

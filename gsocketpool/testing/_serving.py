@@ -11,6 +11,7 @@ import gevent.pool
 import gevent.socket
 import gevent.ssl
 
+from gsocketpool.exceptions import described
 from gsocketpool.testing._faults import Faults
 from gsocketpool.testing._served import ServedConnection, end
 
@@ -36,8 +37,11 @@ class Service:
         self._tls = tls
         self._faults = faults
         self._greenlets = greenlets
-        #: Unexpected errors.
-        self.errors: list[Exception] = []
+        #: Unexpected errors, such as those of ``answer()``.
+        self.errors: list[BaseException] = []
+        #: Why the server upstream could not be reached; None if it always could. In words, because the error would keep
+        #: the sockets in its traceback.
+        self.upstream_error: str | None = None
 
     def serve(self, served: ServedConnection) -> None:
         """Serve a connection until it ends."""
@@ -72,17 +76,29 @@ class Service:
             *requests, unread = (unread + data).split(self._delimiter)
             for request in requests:
                 served.requests.append(request + self._delimiter)
-                answer = self._answer(served.requests[-1])
-                if answer is not None:
-                    if not isinstance(answer, bytes | bytearray):
+                try:
+                    answer = self._answer(served.requests[-1])
+                    if not isinstance(answer, bytes | bytearray | None):
                         raise TypeError(f"answer() must return bytes or None, not {type(answer).__name__}")
+                except (Exception, gevent.Timeout) as error:
+                    # Here, because an OSError of the connection itself has another meaning.
+                    self.errors.append(error)
+                    end(served)
+                    return
+                if answer is not None:
                     served.is_asking = True
                     self._send(served, answer)
 
     # With a server upstream
 
     def _relay(self, served: ServedConnection) -> None:
-        with self._connect_upstream() as upstream:
+        try:
+            upstream = self._connect_upstream()
+        except OSError as error:
+            self.upstream_error = f"could not connect to the server upstream, {self._upstream!r}: {described(error)}"
+            end(served)
+            return
+        with upstream:
             served._upstream = upstream
             back = self._greenlets.spawn(self._relay_back, served, upstream)
             try:
@@ -97,7 +113,11 @@ class Service:
         if not isinstance(self._upstream, str):
             return gevent.socket.create_connection(self._upstream)
         upstream = gevent.socket.socket(gevent.socket.AF_UNIX)
-        upstream.connect(self._upstream)
+        try:
+            upstream.connect(self._upstream)
+        except BaseException:
+            upstream.close()
+            raise
         return upstream
 
     def _relay_back(self, served: ServedConnection, upstream: Any) -> None:

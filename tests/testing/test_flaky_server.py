@@ -98,9 +98,10 @@ def test_answers_as_it_is_told() -> None:
         connection.close()
 
 
-def test_an_error_in_what_answers_is_raised_at_the_end() -> None:
+@pytest.mark.parametrize("error", [LookupError("what"), FileNotFoundError("what"), gevent.Timeout(1, "what")])
+def test_an_error_in_what_answers_is_raised_at_the_end(error: BaseException) -> None:
     def answer(request: bytes) -> bytes:
-        raise LookupError(request)
+        raise error
 
     def ask() -> None:
         with FlakyServer(answer) as server:
@@ -108,8 +109,9 @@ def test_an_error_in_what_answers_is_raised_at_the_end() -> None:
             connection.open()
             with pytest.raises(ConnectionClosedError):
                 exchange_line(connection, b"what")
+            assert [served.end for served in server.connections] == ["by the server"]
 
-    with pytest.raises(LookupError, match="what"):
+    with pytest.raises(type(error), match="what"):
         ask()
 
 
@@ -155,6 +157,55 @@ def test_knows_how_each_connection_has_ended(kind: str, tmp_path: Path) -> None:
         server.wait_until(lambda: kind == "unix" or not server.open_connections)
         ends = [served.end for served in server.connections]
         assert ends == ["closed", "by the server", {"tcp": "reset", "tls": "cut off", "unix": None}[kind]]
+
+
+def test_an_error_in_what_answers_is_noted_on_the_error_that_leaves_the_block() -> None:
+    def answer(request: bytes) -> bytes:
+        raise FileNotFoundError("no such fixture")
+
+    def ask() -> None:
+        with FlakyServer(answer) as server:
+            connection = TcpConnection(server.host, server.port, timeout=PATIENCE)
+            connection.open()
+            exchange_line(connection, b"what")
+
+    with pytest.raises(ConnectionClosedError) as caught:
+        ask()
+    assert "no such fixture" in "".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_server_upstream_that_cannot_be_reached_is_noted_on_the_error_that_leaves_the_block(
+    kind: str, tmp_path: Path, assert_no_leaks: None
+) -> None:
+    upstream: Any = str(tmp_path / "nothing") if kind == "unix" else ("127.0.0.1", 1)
+
+    def ask() -> None:
+        with FlakyServer(upstream=upstream) as server, contextlib.closing(connection_to(server)) as connection:
+            try:
+                exchange_line(connection, b"hello")
+            finally:
+                assert [served.end for served in server.connections] == ["by the server"]
+
+    with pytest.raises((ConnectionError, ConnectionClosedError)) as caught:
+        ask()
+    assert f"could not connect to the server upstream, {upstream!r}" in "".join(caught.value.__notes__)
+
+
+def test_a_server_upstream_that_cannot_be_reached_is_no_error_to_a_client_that_copes() -> None:
+    with (
+        FlakyServer(upstream=("127.0.0.1", 1)) as server,
+        contextlib.closing(connection_to(server)) as connection,
+        pytest.raises((ConnectionError, ConnectionClosedError)),
+    ):
+        exchange_line(connection, b"hello")
+
+
+def connection_to(server: FlakyServer) -> TcpConnection:
+    """Return an open connection."""
+    connection = TcpConnection(server.host, server.port, timeout=PATIENCE)
+    connection.open()
+    return connection
 
 
 def test_passes_everything_on_to_a_server_upstream() -> None:
