@@ -189,12 +189,11 @@ class PsycopgConnector(Connector[PsycopgConnection]):
     def complete(self, connection: PsycopgConnection) -> None:
         """Commit. As in psycopg's own ``with`` block, this rolls back if a statement in the transaction has failed.
 
-        If the block caught an exception that interrupted an exchange, such as a Timeout, this raises, and nothing is
-        committed.
+        If the block caught an exception that interrupted an exchange, such as a Timeout, or left a ``stream()``
+        unfinished, this raises, and nothing is committed.
         """
         status = connection.pgconn.transaction_status
-        # Without a transaction, commit() would still wait for the lock, which a generator that the caller keeps may
-        # never release.
+        # Without a transaction, there is nothing to commit.
         if status == _IDLE:
             return
         # In autocommit mode, all complete statements are committed.
@@ -203,6 +202,9 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         # If the block has closed the connection, the server has rolled back.
         if connection.closed and not connection.broken:
             return
+        if connection.lock.locked():
+            # commit() would wait for the lock, for ever if a generator holds it that the caller keeps.
+            raise psycopg.OperationalError("nothing is committed: a stream or a statement has not ended")
         connection.commit()
 
     def reset(self, connection: PsycopgConnection) -> None:

@@ -203,6 +203,17 @@ def test_complete_passes_over_a_caught_timeout_in_autocommit_mode(conninfo: str)
         connector.cancel(connection)
 
 
+@patched
+def test_complete_raises_instead_of_waiting_for_a_generator_that_the_block_has_left(conninfo: str) -> None:
+    with connected(conninfo) as (connector, connection):
+        rows = connection.cursor().stream("SELECT generate_series(1, 10000)")
+        next(rows)
+        with gevent.Timeout(PATIENCE), pytest.raises(psycopg.OperationalError, match="nothing is committed"):
+            connector.complete(connection)
+        assert not connector.is_reusable(connection, None)
+        rows.close()
+
+
 # What is given back in the middle of an exchange
 
 
