@@ -79,15 +79,19 @@ def _marks_changed(method: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Connection(psycopg.Connection[Any]):
-    """psycopg's connection, which also notes whether its settings may have changed.
+    """psycopg's connection, which also notes whether its settings may have changed, and its transaction's last status.
 
-    Comparing all settings after each use would take as long as all other work of giving a connection back.
+    Comparing all settings after each use would take as long as all other work of giving a connection back. A statement
+    that is cut short, or a lost connection, hides whether a transaction was open.
     """
 
     #: Its settings when it was connected.
     _initial_settings: tuple[Any, ...]
     #: Whether any attribute was set, or any handler added or removed, since the settings were last compared.
     _may_have_changed = True
+    #: The transaction's status before the last exchange that began between two statements. A transaction of
+    #: ``transaction()`` does not count, because that raises by itself.
+    _last_status = _IDLE
     # Defaults for psycopg's own attributes, which not every version has.
     _num_transactions = 0
     _tpc = None
@@ -100,6 +104,13 @@ class _Connection(psycopg.Connection[Any]):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         super().__setattr__("_may_have_changed", True)
+
+    def wait(self, *arguments: Any, **options: Any) -> Any:
+        status = self.pgconn.transaction_status
+        if status in _REUSABLE and not self._num_transactions:
+            # Past __setattr__(), which would mark the settings as changed.
+            vars(self)["_last_status"] = status
+        return super().wait(*arguments, **options)
 
 
 class PsycopgConnector(Connector[PsycopgConnection]):
@@ -190,14 +201,15 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         """Commit. As in psycopg's own ``with`` block, this rolls back if a statement in the transaction has failed.
 
         If the block caught an exception that interrupted an exchange, such as a Timeout, or left a ``stream()``
-        unfinished, this raises, and nothing is committed.
+        unfinished, this raises, and nothing is committed. In autocommit mode, it does so if the block has said BEGIN.
         """
         status = connection.pgconn.transaction_status
         # Without a transaction, there is nothing to commit.
         if status == _IDLE:
             return
-        # In autocommit mode, all complete statements are committed.
-        if connection.autocommit and status in (_ACTIVE, _UNKNOWN):
+        # In autocommit mode, all complete statements are committed, unless the block has said BEGIN.
+        is_over = status in (_ACTIVE, _UNKNOWN)
+        if is_over and connection.autocommit and connection._last_status == _IDLE:  # type: ignore[attr-defined]
             return
         # If the block has closed the connection, the server has rolled back.
         if connection.closed and not connection.broken:

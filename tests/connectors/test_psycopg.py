@@ -214,6 +214,56 @@ def test_complete_raises_instead_of_waiting_for_a_generator_that_the_block_has_l
         rows.close()
 
 
+@patched
+@pytest.mark.parametrize("end", ["timeout", "stream", "lost"])
+def test_complete_raises_if_a_transaction_that_was_begun_in_autocommit_mode_is_lost(conninfo: str, end: str) -> None:
+    with table(conninfo) as name, connected(conninfo, autocommit=True) as (connector, connection):
+        connection.execute("BEGIN")
+        connection.execute(f"INSERT INTO {name} VALUES (1)")
+        if end == "timeout":
+            interrupt(lambda: sleeping(connection))
+        elif end == "stream":
+            rows = connection.cursor().stream("SELECT generate_series(1, 10000)")
+            next(rows)
+            interrupt(lambda: sleeping(connection))
+        else:
+            terminate(conninfo, connection)
+            for _ in range(2):
+                with pytest.raises(psycopg.OperationalError):
+                    connection.execute("SELECT 1")
+        with pytest.raises(psycopg.OperationalError):
+            connector.complete(connection)
+        connector.cancel(connection)
+        connector.close(connection)
+        assert values(conninfo, name) == []
+
+
+@patched
+def test_complete_passes_over_a_transaction_that_has_ended_before_a_timeout_in_autocommit_mode(conninfo: str) -> None:
+    with table(conninfo) as name, connected(conninfo, autocommit=True) as (connector, connection):
+        connection.execute("BEGIN")
+        connection.execute(f"INSERT INTO {name} VALUES (1)")
+        connection.execute("COMMIT")
+        interrupt(lambda: sleeping(connection))
+        connector.complete(connection)
+        connector.cancel(connection)
+        assert values(conninfo, name) == [1]
+
+
+@patched
+def test_complete_passes_over_a_timeout_that_has_left_transaction_in_autocommit_mode(conninfo: str) -> None:
+    with connected(conninfo, autocommit=True) as (connector, connection):
+
+        def act() -> None:
+            with connection.transaction():
+                connection.execute("SELECT 1")
+                sleeping(connection)
+
+        interrupt(act)
+        connector.complete(connection)
+        connector.cancel(connection)
+
+
 # What is given back in the middle of an exchange
 
 
