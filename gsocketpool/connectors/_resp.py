@@ -45,8 +45,8 @@ class RespConnector(Connector[C]):
 
     :param url: the server's URL, or a callable that returns it, called for each connection. None for the library's
         defaults, or if `options` name the server.
-    :param options: arguments of the library's client. Each may be a callable that returns the value, called for each
-        connection.
+    :param options: arguments of the library's client, which override those of the URL. Each may be a callable that
+        returns the value, called for each connection.
     """
 
     #: The library and its client class.
@@ -172,10 +172,13 @@ class RespConnector(Connector[C]):
         try:
             client = self._library_client(url, options)
             library_pool = client.connection_pool
+            given = library_pool.connection_kwargs
             client.connection_pool = pool_class(library)(
                 connection_class(library, library_pool.connection_class),
                 **{
-                    **library_pool.connection_kwargs,
+                    **given,
+                    # In the library, those of the URL win.
+                    **{name: value for name, value in options.items() if url is not None and name in given},
                     **self._arguments,
                     "retry": library.retry.Retry(library.backoff.NoBackoff(), 0),
                     "retry_on_error": [],

@@ -29,7 +29,7 @@ class RedisConnector(RespConnector["redis.Redis"]):
     :param url: a ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` or ``unix://`` URL, or a callable that
         returns one. None if `options` name the server.
     :param options: arguments of :class:`redis.Redis`, such as `host`, `db` or `decode_responses`; with a URL, those of
-        :meth:`redis.Redis.from_url`. Each may be a callable that returns the value.
+        :meth:`redis.Redis.from_url`, and they override the URL. Each may be a callable that returns the value.
 
     Callables are called for each new connection, so passwords may change.
     """

@@ -20,7 +20,7 @@ class ValkeyConnector(RespConnector["valkey.Valkey"]):
     :param url: a ``valkey://``, ``valkeys://``, ``redis://``, ``rediss://`` or ``unix://`` URL, or a callable that
         returns one. None if `options` name the server.
     :param options: arguments of :class:`valkey.Valkey`, such as `host`, `db` or `decode_responses`; with a URL, those
-        of :meth:`valkey.Valkey.from_url`. Each may be a callable that returns the value.
+        of :meth:`valkey.Valkey.from_url`, and they override the URL. Each may be a callable that returns the value.
 
     Callables are called for each new connection, so passwords may change.
     """

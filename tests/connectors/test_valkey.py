@@ -221,6 +221,33 @@ def test_the_clients_own_arguments(library: Library, server: Any) -> None:
         assert connector.is_settled(client)
 
 
+def test_options_override_all_that_the_url_says(library: Library, server: Any, other: Any) -> None:
+    other.execute_command("ACL", "SETUSER", "app", "reset", "on", ">new", "+@all", "~*", "&*")
+    connector = library.connector(
+        "valkey://other:old@127.0.0.1:1/1?client_name=first&protocol=2&decode_responses=no",
+        host="localhost",
+        port=server.port,
+        username="app",
+        password=lambda: "new",
+        db=lambda: 3,
+        client_name="second",
+        protocol=3,
+        decode_responses=True,
+        **library.options,
+    )
+    with connected(connector) as client:
+        info = client.client_info()
+        assert (info["user"], info["db"], info["name"], info["resp"]) == ("app", 3, "second", "3")
+        assert client.acl_whoami() == "app"
+
+
+def test_options_override_the_url_of_a_pool_also_if_a_callable_returns_them(server: Any) -> None:
+    url = f"redis://:wrong@127.0.0.1:{server.port}/1"
+    for options in ({"db": 3, "password": None}, lambda: {"db": 3, "password": None}):
+        with Pool.from_url(url, options) as pool, pool.connection() as client:
+            assert client.client_info()["db"] == 3
+
+
 @pytest.mark.parametrize(
     ("scheme", "kind"),
     [
