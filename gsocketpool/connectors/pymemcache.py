@@ -87,14 +87,14 @@ class PymemcacheConnector(Connector[PymemcacheClient]):
         such as ``?timeout=1``; or a callable that returns it, called for each new connection. None if `options` have a
         ``server``.
     :param options: arguments of ``pymemcache.Client``, which override those of the URL.
-    :raises InvalidArgumentError: for arguments that ``pymemcache.Client`` would refuse.
+    :raises InvalidArgumentError: for arguments that ``pymemcache.Client`` would refuse. It never shows a secret.
     """
 
     def __init__(self, url: str | Callable[[], str] | None = None, **options: Any) -> None:
         for name in options:
             if name not in _KNOWN:
                 allowed = "left out: pymemcache.Client has no such argument"
-                raise InvalidArgumentError(name, options[name], allowed)
+                raise InvalidArgumentError(name, _urls.HIDDEN, allowed)
         self._url = url
         self._options = options
         if not callable(url):
@@ -140,7 +140,8 @@ class PymemcacheConnector(Connector[PymemcacheClient]):
             return _Client(**arguments)
         except (TypeError, ValueError, AttributeError, SystemError) as error:
             wrong = next((name for name in [*self._options, *given] if name in str(error).replace(" ", "_")), "server")
-            raise InvalidArgumentError(wrong, arguments[wrong], "a value that pymemcache.Client accepts") from error
+        # Outside the except clause: a server may be a URL with a password, which the error quotes.
+        raise InvalidArgumentError(wrong, type(arguments[wrong]), "a value that pymemcache.Client accepts")
 
 
 def _parse_url(url: Any) -> dict[str, Any]:
