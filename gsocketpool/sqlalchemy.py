@@ -248,11 +248,18 @@ class _Record(_ConnectionRecord):
 
     The garbage collector may find the proxy at any point of any code. SQLAlchemy would roll back there, which switches
     greenlets. Instead, the pool takes the record back, and resets it in a greenlet.
+
+    It also returns if an exception cuts its check-in short. SQLAlchemy would lose its place.
     """
 
     # Before it rolls back, SQLAlchemy 2.1 reads `needs_gc`, and 2.0 compares `fairy_ref` with its own reference. Here
     # the former says no, and the latter differs.
     needs_gc = False
+
+    def __init__(self, pool: Any) -> None:
+        # First, because SQLAlchemy connects here.
+        self._weak_pool = pool
+        super().__init__(pool)
 
     @property
     def fairy_ref(self) -> weakref.ref[_ConnectionFairy] | None:
@@ -266,6 +273,17 @@ class _Record(_ConnectionRecord):
             # A strong reference, like the proxy's own: the pool must outlive the proxy.
             pool: Any = proxy._pool
             self._proxy = weakref.ref(proxy, lambda _: pool._do_return_conn(self))
+
+    def checkin(self, *arguments: Any, **options: Any) -> None:
+        try:
+            super().checkin(*arguments, **options)
+        except BaseException as error:
+            # For example a Timeout, while the isolation level is reset.
+            try:
+                self.invalidate(error)
+            finally:
+                self._weak_pool._do_return_conn(self)
+            raise
 
 
 class _Pool(Pool[ConnectionPoolEntry]):

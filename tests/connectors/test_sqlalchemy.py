@@ -696,6 +696,31 @@ def test_an_exception_at_any_switch_loses_no_connection_and_no_capacity(
     assert {"execute", "rollback", "commit"} <= set(steps)
 
 
+@pytest.mark.parametrize("kind", [gevent.Timeout, gevent.GreenletExit, ValueError])
+def test_an_exception_while_the_isolation_level_is_reset_costs_the_connection_but_not_its_place(
+    driver: Driver, kind: type[BaseException]
+) -> None:
+    engine = engine_of(driver, pool_size=1, max_overflow=0, pool_timeout=1)
+    error = kind()
+
+    def fail(name: str) -> None:
+        if name == "execute":
+            raise error
+
+    connection = engine.connect().execution_options(isolation_level="READ UNCOMMITTED")
+    driver.at_step = fail
+    with pytest.raises(kind) as raised:
+        connection.close()
+    assert raised.value is error
+    driver.at_step = lambda name: None
+    settle()
+    assert numbers(engine) == (0, 0, 0)
+    assert driver.open == 0
+    with engine.connect() as connection:
+        assert connection.execute(SELECT_1).scalar() == 1
+    assert numbers(engine) == (0, 1, 0)
+
+
 def test_a_connection_of_a_dead_greenlet_is_taken_back(driver: Driver, caplog: pytest.LogCaptureFixture) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0, pool_timeout=PATIENCE)
     kept = gevent.spawn(engine.connect).get()
