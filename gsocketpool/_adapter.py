@@ -120,7 +120,7 @@ class Adapter:
         self._call_in_context(self._steps.ping, "ping()", connection)
 
     def ping_idle(self, connection: Any) -> bool | None:
-        """Ping an idle connection, and complete what the ping leaves open. This may block and raise.
+        """Ping an idle connection, and complete what only the ping leaves open. This may block and raise.
 
         :return: whether the connection may be kept; None if it was dead before the ping.
         """
@@ -129,9 +129,11 @@ class Adapter:
             if not steps.is_alive(connection):
                 # Unread bytes would pass for the answer.
                 return None
+            # Without resets, a failed block may have left its transaction open.
+            may_complete = self._reset != "never" or steps.is_settled(connection)
             steps.ping(connection)
             complete = steps.completion(connection)
-            if complete is not None:
+            if complete is not None and may_complete:
                 complete(connection)
             if not steps.is_reusable(connection, None):
                 return False

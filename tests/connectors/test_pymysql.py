@@ -511,6 +511,27 @@ def test_a_block_is_a_transaction(connector: PyMySQLConnector, table: str, other
     assert values(other, table) == [1]
 
 
+def test_a_ping_commits_nothing_that_a_failed_block_has_left_in_a_pool_without_resets(
+    arguments: dict[str, Any], table: str, other: Any
+) -> None:
+    pinged = []
+
+    class Connector(PyMySQLConnector):
+        def ping(self, connection: Any) -> None:
+            super().ping(connection)
+            pinged.append(connection)
+
+    with Pool(Connector(**arguments), max_connections=1, reset="never", keepalive_interval=0.01) as pool:
+        with suppress(AppError), pool.connection() as connection:
+            run(connection, f"INSERT INTO {table} VALUES (1)")
+            raise AppError
+        eventually(lambda: len(pinged) > 1)
+        assert values(other, table) == []
+        with pool.connection() as connection:
+            assert connection is pinged[0]
+            connection.rollback()
+
+
 @pytest.mark.parametrize("act", [sleeping, streaming])
 def test_after_a_timeout_that_the_block_has_caught_the_next_user_is_alone(
     arguments: dict[str, Any], other: Any, act: Callable[[Any], None]
