@@ -911,6 +911,8 @@ def test_a_request_has_so_much_time_for_all_of_its_acquires(backend: Backend) ->
     with app.app_context():
         current_pool.release(held)
     assert app.ask(lambda: str(current_connection.number)).text == "0"
+    with app.app_context():
+        assert current_connection.number == 0, "outside of a request, the time is not limited"
 
 
 def test_an_acquire_gets_what_others_have_left_of_the_time(
