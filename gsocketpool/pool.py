@@ -470,9 +470,16 @@ class Pool(Core, Generic[C]):
         """
         seconds = self._settings.ping_timeout
         with self.connection(timeout) as connection:
-            late = TimeoutError(f"pool {self.name!r}: the backend did not answer a ping within {seconds:g} s")
-            with gevent.Timeout(seconds, late):
-                self._adapter.ping(connection)
+            # Not a TimeoutError, which a ping() may take for one of its socket, and handle.
+            limit = gevent.Timeout(seconds)
+            try:
+                with limit:
+                    self._adapter.ping(connection)
+            except gevent.Timeout as error:
+                if error is not limit:
+                    raise
+                late = f"pool {self.name!r}: the backend did not answer a ping within {seconds:g} s"
+                raise TimeoutError(late) from None
 
     def _wait_until(self, condition: Callable[[], bool], timeout: float | None) -> None:
         deadline = math.inf if timeout is None else self._clock() + timeout

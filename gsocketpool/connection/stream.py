@@ -15,6 +15,9 @@ from gsocketpool.connection.base import Connection
 from gsocketpool.exceptions import ConnectionClosedError, InvalidArgumentError, LimitExceededError, add_note
 from gsocketpool.settings import check_count, check_seconds
 
+#: The arguments of a timeout of gevent's sockets: others are thrown by user code, which chose their text.
+_SOCKET_TIMEOUTS = (("timed out",), *((f"The {step} operation timed out",) for step in ("read", "write", "handshake")))
+
 #: The most bytes per recv(), because Python allocates as many before it receives.
 MAX_RECV_SIZE = 1 << 20
 
@@ -84,7 +87,7 @@ class StreamConnection(Connection):
             if self._sock is not None:
                 self._sock.close()
             if error is not limit:
-                self._add_context(error, "connecting to")
+                self._add_context(error, "connecting to", self._timeout)
                 raise
             # The traceback would keep this frame, and with it the socket.
             error.__traceback__ = None
@@ -95,7 +98,7 @@ class StreamConnection(Connection):
             self._poll = new_poll()
             self._poll.register(self._polled, READABLE)
             return
-        raise TimeoutError(self._timed_out("connecting to"))
+        raise TimeoutError(self._timed_out("connecting to", self._timeout))
 
     def close(self) -> None:
         """Close the socket. A greenlet that waits on it gets an `OSError`."""
@@ -165,7 +168,7 @@ class StreamConnection(Connection):
                 sock.sendall(memoryview(data).cast("B")[sent:])
         except BaseException as error:
             self._mark_unfinished(sock)
-            self._add_context(error, "sending to")
+            self._add_context(error, "sending to", sock.gettimeout())
             raise
 
     def recv(self, size: int = 1024) -> bytes:
@@ -242,7 +245,7 @@ class StreamConnection(Connection):
             data: bytes = sock.recv(min(size, MAX_RECV_SIZE))
         except BaseException as error:
             self._mark_unfinished(sock)
-            self._add_context(error, "receiving from")
+            self._add_context(error, "receiving from", sock.gettimeout())
             raise
         return data
 
@@ -255,12 +258,12 @@ class StreamConnection(Connection):
         self._unfinished_exchanges += 1
         self._failed_exchanges += 1
 
-    def _add_context(self, error: BaseException, what: str) -> None:
-        """Add to an error's text where the connection leads and, for a timeout, the seconds."""
+    def _add_context(self, error: BaseException, what: str, timeout: float | None) -> None:
+        """Add to an error's text where the connection leads and, for a timeout of the socket, the seconds."""
         if not isinstance(error, OSError):
             return
-        if isinstance(error, TimeoutError) and error.errno is None:
-            error.args = (self._timed_out(what),)
+        if isinstance(error, TimeoutError) and error.args in _SOCKET_TIMEOUTS:
+            error.args = (self._timed_out(what, timeout),)
         elif isinstance(error, gevent.ssl.SSLError) or error.errno is None:
             # Their text can't be extended.
             add_note(error, f"while {what} {self._where()}")
@@ -268,8 +271,8 @@ class StreamConnection(Connection):
             # An OSError appends its filename to its text.
             error.filename = self._where()
 
-    def _timed_out(self, what: str) -> str:
-        return f"{what} {self._where()} took longer than {self._timeout} s"
+    def _timed_out(self, what: str, timeout: float | None) -> str:
+        return f"{what} {self._where()} took longer than {timeout} s"
 
     def _not_open(self) -> ConnectionClosedError:
         return ConnectionClosedError(f"{self!r} is not open: discard() it, and acquire another one")

@@ -73,7 +73,7 @@ class TlsConnection(TcpConnection):
         except gevent.Timeout as error:
             if error is not limit:
                 raise
-        raise TimeoutError(self._timed_out("sending to"))
+        raise TimeoutError(self._timed_out("sending to", self._timeout))
 
     def _is_open_and_silent(self) -> bool:
         return self._connected and _sockets.is_tls_silent(self._sock)

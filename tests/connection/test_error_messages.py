@@ -60,6 +60,30 @@ def test_not_everything_sent_in_time(kind: str) -> None:
         assert "0.05" in str(error)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_timeout_that_the_caller_set_on_the_socket_is_named(kind: str) -> None:
+    with serving(kind) as (connection, server):
+        connection.open()
+        connection.socket.settimeout(0.05)
+        error = outcome(connection.recv)
+        assert type(error) is TimeoutError
+        assert str(error).endswith(f"{place(server)} took longer than 0.05 s")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("step", ["recv", "send"])
+def test_a_timeout_thrown_by_the_caller_keeps_its_text(kind: str, step: str) -> None:
+    thrown = TimeoutError("the report took too long")
+    with serving(kind, timeout=PATIENCE) as (connection, server):
+        connection.open()
+        arguments = (bytes(20_000_000),) if step == "send" else ()
+        waiting = spawn_waiting(getattr(connection, step), *arguments)
+        waiting.kill(thrown)
+        assert waiting.value is thrown
+        assert str(thrown) == "the report took too long"
+        assert place(server) in "".join(thrown.__notes__)
+
+
 # Errors of the operating system
 
 

@@ -847,6 +847,33 @@ def test_a_ping_has_a_limit() -> None:
     eventually(lambda: not connector.open)
 
 
+def test_a_ping_that_handles_timeouts_of_its_socket_has_the_same_limit() -> None:
+    class Patient(TcpConnection):
+        def ping(self) -> None:
+            while True:
+                try:
+                    self.recv()
+                except TimeoutError:
+                    continue
+
+    with (
+        Server() as server,
+        Pool(Patient, {"host": server.host, "port": server.port}, ping_timeout=0.01, name="patient") as pool,
+        pytest.raises(TimeoutError) as caught,
+    ):
+        pool.ping()
+    assert str(caught.value) == "pool 'patient': the backend did not answer a ping within 0.01 s"
+    assert pool.stats().discarded == {"error": 1}
+
+
+def test_a_timeout_of_the_caller_goes_through_its_ping() -> None:
+    connector = ScriptedConnector(ping=lambda client: gevent.sleep(100))
+    pool = Pool(connector, ping_timeout=100)
+    with gevent.Timeout(0.01) as limit, pytest.raises(gevent.Timeout) as caught:
+        pool.ping()
+    assert caught.value is limit
+
+
 def test_a_ping_of_a_connection_that_has_none_is_an_acquire() -> None:
     with Server() as server, Pool(TcpConnection, {"host": server.host, "port": server.port}) as pool:
         pool.ping()
