@@ -250,7 +250,9 @@ class Lifecycle:
         add_note(error, f"while opening a connection for pool {pool.name!r}")
         more = None if pause is None else self._refill_warnings.admit()
         if more is not None:
-            logger.warning(
+            # Logging may switch, which the event loop's own greenlet can't do.
+            gevent.spawn(
+                logger.warning,
                 "pool %r has %s of min_connections (%s) open, and tries again in %s s: %s%s",
                 pool.name,
                 self._state.size,

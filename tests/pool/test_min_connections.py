@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import gevent
 import pytest
 from gevent.hub import Hub
+from gevent.lock import RLock
 
 from gsocketpool import InvalidArgumentError, Pool, PoolClosedError, PoolNotReadyError
-from tests.support.internals import pause_filling
+from tests.support.internals import openers_of, pause_filling
 from tests.support.scripted import PATIENCE, Backend, eventually, numbers, settle
 from tests.support.switches import greenlets_there_are
 
@@ -46,6 +49,44 @@ def test_filling_goes_on_in_the_background_though_every_greenlet_was_killed(back
             eventually(lambda: numbers(pool) == (0, 1, 0, 0))
     finally:
         pool.close()
+
+
+class LockedHandler(logging.Handler):
+    """Has a lock that waits cooperatively, as handlers have where gevent has patched."""
+
+    def createLock(self) -> None:  # noqa: N802
+        self.lock: Any = RLock()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture
+def handler() -> Iterator[LockedHandler]:
+    handler = LockedHandler()
+    logger = logging.getLogger("gsocketpool")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+def test_an_opener_that_is_killed_before_it_starts_is_logged_though_a_handler_is_busy(
+    backend: Backend, handler: LockedHandler
+) -> None:
+    with handler.lock:
+        pool = Pool(backend.connect, min_connections=1)
+        for opener in openers_of(pool):
+            opener.kill(block=False)
+        settle()
+        assert handler.messages == []
+    eventually(lambda: handler.messages)
+    assert "the greenlet that was opening a connection" in handler.messages[0]
+    pool.wait_ready(timeout=SOON)
+    pool.close()
 
 
 def test_a_pool_is_filled_by_hand(backend: Backend) -> None:
