@@ -57,7 +57,7 @@ class Closer:
     def start(self) -> None:
         """Start closing the queued connections."""
         while self._pending:
-            # If this fails, near the recursion limit, the connection stays queued.
+            # If this fails, near the recursion limit or in a spawn callback of user code, the connection stays queued.
             self._start_greenlet(*self._pending[0])
             del self._pending[0]
 
@@ -138,11 +138,16 @@ class Closer:
     def _start_greenlet(self, connection: Any, cancel: bool) -> None:
         cancel = cancel and self._adapter.can_cancel
         greenlet = gevent.Greenlet(self._close, connection, cancel)
+        greenlet.rawlink(self._greenlet_ended)
         if cancel:
             self._cancelling.add(greenlet)
         self._closing[greenlet] = connection
-        greenlet.rawlink(self._greenlet_ended)
-        greenlet.start()
+        try:
+            greenlet.start()
+        except BaseException:
+            self._cancelling.discard(greenlet)
+            del self._closing[greenlet]
+            raise
 
     def _close(self, connection: Any, cancel: bool) -> bool:
         if cancel:
@@ -187,7 +192,8 @@ class Closer:
         else:
             # Some programs kill every greenlet they find. This one may not even have started.
             self._retried.append(connection)
-            self._start_greenlet(connection, False)
+            self.add(connection)
+            self.start()
         self._leave_orphans()
 
     def _forget(self, connection: Any) -> None:

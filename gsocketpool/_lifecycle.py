@@ -113,11 +113,16 @@ class Lifecycle:
         if pool is None:
             return None
         opener = gevent.Greenlet(self._open, pool)
+        opener.rawlink(self._opener_ended)
         entry = self._state.begin_opening(opener, self._clock(), more)
         if entry is None:
             return None
-        opener.rawlink(self._opener_ended)
-        opener.start()
+        try:
+            opener.start()
+        except BaseException:
+            # It runs the callbacks of Greenlet.add_spawn_callback(), which are user code.
+            self._state.cancel_opening(opener)
+            raise
         return opener
 
     def after_fork(self) -> None:

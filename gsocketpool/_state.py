@@ -414,6 +414,11 @@ class State:
         entry = self.opening[opener] = Entry()
         return entry
 
+    @_changes
+    def cancel_opening(self, opener: Hashable) -> None:
+        """Undo :meth:`begin_opening`."""
+        del self.opening[opener]
+
     def is_opening_due(self, now: float, more: int = 0) -> bool:
         """Return whether waiters, `more` callers or `min_connections` need another opening, and the limits allow it."""
         opening = len(self.opening)

@@ -7,7 +7,7 @@ import gc
 import logging
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -254,6 +254,61 @@ def test_killing_the_greenlet_that_closes_before_it_has_begun(backend: Backend, 
     assert len(killed) == kills
     assert backend.connections[0].closings == 2 - kills, "it is begun once more"
     assert not backend.open, "it has lost its descriptor at least"
+    assert pool.stats().closing == 0
+    check_whole(pool, backend)
+
+
+@pytest.fixture
+def failing_spawns() -> Iterator[list[BaseException]]:
+    """The errors of a callback that gevent calls for each greenlet that starts, one each."""
+    errors: list[BaseException] = []
+
+    def fail(greenlet: gevent.Greenlet) -> None:
+        if errors:
+            raise errors.pop(0)
+
+    gevent.Greenlet.add_spawn_callback(fail)
+    yield errors
+    gevent.Greenlet.remove_spawn_callback(fail)
+
+
+def test_an_opener_that_cannot_start_does_not_keep_its_place(
+    backend: Backend, failing_spawns: list[BaseException], error: BaseException
+) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    # The first use starts the reaper.
+    pool.drop_expired()
+    failing_spawns.append(error)
+    with pytest.raises(type(error)) as caught:
+        pool.acquire()
+    assert caught.value is error
+    assert numbers(pool) == (0, 0, 0, 0)
+    pool.release(pool.acquire(timeout=PATIENCE))
+    check_whole(pool, backend)
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_connection_is_closed_later_if_the_greenlet_that_closes_it_cannot_start(
+    backend: Backend, failing_spawns: list[BaseException], is_killed: bool
+) -> None:
+    pool = Pool(backend.connect)
+    backend.closes.clear()
+    first = pool.acquire()
+    second = pool.acquire()
+    if is_killed:
+        pool.discard(first)
+        settle()
+        failing_spawns.append(OSError("no second greenlet"))
+        gevent.killall(closers_of(pool))
+    else:
+        failing_spawns.append(OSError("no greenlet"))
+        pool.discard(first)
+    settle()
+    assert not failing_spawns
+    assert pool.stats().closing == 1
+    backend.closes.set()
+    pool.discard(second)
+    eventually(lambda: not backend.open)
     assert pool.stats().closing == 0
     check_whole(pool, backend)
 
