@@ -493,7 +493,7 @@ class Pool(Core, Generic[C]):
             self._lifecycle.changed.wait(None if remaining == math.inf else timer_seconds(remaining))
 
     def close(self, timeout: float = 5.0) -> None:
-        """Close the pool for good. A second call waits for the first one to finish.
+        """Close the pool for good.
 
         Waiters and later callers get a :exc:`PoolClosedError`. The pool closes its idle connections now and those in
         use when they come back. Each close is bounded by `close_timeout`, and when this returns, all are closed. In the
@@ -501,7 +501,8 @@ class Pool(Core, Generic[C]):
         background.
 
         :param timeout: seconds to wait for connections in use, the caller's own included. The pool then closes those
-            that are still out, even under their users.
+            that are still out, even under their users. Another call has a timeout of its own, and the shorter one
+            decides: ``close(timeout=0)`` ends the wait of a call in progress.
         :raises WrongThreadError: in a thread other than the pool's own.
         """
         timeout = check_seconds("timeout", timeout, zero=True)

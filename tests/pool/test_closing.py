@@ -90,6 +90,17 @@ def test_closing_twice_or_at_the_same_time(backend: Backend) -> None:
     assert held.closings == 1
 
 
+def test_a_close_without_a_timeout_ends_the_wait_of_another_one(backend: Backend) -> None:
+    pool = Pool(backend.connect)
+    pool.acquire()
+    first = gevent.spawn(pool.close, 100 * PATIENCE)
+    settle()
+    assert backend.open, "its user has time"
+    pool.close(timeout=0)
+    assert not backend.open
+    first.get(timeout=PATIENCE)
+
+
 def test_closing_a_pool_that_was_never_used(backend: Backend) -> None:
     pool = Pool(backend.connect)
     pool.close()
