@@ -17,6 +17,7 @@ import gevent
 
 from gsocketpool._records import BY_ADAPTER, IN_USE, STREAM, Entry
 from gsocketpool._steps import Check, Step, Steps
+from gsocketpool.connection import Connection
 from gsocketpool.exceptions import PoolError
 from gsocketpool.settings import timer_seconds
 
@@ -104,7 +105,10 @@ class Adapter:
             self._steps.cancel(connection)
 
     def abort(self, connection: Any) -> None:
-        """Close a connection without a goodbye: it belongs to the parent process, or would not close."""
+        """Close a connection without a goodbye.
+
+        It belongs to the parent process or to a thread that has ended, or it would not close.
+        """
         try:
             self._steps.abort(connection)
         except (KeyboardInterrupt, SystemExit):
@@ -149,8 +153,8 @@ class Adapter:
             return self._check_in_greenlet(entry, seconds)
         try:
             with self.in_context():
-                # No time to block.
-                return bool(self._steps.is_usable_nowait(entry.connection))
+                # No time to block, as the check of the class may. A connector's checks never do.
+                return Connection.is_usable(entry.connection)
         except Exception:
             logger.debug("%r failed its check", entry.connection, exc_info=True)
             return False

@@ -96,8 +96,8 @@ class Closer:
     def outlive_pool(self, loop: Any, thread: Thread, *stops: Callable[[], None]) -> None:
         """Let the event loop of `thread` close the queued connections of a pool that is being collected.
 
-        This takes no lock and runs no user code, so any code may call it. If the thread has ended, it has no event loop
-        any more, and the connections are aborted now.
+        This takes no lock and runs no user code, so any code may call it. The exception is a thread that has ended, and
+        with it the event loop: the connections are then aborted now, which runs user code.
 
         :param stops: called first by the event loop, to stop the pool's greenlets.
         """

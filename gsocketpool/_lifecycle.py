@@ -204,7 +204,7 @@ class Lifecycle:
         entry = self._state.opening.get(opener)
         pool = self._pool()
         if entry is not None and pool is not None:
-            # It was killed before it started.
+            # It did not record its end: most likely it was killed before it started.
             self._opening_failed(pool, opener, entry, self._killed_error(pool), self._clock())
 
     def _killed_error(self, pool: OpeningPool) -> PoolError:
@@ -378,7 +378,7 @@ class Lifecycle:
             self._refill = None
 
 
-def close_half_open(state: State, closer: Closer) -> None:
+def close_opening(state: State, closer: Closer) -> None:
     """Close connections that are still opening although their greenlets were killed."""
     for entry in list(state.opening.values()):
         if entry.connection is not None:

@@ -41,7 +41,6 @@ class Steps(Protocol):
     def cancel(self, connection: Any) -> None: ...
     def ping(self, connection: Any) -> None: ...
     def can_ping(self, connection: Any) -> bool: ...
-    def is_usable_nowait(self, connection: Any) -> object: ...
     def is_alive(self, connection: Any) -> object: ...
     def can_peek(self, connection: Any) -> bool: ...
     def is_expired(self, connection: Any) -> object: ...
@@ -108,10 +107,6 @@ class ConnectionSteps:
     def can_ping(self, connection: Any) -> bool:
         """Return whether a ping exchanges anything."""
         return _is_ours(connection) and _overrides(connection, "ping")
-
-    def is_usable_nowait(self, connection: Any) -> object:
-        """Return whether a connection is good, by the default check, which never blocks."""
-        return Connection.is_usable(connection)
 
     def is_alive(self, connection: Any) -> object:
         if not connection.is_connected():
@@ -184,9 +179,6 @@ class ConnectorSteps:
 
     def can_ping(self, connection: Any) -> bool:
         return self._can_ping
-
-    def is_usable_nowait(self, connection: Any) -> object:  # pragma: no cover - no check of a connector blocks
-        return self.is_alive(connection)
 
     def is_alive(self, connection: Any) -> object:
         return _sockets.is_silent(self._peek_target(connection))

@@ -16,7 +16,7 @@ from gevent import getcurrent
 from gsocketpool import _callsite, _report
 from gsocketpool._core import Core
 from gsocketpool._lease import Lease
-from gsocketpool._lifecycle import close_half_open
+from gsocketpool._lifecycle import close_opening
 from gsocketpool._records import IDLE, IN_USE, PINGING, Entry
 from gsocketpool._state import DETACHED, RETIRED
 from gsocketpool._steps import open_new, steps_for
@@ -539,7 +539,7 @@ class Pool(Core, Generic[C]):
             self._lifecycle.remove(entry, RETIRED, "closed", cut_short=True)
         # With a timeout, because an open() may ignore the kill.
         gevent.joinall(openers, timeout=self._settings.close_timeout)
-        close_half_open(state, self._closer)
+        close_opening(state, self._closer)
         self._closer.wait()
 
     def __enter__(self) -> Pool[C]:

@@ -136,8 +136,10 @@ class Connection:
     def abort(self) -> None:
         """Close the connection without a goodbye. It must neither block nor send anything.
 
-        The pool calls it in a forked child, where the connection belongs to the parent, and when :meth:`close` fails.
-        By default this closes the socket's descriptor without a shutdown, which a parent does not notice.
+        The pool calls it in a forked child, where the connection belongs to the parent; when :meth:`close` fails or
+        takes too long; instead of :meth:`close` if :meth:`is_connected` returns False, because there may still be a
+        socket; and when the thread of the pool ends. By default this closes the socket's descriptor without a shutdown,
+        which a parent does not notice.
         """
         _sockets.abort(raw_connection(self))
 

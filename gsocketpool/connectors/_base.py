@@ -89,9 +89,10 @@ class Connector(ABC, Generic[C]):
     def abort(self, connection: C) -> None:
         """Cut a connection off without a goodbye. It must neither block nor send anything.
 
-        The pool calls it, perhaps more than once, in a forked child, where the connection belongs to the parent, and
-        when :meth:`close` fails. By default this replaces the descriptor of :meth:`peek_target` by one of the null
-        device. The client object does not change, and closing it later can't close a descriptor of another object.
+        The pool calls it, perhaps more than once, in a forked child, where the connection belongs to the parent; when
+        :meth:`close` fails or takes too long; and when the thread of the pool ends. By default this replaces the
+        descriptor of :meth:`peek_target` by one of the null device. The client object does not change, and closing it
+        later can't close a descriptor of another object.
         """
         _sockets.replace(self.peek_target(connection))
 

@@ -16,7 +16,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class ServedConnection:
-    """A client's connection, on the server's side. Its attributes no longer change once it has ended."""
+    """A client's connection, on the server's side."""
 
     def __init__(self, sock: Any, number: int) -> None:
         self._sock = sock
