@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 import gevent
+from gevent.hub import Hub
 
 from gsocketpool._records import BY_ADAPTER, IN_USE, STREAM, Entry
 from gsocketpool._steps import Check, Step, Steps
@@ -113,9 +114,13 @@ class Adapter:
             self._steps.abort(connection)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException:
+        except BaseException as error:
             # It does not switch, so nothing was thrown from outside. The caller has more connections to abort.
-            logger.warning("could not abort %r", connection, exc_info=True)
+            if isinstance(gevent.getcurrent(), Hub):
+                # Logging may switch, which the event loop's own greenlet can't do.
+                gevent.spawn(logger.warning, "could not abort %r", connection, exc_info=error)
+            else:
+                logger.warning("could not abort %r", connection, exc_info=True)
 
     # Checking
 

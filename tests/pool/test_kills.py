@@ -18,6 +18,8 @@ from gevent.event import Event
 from gsocketpool import Pool, PoolError, PoolExhaustedError
 from tests.support.callers import THROWN, Caller, InterruptionError, check_whole, throw
 from tests.support.internals import closers_of, openers_of, reaper_of
+from tests.support.logs import LockedHandler
+from tests.support.logs import handler as handler
 from tests.support.scripted import PATIENCE, Backend, ScriptedConnection, eventually, numbers, settle, spawn_acquire
 from tests.support.switches import greenlets_there_are
 
@@ -236,9 +238,8 @@ def test_killing_the_greenlet_that_closes(backend: Backend) -> None:
     check_whole(pool, backend)
 
 
-@pytest.mark.parametrize("kills", [1, 2])
-def test_killing_the_greenlet_that_closes_before_it_has_begun(backend: Backend, kills: int) -> None:
-    pool = Pool(backend.connect, max_connections=1)
+def discard_and_kill_closers(pool: Pool[Any], kills: int) -> None:
+    """Discard a connection, and kill the greenlets that close it, one after another, before they begin."""
     killed: list[gevent.Greenlet] = []
 
     def kill_before_it_begins() -> None:
@@ -252,10 +253,32 @@ def test_killing_the_greenlet_that_closes_before_it_has_begun(backend: Backend, 
     gevent.get_hub().loop.run_callback(kill_before_it_begins)
     settle()
     assert len(killed) == kills
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_killing_the_greenlet_that_closes_before_it_has_begun(backend: Backend, kills: int) -> None:
+    pool = Pool(backend.connect, max_connections=1)
+    discard_and_kill_closers(pool, kills)
     assert backend.connections[0].closings == 2 - kills, "it is begun once more"
     assert not backend.open, "it has lost its descriptor at least"
     assert pool.stats().closing == 0
     check_whole(pool, backend)
+
+
+def test_a_failing_abort_in_place_of_a_killed_close_is_logged_though_a_handler_is_busy(
+    backend: Backend, handler: LockedHandler
+) -> None:
+    class Unabortable(ScriptedConnection):
+        def abort(self) -> None:
+            raise LookupError("no socket")
+
+    pool = Pool(lambda: backend.add(Unabortable(backend, {})))
+    with handler.lock:
+        discard_and_kill_closers(pool, 2)
+        assert pool.stats().closing == 0
+        assert handler.messages == []
+    eventually(lambda: handler.messages)
+    assert "could not abort" in handler.messages[0]
 
 
 @pytest.fixture

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import gevent
 import pytest
 from gevent.hub import Hub
-from gevent.lock import RLock
 
 from gsocketpool import InvalidArgumentError, Pool, PoolClosedError, PoolNotReadyError
 from tests.support.internals import openers_of, pause_filling
+from tests.support.logs import LockedHandler
+from tests.support.logs import handler as handler
 from tests.support.scripted import PATIENCE, Backend, eventually, numbers, settle
 from tests.support.switches import greenlets_there_are
 
@@ -49,29 +48,6 @@ def test_filling_goes_on_in_the_background_though_every_greenlet_was_killed(back
             eventually(lambda: numbers(pool) == (0, 1, 0, 0))
     finally:
         pool.close()
-
-
-class LockedHandler(logging.Handler):
-    """Has a lock that waits cooperatively, as handlers have where gevent has patched."""
-
-    def createLock(self) -> None:  # noqa: N802
-        self.lock: Any = RLock()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
-@pytest.fixture
-def handler() -> Iterator[LockedHandler]:
-    handler = LockedHandler()
-    logger = logging.getLogger("gsocketpool")
-    logger.addHandler(handler)
-    yield handler
-    logger.removeHandler(handler)
 
 
 def test_an_opener_that_is_killed_before_it_starts_is_logged_though_a_handler_is_busy(
