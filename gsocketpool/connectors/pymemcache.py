@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
@@ -33,6 +34,10 @@ _TEXTS = {"key_prefix", "encoding"}
 #: Writes wait for a reply; otherwise another connection might read before the write arrives.
 _DEFAULTS: dict[str, Any] = {"default_noreply": False, "no_delay": True, "socket_module": gevent.socket}
 
+#: The attributes of a client that callers can change, and that later calls use.
+_SETTINGS = ("key_prefix", "default_noreply", "ignore_exc", "serde", "allow_unicode_keys", "encoding")
+_get_settings: Callable[[PymemcacheClient], tuple[Any, ...]] = attrgetter(*_SETTINGS)
+
 
 def _exchange(method: Any) -> Any:
     """Decorate a method that makes an exchange, to track whether one is in progress."""
@@ -55,8 +60,14 @@ def _exchange(method: Any) -> Any:
 
 
 class _Client(_Base):  # type: ignore[misc]
-    """A client that knows whether an exchange is in progress, and never reconnects by itself."""
+    """A client that knows whether an exchange is in progress, and never reconnects by itself.
 
+    It also notes whether its settings may have changed, because comparing all of them after each use would take longer.
+    """
+
+    #: Its settings when it was connected.
+    _initial_settings: tuple[Any, ...]
+    _may_have_changed = False
     #: How many exchanges are in progress.
     _exchanges = 0
 
@@ -66,6 +77,13 @@ class _Client(_Base):  # type: ignore[misc]
 
     def open(self) -> None:
         super()._connect()
+        self._initial_settings = _get_settings(self)
+        self._may_have_changed = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _SETTINGS:
+            super().__setattr__("_may_have_changed", True)
 
     def _connect(self) -> None:
         raise pymemcache.exceptions.MemcacheUnexpectedCloseError("the connection is closed: acquire another one")
@@ -115,8 +133,11 @@ class PymemcacheConnector(Connector[PymemcacheClient]):
         return client
 
     def is_settled(self, connection: PymemcacheClient) -> bool:
-        """Return True: memcached has neither transactions nor sessions."""
-        return True
+        """Return whether the client's attributes are those of :meth:`connect`.
+
+        There is nothing else: memcached has neither transactions nor sessions.
+        """
+        return not connection._may_have_changed or _get_settings(connection) == connection._initial_settings
 
     def is_reusable(self, connection: PymemcacheClient, error: BaseException | None) -> bool:
         """Return whether the connection is open and no exchange is in progress, whatever error has left the block."""

@@ -15,6 +15,7 @@ import gevent.ssl
 import pytest
 from pymemcache.client.base import Client
 from pymemcache.exceptions import MemcacheError, MemcacheIllegalInputError, MemcacheUnexpectedCloseError
+from pymemcache.serde import pickle_serde
 
 from gsocketpool import InvalidArgumentError, Pool
 from gsocketpool.connectors.pymemcache import PymemcacheConnector
@@ -196,6 +197,34 @@ def test_after_a_timeout_that_the_block_has_caught_the_next_user_reads_its_own_r
     with pool.connection() as second:
         assert second is not first
         assert second.get("mine") == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("key_prefix", b"mine:"),
+        ("default_noreply", True),
+        ("ignore_exc", True),
+        ("serde", pickle_serde),
+        ("allow_unicode_keys", True),
+        ("encoding", "utf-8"),
+    ],
+)
+def test_an_attribute_that_a_caller_changes_does_not_reach_the_next_one(
+    pool: Pool[Any], name: str, value: object
+) -> None:
+    with pool.connection() as first:
+        setattr(first, name, value)
+    with pool.connection() as second:
+        given = getattr(second, name)
+        assert given != value
+        setattr(second, name, value)
+        second.set("key", b"value")
+        setattr(second, name, given)
+    with pool.connection() as third:
+        assert third is second
+    eventually(lambda: first.sock is None)
+    assert sum(pool.stats().discarded.values()) == 1
 
 
 def test_a_connection_that_died_while_idle_is_not_handed_out(pool: Pool[Any], memcached: RestartableServer) -> None:
