@@ -95,6 +95,7 @@ class _Connection(psycopg.Connection[Any]):
     # Defaults for psycopg's own attributes, which not every version has.
     _num_transactions = 0
     _tpc = None
+    _notifies_backlog = None
 
     add_notice_handler = _marks_changed(psycopg.Connection.add_notice_handler)
     remove_notice_handler = _marks_changed(psycopg.Connection.remove_notice_handler)
@@ -187,7 +188,10 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         return connection
 
     def is_settled(self, connection: PsycopgConnection) -> bool:
-        """Return whether no transaction is open, and the client's settings are those of :meth:`connect`."""
+        """Return whether no transaction is open, and the client's settings are those of :meth:`connect`.
+
+        Then this also drops the notifications that statements have received, unless connections listen.
+        """
         if connection.pgconn.transaction_status != _IDLE:
             return False
         if connection._may_have_changed:  # type: ignore[attr-defined]
@@ -195,6 +199,8 @@ class PsycopgConnector(Connector[PsycopgConnection]):
                 return False
             # Past __setattr__(), which would mark it again.
             vars(connection)["_may_have_changed"] = False
+        if connection._notifies_backlog and not self._listens:
+            _drop_notifications(connection)
         return True
 
     def complete(self, connection: PsycopgConnection) -> None:
@@ -351,9 +357,8 @@ def _drop_notifications(connection: PsycopgConnection) -> None:
     while connection.pgconn.notifies():
         pass
     # Newer versions also keep a backlog of notifications received during statements.
-    backlog = getattr(connection, "_notifies_backlog", None)
-    if backlog:
-        backlog.clear()
+    if connection._notifies_backlog:
+        connection._notifies_backlog.clear()
 
 
 def _descriptor(connection: PsycopgConnection) -> int:

@@ -30,6 +30,23 @@ def test_notifications_that_libpq_has_read_are_not_the_next_callers(conninfo: st
     pool.close()
 
 
+@pytest.mark.parametrize("listens", [False, True])
+def test_notifications_that_a_statement_has_received_are_the_next_callers_only_if_connections_listen(
+    conninfo: str, listens: bool
+) -> None:
+    pool = Pool(PsycopgConnector(conninfo, listens=listens, autocommit=True), max_connections=1)
+    with pool.connection() as connection, psycopg.connect(conninfo, autocommit=True) as other:
+        connection.execute("LISTEN leftovers")
+        other.execute("NOTIFY leftovers")
+        gevent.socket.wait_read(connection.fileno(), timeout=10)
+        connection.execute("UNLISTEN leftovers")
+    with pool.connection() as connection:
+        # Before 3.2.4, psycopg itself drops them.
+        assert len(list(connection.notifies(timeout=0))) == (listens and psycopg.__version__ != "3.2.3")
+    assert pool.stats().opened == 1
+    pool.close()
+
+
 def test_a_session_that_its_server_ends_while_it_is_reset_is_discarded(conninfo: str) -> None:
     pool = Pool(PsycopgConnector(conninfo), max_connections=2)
     with pool.connection() as other:
