@@ -173,8 +173,9 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
 
     :param url: ``mysql://user:password@host:port/database``, or the same with ``mariadb://``. Its query may have other
         arguments, such as ``?unix_socket=/run/mysqld/mysqld.sock``. None if `options` name the server.
-    :param options: arguments of ``pymysql.connect()``, which override those of the URL. `url` and each option, except
-        ``cursorclass``, may be a callable, called for each new connection: ``password=read_password``.
+    :param options: arguments of ``pymysql.connect()``, which override those of the URL. `url` and each option may be a
+        callable, called for each new connection: ``password=read_password``. Objects are passed on uncalled:
+        ``auth_plugin_map``, ``conv``, ``cursorclass``, ``server_public_key`` and ``ssl``.
     :raises InvalidArgumentError: for arguments that ``pymysql.connect()`` would refuse. It never shows a secret.
     """
 
