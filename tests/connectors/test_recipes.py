@@ -25,6 +25,7 @@ import gevent.pool
 import gevent.socket
 import msgpack
 import psycopg2
+import psycopg2.extras
 import pytest
 from gevent.pywsgi import WSGIServer
 from gevent.server import StreamServer
@@ -622,7 +623,7 @@ def test_psycopg2_a_block_that_ends_well_commits_and_an_error_rolls_back(own_ser
     "what",
     [
         *("transaction", "failed transaction", "advisory lock", "setting"),
-        *("autocommit", "isolation", "committed by SQL", "prepared"),
+        *("autocommit", "isolation", "cursor_factory", "committed by SQL", "prepared"),
     ],
 )
 def test_psycopg2_what_a_user_leaves_the_next_one_does_not_find(own_servers: Servers, what: str) -> None:
@@ -633,6 +634,7 @@ def test_psycopg2_what_a_user_leaves_the_next_one_does_not_find(own_servers: Ser
     leave = {
         "autocommit": lambda connection: connection.set_session(autocommit=True),
         "isolation": lambda connection: connection.set_session("SERIALIZABLE", readonly=True, deferrable=True),
+        "cursor_factory": lambda connection: setattr(connection, "cursor_factory", psycopg2.extras.DictCursor),
         # psycopg2 does not see that its transaction has ended, and would begin no other.
         "committed by SQL": lambda connection: connection.execute("COMMIT"),
         "prepared": prepare,
@@ -644,6 +646,7 @@ def test_psycopg2_what_a_user_leaves_the_next_one_does_not_find(own_servers: Ser
         connection = pool.acquire()
         it._write(connection)
         assert connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
+        assert type(connection.execute("SELECT 1")) is extensions.cursor
         pool.release(connection)
         it.check_next(pool)
         assert it.written() == 0
