@@ -141,7 +141,7 @@ def read_stream_options(url: str) -> dict[str, Any]:
     """
     # First, because the errors below may show a part of the URL.
     if "@" in url.partition("?")[0] or ("@" in url and is_ambiguous(url)):
-        raise InvalidURLError("must not contain credentials; pass them in the options")
+        raise InvalidURLError("must not contain credentials; pass them in the options, and write any other @ as %40")
     parts, port, why = None, None, ""
     try:
         parts = urlsplit(url)

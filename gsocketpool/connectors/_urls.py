@@ -17,7 +17,9 @@ from gsocketpool.exceptions import InvalidArgumentError
 HIDDEN = "***"
 
 #: What errors say is allowed instead of an ambiguous URL.
-QUOTED = "a URL whose password is quoted: / as %2F, @ as %40, # as %23, ? as %3F"
+QUOTED = (
+    "a URL whose password is quoted: / as %2F, @ as %40 (in the query, too), # as %23, ? as %3F, [ as %5B, ] as %5D"
+)
 
 
 def is_ambiguous(url: str) -> bool:
@@ -33,8 +35,8 @@ def is_ambiguous(url: str) -> bool:
     # A query consists of names and values, unless it is the rest of a password.
     if any("=" not in one for one in parts.query.split("&")):
         return True
-    host, colon, port = parts.netloc.rpartition(":")
-    return bool(colon) and not parts.netloc.endswith("]") and not (host and port.isdecimal())
+    # It may be such a rest even so, for instance in "user:12?x=34@host". An IPv6 address is no user.
+    return ":" in parts.netloc and not parts.netloc.startswith("[")
 
 
 def split(url: Any) -> tuple[SplitResult, int | None] | None:

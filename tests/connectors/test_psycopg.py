@@ -969,6 +969,14 @@ def test_bad_input_from_a_callable_is_refused_when_it_is_asked(argument: str, ar
             {"conninfo": "postgresql:///app?user=me@work&host=/run"},
             "PsycopgConnector(host=/run user=me@work dbname=app)",
         ),
+        (
+            {"conninfo": "postgresql://[::1]:5433/app?user=me@work"},
+            "PsycopgConnector(host=::1 port=5433 user=me@work dbname=app)",
+        ),
+        (
+            {"conninfo": "postgresql://db:5433/app?user=me%40work"},
+            "PsycopgConnector(host=db port=5433 user=me@work dbname=app)",
+        ),
     ],
 )
 def test_its_repr_tells_where_it_leads_and_no_secret(arguments: dict[str, Any], shown: str) -> None:
