@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from gsocketpool.connectors._base import Connector
 from gsocketpool.connectors._resp_client import connection_class, has_unread, pool_class
-from gsocketpool.connectors._urls import QUOTED, is_ambiguous
+from gsocketpool.connectors._urls import HIDDEN, QUOTED, is_ambiguous
 from gsocketpool.exceptions import InvalidArgumentError
 
 C = TypeVar("C")
@@ -61,7 +61,7 @@ class RespConnector(Connector[C]):
         if url is not None and not isinstance(url, str) and not callable(url):
             raise InvalidArgumentError("url", type(url), "a URL, a callable that returns one, or None")
         for name, value in options.items():
-            _require_allowed(name, value)
+            _require_allowed(name, _displayed(name, value))
             if name not in self._argument_names(url is not None):
                 allowed = f"left out ({self._name()} has no such argument)"
                 raise InvalidArgumentError(name, _displayed(name, value), allowed)
@@ -166,7 +166,7 @@ class RespConnector(Connector[C]):
         options = {name: value() if _is_callable((name, value)) else value for name, value in self._options.items()}
         in_url = _query_names(url)
         for name in in_url:
-            _require_allowed(name, None)
+            _require_allowed(name, HIDDEN)
         library = self._library
         refusal = None
         try:
@@ -234,9 +234,9 @@ def _is_callable(option: tuple[str, Any]) -> bool:
     return callable(value) and name not in _CALLABLES
 
 
-def _require_allowed(name: str, value: object) -> None:
+def _require_allowed(name: str, shown: object) -> None:
     if name in _UNSUPPORTED:
-        raise InvalidArgumentError(name, _displayed(name, value), f"left out ({_UNSUPPORTED[name]})")
+        raise InvalidArgumentError(name, shown, f"left out ({_UNSUPPORTED[name]})")
 
 
 def _displayed(name: str, value: object) -> object:

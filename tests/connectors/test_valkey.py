@@ -371,6 +371,8 @@ def test_arguments_that_defeat_the_pool_are_refused_by_name(library: Library, na
 
 
 def test_arguments_in_the_url_are_refused_as_well(library: Library) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^retry_on_timeout must be left out .*, not '\*\*\*'$"):
+        library.connector("valkey://localhost?retry_on_timeout=true")
     with pytest.raises(InvalidArgumentError, match=r"^max_connections must be left out"):
         library.connector("valkey://localhost?max_connections=3")
     asked = library.connector(lambda: "valkey://localhost?max_connections=3")
