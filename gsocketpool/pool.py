@@ -177,6 +177,7 @@ class Pool(Core, Generic[C]):
             callable that returns them, called for every new connection.
         :param settings: the other arguments of the pool.
         :raises InvalidURLError: if the URL can't be used.
+        :raises InvalidArgumentError: if a connector can't use its URL or its options.
         :raises ImportError: if the client library is not installed; the message names the extra to install.
         """
         target = read_url(url, options)

@@ -78,6 +78,7 @@ def read_url(url: str, options: Options = None) -> Target:
     :param options: keyword arguments for the connection or the connector, or a callable that returns them, called for
         every new connection.
     :raises InvalidURLError: if the URL can't be used.
+    :raises InvalidArgumentError: if a connector can't use its URL or its options.
     :raises ImportError: if the client library is not installed; the message names the extra to install.
     """
     if not isinstance(url, str):

@@ -53,7 +53,7 @@ class Connector(ABC, Generic[C]):
     def reset_session(self, connection: C) -> None:
         """Reset session state that outlives a transaction, such as settings, locks and temporary tables.
 
-        A pool with ``reset="always"`` calls it after each use of a settled connection. It may block, within
+        A pool with ``reset="always"`` calls it after each use, once the connection is settled. It may block, within
         ``reset_timeout``. By default this is :meth:`reset`.
         """
         self.reset(connection)

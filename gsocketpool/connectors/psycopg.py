@@ -22,7 +22,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from gsocketpool.connection import _sockets
 from gsocketpool.connectors import Connector
 from gsocketpool.connectors._base import CANCEL_TIMEOUT
-from gsocketpool.connectors._urls import QUOTED, is_ambiguous
+from gsocketpool.connectors._urls import HIDDEN, QUOTED, is_ambiguous
 from gsocketpool.exceptions import InvalidArgumentError
 from gsocketpool.settings import check_count
 
@@ -33,8 +33,6 @@ CANCEL_PAUSE = 0.2
 
 #: The options that a repr may show. All others may be secrets.
 _DISPLAYABLE = ("service", "host", "hostaddr", "port", "user", "dbname")
-#: Replaces a value that may be a secret, in errors.
-_HIDDEN = "***"
 
 #: Options of psycopg that are callables. They are passed on, not called.
 _FACTORIES = ("row_factory", "cursor_factory")
@@ -368,7 +366,7 @@ def _descriptor(connection: PsycopgConnection) -> int:
 
 def _displayed(value: object) -> str:
     """Return a value for a repr, hidden if it may be a connection string, which libpq accepts as a dbname."""
-    return _HIDDEN if "://" in str(value) or "=" in str(value) else str(value)
+    return HIDDEN if "://" in str(value) or "=" in str(value) else str(value)
 
 
 def _can_cancel() -> bool:
@@ -385,18 +383,18 @@ def _check_conninfo(conninfo: Any) -> str:
     if not isinstance(conninfo, str):
         raise InvalidArgumentError("conninfo", type(conninfo), "a str, or a callable that returns one")
     if not _is_parsed(conninfo, {}):
-        raise InvalidArgumentError("conninfo", _HIDDEN, "a URL or a key=value string that libpq can read")
+        raise InvalidArgumentError("conninfo", HIDDEN, "a URL or a key=value string that libpq can read")
     # Each host has a port, which may be empty.
     ports = str(conninfo_to_dict(conninfo).get("port") or "").replace(",", "")
     is_url = "://" in conninfo.partition("=")[0]
     if is_url and (is_ambiguous(conninfo) or (ports and not ports.isdigit())):
-        raise InvalidArgumentError("conninfo", _HIDDEN, QUOTED)
+        raise InvalidArgumentError("conninfo", HIDDEN, QUOTED)
     return conninfo
 
 
 def _check_name(name: str) -> None:
     if name not in ("autocommit", "prepare_threshold", "context", *_FACTORIES) and not _is_parsed("", {name: ""}):
-        raise InvalidArgumentError(name, _HIDDEN, "an option of psycopg.connect() or a parameter of libpq")
+        raise InvalidArgumentError(name, HIDDEN, "an option of psycopg.connect() or a parameter of libpq")
 
 
 def _check_option(name: str, value: Any) -> Any:
