@@ -116,7 +116,7 @@ def test_the_default_checks_answer_true_or_false(kind: Callable[[], Any]) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_an_idle_connection_that_does_not_say_whether_it_is_open_is_not_handed_out(
+def test_an_idle_connection_whose_is_connected_fails_is_not_handed_out(
     kind: Callable[[], Any], answer: Callable[[], Any]
 ) -> None:
     pool, made = make_pool(kind)
@@ -130,7 +130,7 @@ def test_an_idle_connection_that_does_not_say_whether_it_is_open_is_not_handed_o
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_a_released_connection_that_does_not_say_whether_it_is_open_is_discarded(
+def test_a_released_connection_whose_is_connected_fails_is_discarded(
     kind: Callable[[], Any], answer: Callable[[], Any]
 ) -> None:
     pool, made = make_pool(kind)
@@ -142,7 +142,7 @@ def test_a_released_connection_that_does_not_say_whether_it_is_open_is_discarded
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_a_connection_that_does_not_say_whether_it_is_open_is_discarded_at_the_end_of_its_block(
+def test_a_connection_whose_is_connected_fails_is_discarded_at_the_end_of_its_block(
     kind: Callable[[], Any], answer: Callable[[], Any]
 ) -> None:
     pool, made = make_pool(kind)
@@ -154,7 +154,7 @@ def test_a_connection_that_does_not_say_whether_it_is_open_is_discarded_at_the_e
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("thrown", THROWN, ids=["kill", "timeout", "error"])
 @pytest.mark.parametrize("is_idle", [True, False], ids=["acquired", "released"])
-def test_an_answer_that_ends_the_caller_does_not_lose_the_connection(
+def test_an_exception_that_a_check_raises_in_the_caller_closes_the_connection(
     kind: Callable[[], Any], thrown: Callable[[], BaseException], is_idle: bool
 ) -> None:
     error = thrown()
@@ -179,7 +179,7 @@ def test_an_answer_that_ends_the_caller_does_not_lose_the_connection(
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_an_idle_connection_that_does_not_say_whether_it_is_usable_is_not_handed_out(answer: Callable[[], Any]) -> None:
+def test_an_idle_connection_whose_is_usable_fails_is_not_handed_out(answer: Callable[[], Any]) -> None:
     pool, made = make_pool(Checked)
     pool.release(pool.acquire())
     made[0].answers["is_usable"] = answer()
@@ -189,7 +189,7 @@ def test_an_idle_connection_that_does_not_say_whether_it_is_usable_is_not_handed
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_a_connection_that_does_not_say_whether_it_is_reusable_is_discarded(answer: Callable[[], Any]) -> None:
+def test_a_connection_whose_is_reusable_fails_is_discarded(answer: Callable[[], Any]) -> None:
     pool, made = make_pool(Checked)
     pool.acquire()
     made[0].answers["is_reusable"] = answer()
@@ -200,9 +200,7 @@ def test_a_connection_that_does_not_say_whether_it_is_reusable_is_discarded(answ
 
 @pytest.mark.parametrize("kind", [Foreign, Derived, Checked])
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_a_connection_that_does_not_say_whether_it_is_expired_is_closed(
-    kind: Callable[[], Any], answer: Callable[[], Any]
-) -> None:
+def test_a_connection_whose_is_expired_fails_is_closed(kind: Callable[[], Any], answer: Callable[[], Any]) -> None:
     pool, made = make_pool(kind)
     pool.release(pool.acquire())
     made[0].answers["is_expired"] = answer()
@@ -213,9 +211,7 @@ def test_a_connection_that_does_not_say_whether_it_is_expired_is_closed(
 
 @pytest.mark.parametrize("kind", [Foreign, Derived, Checked])
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_an_opening_that_does_not_say_whether_it_has_succeeded_has_failed(
-    kind: Callable[[], Any], answer: Callable[[], Any]
-) -> None:
+def test_an_opening_fails_if_is_connected_fails(kind: Callable[[], Any], answer: Callable[[], Any]) -> None:
     def unable() -> Any:
         connection = kind()
         connection.answers["is_connected"] = answer()
@@ -235,7 +231,7 @@ class Unaskable(Plain):
         return super().__getattribute__(name)
 
 
-def test_an_opening_after_which_a_connection_can_not_be_asked_has_failed() -> None:
+def test_an_opening_fails_if_looking_up_the_check_of_its_connection_raises() -> None:
     pool, made = make_pool(Unaskable)
     error = outcome(pool.acquire)
     assert isinstance(error, ValueError)
@@ -250,7 +246,7 @@ def test_an_opening_after_which_a_connection_can_not_be_asked_has_failed() -> No
 
 @pytest.mark.parametrize("step", ["is_connected", "is_usable", "is_reusable", "close", "is_expired", "__repr__"])
 @pytest.mark.parametrize("raised", [ValueError("bad step"), gevent.Timeout(9)], ids=["error", "timeout"])
-def test_steps_that_raise_do_no_harm(
+def test_a_step_that_raises_loses_no_capacity(
     backend: Backend, step: str, raised: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     armed = False
@@ -305,7 +301,7 @@ def test_a_step_that_switches_and_then_fails_harms_no_other_caller(backend: Back
     assert numbers(pool) == (1, 0, 0, 0)
 
 
-def test_a_step_that_lets_another_greenlet_release_too(backend: Backend) -> None:
+def test_releases_that_overlap_during_a_check_give_a_connection_back_once(backend: Backend) -> None:
     class Switching(ScriptedConnection):
         def is_reusable(self, error: BaseException | None) -> bool:
             gevent.sleep(0)
@@ -319,7 +315,7 @@ def test_a_step_that_lets_another_greenlet_release_too(backend: Backend) -> None
     check_whole(pool, backend)
 
 
-def test_a_factory_that_uses_the_pool_itself(backend: Backend) -> None:
+def test_a_factory_may_use_the_pool_that_calls_it(backend: Backend) -> None:
     def factory() -> ScriptedConnection:
         if len(backend.connections) == 1:
             pool.release(inner)

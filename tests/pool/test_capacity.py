@@ -22,7 +22,7 @@ def test_a_connection_is_opened_when_there_is_none_and_reused_afterwards(backend
     assert len(backend.connections) == 1
 
 
-def test_never_more_than_max_connections(backend: Backend) -> None:
+def test_a_pool_never_opens_more_than_max_connections(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=3, max_opening=None)
     most = 0
 
@@ -109,7 +109,7 @@ def test_waiters_whose_connections_turn_out_bad_keep_their_order(backend: Backen
     gevent.killall(waiters)
 
 
-def test_no_greenlet_polls(backend: Backend) -> None:
+def test_a_released_connection_reaches_its_waiter_in_one_turn_of_the_event_loop(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire()
     waiter = spawn_acquire(pool)
@@ -127,7 +127,7 @@ def test_idle_connections_are_reused_last_in_first_out(backend: Backend) -> None
     assert [pool.acquire().number for _ in range(3)] == [first.number, third.number, second.number]
 
 
-def test_another_greenlets_connections_are_not_held_by_the_caller(backend: Backend) -> None:
+def test_an_error_does_not_count_connections_of_other_greenlets_as_held_by_its_caller(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     holder = gevent.spawn(lambda: (pool.acquire(), gevent.sleep(PATIENCE)))
     settle()
@@ -153,7 +153,7 @@ def test_the_queue_is_bounded_by_max_waiting(backend: Backend) -> None:
     gevent.killall(waiters)
 
 
-def test_without_a_queue_a_connection_can_still_be_opened(backend: Backend) -> None:
+def test_a_pool_without_a_queue_still_opens_connections(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1, max_waiting=0)
     connection = pool.acquire()
     with pytest.raises(PoolExhaustedError):
@@ -162,7 +162,7 @@ def test_without_a_queue_a_connection_can_still_be_opened(backend: Backend) -> N
     assert pool.acquire() is connection
 
 
-def test_a_full_pool_tells_the_last_open_error(backend: Backend) -> None:
+def test_the_error_of_a_full_pool_reports_the_last_open_error(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=2)
     pool.acquire()
     backend.failures.append(ConnectionRefusedError(111, "no"))
@@ -175,7 +175,7 @@ def test_a_full_pool_tells_the_last_open_error(backend: Backend) -> None:
     assert "ConnectionRefusedError: [Errno 111] no" in str(caught.value)
 
 
-def test_pools_of_one_program_do_not_meet(backend: Backend) -> None:
+def test_two_pools_share_neither_connections_nor_waiters(backend: Backend) -> None:
     first, second = Pool(backend.connect, max_connections=1), Pool(backend.connect, max_connections=1)
     connection = first.acquire()
     other = second.acquire()
@@ -192,7 +192,7 @@ def test_pools_of_one_program_do_not_meet(backend: Backend) -> None:
 # What the error says
 
 
-def test_an_error_knows_what_its_caller_held_at_that_moment() -> None:
+def test_an_error_reports_how_many_connections_its_caller_held_when_it_was_raised() -> None:
     pool: Pool[Any] = Pool(Plain, max_connections=3)
     for _ in range(3):
         pool.acquire()
@@ -206,7 +206,7 @@ def test_an_error_knows_what_its_caller_held_at_that_moment() -> None:
     assert "this greenlet holds 3 of them already" in str(caught.value)
 
 
-def test_an_error_does_not_count_what_its_caller_has_given_back() -> None:
+def test_an_error_does_not_count_a_connection_that_its_caller_gave_back() -> None:
     pool: Pool[Any] = Pool(Plain, max_connections=1)
     connection = pool.acquire()
     with pytest.raises(PoolExhaustedError, match="this greenlet holds 1 of them already"):
@@ -230,7 +230,7 @@ def hold(pool: Pool[Any]) -> None:
         gevent.sleep(PATIENCE)
 
 
-def test_an_error_counts_what_its_caller_has_acquired_a_moment_ago() -> None:
+def test_an_error_counts_a_connection_that_its_caller_has_just_acquired() -> None:
     pool: Pool[Any] = Pool(Plain, max_connections=1)
     connection = pool.acquire()
     refused = gevent.spawn(ended_by, pool.acquire, timeout=0)

@@ -35,7 +35,7 @@ GIVE_BACKS = {
 
 @pytest.mark.parametrize("way", GIVE_BACKS)
 @pytest.mark.parametrize("kind", [Plain, ScriptedConnector()], ids=["connection", "connector"])
-def test_a_give_back_in_the_middle_of_a_change_is_put_off(way: str, kind: Any) -> None:
+def test_a_give_back_during_a_state_change_is_deferred(way: str, kind: Any) -> None:
     pool: Pool[Any] = Pool(kind, max_connections=1)
     lease = pool.lease()
     is_refused = kind is not Plain and way == "block"
@@ -52,7 +52,7 @@ def test_a_give_back_in_the_middle_of_a_change_is_put_off(way: str, kind: Any) -
     pool.close()
 
 
-def test_a_check_that_discards_its_own_connection_is_not_believed() -> None:
+def test_a_connection_that_its_own_check_discards_is_not_handed_out() -> None:
     class Discarding(Plain):
         discards = False
 
@@ -74,7 +74,7 @@ def test_a_check_that_discards_its_own_connection_is_not_believed() -> None:
     pool.close()
 
 
-def test_a_connector_that_discards_what_it_is_asked_about_has_the_last_word() -> None:
+def test_a_connection_that_its_connector_discards_in_is_settled_is_not_reset() -> None:
     def discard(client: Client) -> bool:
         connector.acts.clear()
         pool.discard(client)
@@ -91,7 +91,7 @@ def test_a_connector_that_discards_what_it_is_asked_about_has_the_last_word() ->
     pool.close()
 
 
-def test_a_check_that_fails_where_there_is_no_time_for_it_fails_for_the_connection() -> None:
+def test_an_acquire_with_a_timeout_of_0_discards_a_connection_whose_peek_target_raises() -> None:
     connector = ScriptedConnector()
     pool = Pool(connector, max_connections=2)
     with pool.connection() as bad, pool.connection():
@@ -103,7 +103,7 @@ def test_a_check_that_fails_where_there_is_no_time_for_it_fails_for_the_connecti
     pool.close(timeout=0)
 
 
-def test_a_check_that_may_block_is_not_made_where_there_is_no_time_and_the_short_one_may_fail() -> None:
+def test_an_acquire_with_a_timeout_of_0_calls_is_connected_instead_of_a_check_that_may_block() -> None:
     class Failing(Plain):
         fails = False
 
@@ -148,7 +148,7 @@ def test_a_connection_that_fails_its_check_in_a_sweep_is_closed(clock: Any) -> N
     pool.close()
 
 
-def test_a_context_that_suppresses_an_answers_error_does_not_make_it_a_good_one() -> None:
+def test_a_connection_whose_check_raises_is_discarded_even_if_the_context_suppresses_the_error() -> None:
     connector = ScriptedConnector()
     pool = Pool(connector, context=lambda: contextlib.suppress(LookupError), max_connections=1)
     with pool.connection():
@@ -164,7 +164,7 @@ def test_a_context_that_suppresses_an_answers_error_does_not_make_it_a_good_one(
     pool.close()
 
 
-def test_an_idle_connection_that_its_ping_leaves_unusable_is_closed() -> None:
+def test_an_idle_connection_that_is_not_reusable_after_its_ping_is_discarded() -> None:
     connector = ScriptedConnector()
     pool = Pool(connector, keepalive_interval=0.01, max_connections=1)
     with pool.connection():
@@ -175,7 +175,7 @@ def test_an_idle_connection_that_its_ping_leaves_unusable_is_closed() -> None:
     pool.close()
 
 
-def test_an_exception_that_ends_the_program_is_not_caught_while_aborting() -> None:
+def test_closing_a_pool_raises_a_keyboard_interrupt_from_abort() -> None:
     released = Event()
 
     class Stubborn(Plain):
@@ -196,13 +196,13 @@ def test_an_exception_that_ends_the_program_is_not_caught_while_aborting() -> No
     settle()
 
 
-def test_a_class_that_resets_nothing_is_always_settled() -> None:
+def test_a_connection_class_without_a_reset_is_always_settled() -> None:
     assert Connection().is_settled()
     with pytest.raises(NotImplementedError, match=r"Connection has no reset\(\)"):
         Connection().reset()
 
 
-def test_by_default_a_session_is_reset_as_what_is_unsettled() -> None:
+def test_reset_session_calls_reset_by_default() -> None:
     class Resetting(Plain):
         resets = 0
 
@@ -219,7 +219,7 @@ def test_by_default_a_session_is_reset_as_what_is_unsettled() -> None:
     pool.close()
 
 
-def test_a_pool_is_collected_while_its_connections_are_kept_in_order() -> None:
+def test_a_pool_collected_during_a_reset_closes_all_but_connections_in_use() -> None:
     """Those that are idle, being reset and being pinged are closed; what is in use is the callers'."""
     parked = Event()
     connector = ScriptedConnector(reset=lambda client: parked.wait())

@@ -27,7 +27,7 @@ def pool_of(backend: Backend, clock: Clock, **settings: Any) -> Pool[Any]:
     return clock.pool(backend.connect, **{**usual, **settings})
 
 
-def test_a_lifetime_goes_by_the_clock(backend: Backend, clock: Clock) -> None:
+def test_a_lifetime_is_measured_by_the_clock_of_the_pool(backend: Backend, clock: Clock) -> None:
     pool = pool_of(backend, clock, max_lifetime=100)
     first = pool.acquire()
     # A lifetime ends up to a tenth earlier.
@@ -42,7 +42,7 @@ def test_a_lifetime_goes_by_the_clock(backend: Backend, clock: Clock) -> None:
     assert not first.is_open
 
 
-def test_a_lifetime_that_ends_in_use_goes_by_the_clock(backend: Backend, clock: Clock) -> None:
+def test_a_lifetime_that_ends_in_use_is_measured_by_the_clock_of_the_pool(backend: Backend, clock: Clock) -> None:
     pool = pool_of(backend, clock, max_lifetime=100)
     pool.release(pool.acquire())
     with pool.connection() as first:
@@ -52,7 +52,7 @@ def test_a_lifetime_that_ends_in_use_goes_by_the_clock(backend: Backend, clock: 
     assert not first.is_open
 
 
-def test_an_idle_time_goes_by_the_clock(backend: Backend, clock: Clock) -> None:
+def test_an_idle_time_is_measured_by_the_clock_of_the_pool(backend: Backend, clock: Clock) -> None:
     pool = pool_of(backend, clock, idle_timeout=10)
     first = pool.acquire()
     clock.advance(50)
@@ -68,7 +68,9 @@ def test_an_idle_time_goes_by_the_clock(backend: Backend, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(("setting", "reason"), [("max_lifetime", "lifetime"), ("idle_timeout", "idle")])
-def test_a_sweep_goes_by_the_clock(backend: Backend, clock: Clock, setting: str, reason: str) -> None:
+def test_a_sweep_measures_limits_by_the_clock_of_the_pool(
+    backend: Backend, clock: Clock, setting: str, reason: str
+) -> None:
     asked = 0
 
     class Counting(ScriptedConnection):
@@ -91,7 +93,7 @@ def test_a_sweep_goes_by_the_clock(backend: Backend, clock: Clock, setting: str,
     pool.close()
 
 
-def test_an_acquire_is_late_by_the_clock(backend: Backend, clock: Clock) -> None:
+def test_the_timeout_of_an_acquire_is_measured_by_the_clock_of_the_pool(backend: Backend, clock: Clock) -> None:
     pool = pool_of(backend, clock=clock)
     pool.acquire()
     caller = gevent.spawn(outcome, lambda: pool.acquire(timeout=0.005))
@@ -105,7 +107,7 @@ def test_an_acquire_is_late_by_the_clock(backend: Backend, clock: Clock) -> None
     other.kill()
 
 
-def test_callers_that_wait_again_keep_the_order_of_the_clock(backend: Backend, clock: Clock) -> None:
+def test_callers_that_queue_again_keep_their_order_by_the_clock_of_the_pool(backend: Backend, clock: Clock) -> None:
     class Judged(ScriptedConnection):
         """Stalls in its check until it is judged."""
 
@@ -145,7 +147,7 @@ def test_callers_that_wait_again_keep_the_order_of_the_clock(backend: Backend, c
     gevent.killall(callers)
 
 
-def test_times_of_stats_go_by_the_clock(backend: Backend, clock: Clock) -> None:
+def test_statistics_measure_times_by_the_clock_of_the_pool(backend: Backend, clock: Clock) -> None:
     backend.opens.clear()
     pool = pool_of(backend, clock=clock)
     caller = spawn_acquire(pool)

@@ -31,7 +31,7 @@ from tests.support.scripted import (
 )
 
 
-def test_closing_closes_idle_connections_and_refuses_every_caller(backend: Backend) -> None:
+def test_closing_a_pool_closes_idle_connections_and_refuses_every_caller(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=2, name="mine")
     first, second = pool.acquire(), pool.acquire()
     waiters = [gevent.spawn(pool.acquire), gevent.spawn(pool.connection().__enter__)]
@@ -57,7 +57,7 @@ def test_closing_closes_idle_connections_and_refuses_every_caller(backend: Backe
     assert pool.stats().retired == {"closed": 1}
 
 
-def test_a_connection_in_use_after_the_timeout_of_close_is_closed(backend: Backend) -> None:
+def test_closing_a_pool_closes_connections_still_in_use_after_its_timeout(backend: Backend) -> None:
     pool = Pool(backend.connect)
     with pool.connection() as connection:
         pool.close(timeout=0.01)
@@ -66,7 +66,7 @@ def test_a_connection_in_use_after_the_timeout_of_close_is_closed(backend: Backe
     assert connection.closings == 1
 
 
-def test_a_connection_closed_after_its_hand_over_is_not_checked(backend: Backend) -> None:
+def test_a_connection_handed_over_before_its_pool_is_closed_is_not_checked(backend: Backend) -> None:
     pool = Pool(backend.connect_checked, max_connections=1)
     held = pool.acquire()
     waiter = spawn_acquire(pool)
@@ -79,7 +79,7 @@ def test_a_connection_closed_after_its_hand_over_is_not_checked(backend: Backend
     closing.get(timeout=PATIENCE)
 
 
-def test_closing_twice_or_at_the_same_time(backend: Backend) -> None:
+def test_a_pool_may_be_closed_twice_or_by_several_greenlets_at_once(backend: Backend) -> None:
     pool = Pool(backend.connect)
     held = pool.acquire()
     closings = [gevent.spawn(pool.close, timeout=PATIENCE) for _ in range(3)]
@@ -109,7 +109,7 @@ def test_closing_a_pool_that_was_never_used(backend: Backend) -> None:
     assert not backend.connections
 
 
-def test_openings_are_given_up(backend: Backend) -> None:
+def test_closing_a_pool_gives_up_its_openings(backend: Backend) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect)
     caller = spawn_acquire(pool)
@@ -122,7 +122,7 @@ def test_openings_are_given_up(backend: Backend) -> None:
     assert not backend.open
 
 
-def test_a_half_open_connection_is_closed_when_close_returns(backend: Backend) -> None:
+def test_closing_a_pool_closes_half_open_connections_before_it_returns(backend: Backend) -> None:
     class Handshaking(ScriptedConnection):
         def open(self) -> None:
             super().open()
@@ -135,7 +135,7 @@ def test_a_half_open_connection_is_closed_when_close_returns(backend: Backend) -
     assert not backend.open
 
 
-def test_a_close_that_was_interrupted_has_closed_the_pool(backend: Backend) -> None:
+def test_an_interrupted_close_still_closes_the_pool(backend: Backend) -> None:
     pool = Pool(backend.connect)
     held = pool.acquire()
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.005):
@@ -156,7 +156,7 @@ def test_a_with_statement_closes_the_pool(backend: Backend) -> None:
         pool.acquire()
 
 
-def test_every_close_is_bounded_and_what_it_raises_is_logged(
+def test_closing_a_connection_is_bounded_and_its_error_is_logged(
     backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Stubborn(ScriptedConnection):
@@ -193,7 +193,7 @@ class Deaf(ScriptedConnection):
         self.abort_of = True
 
 
-def test_a_close_that_heeds_nothing_delays_the_end_by_a_second_at_most(backend: Backend) -> None:
+def test_a_close_that_ignores_interruptions_does_not_hold_up_the_end_of_the_pool(backend: Backend) -> None:
     pool = Pool(lambda: backend.add(Deaf(backend, {})), close_timeout=0.01)
     pool.release(pool.acquire())
     with gevent.Timeout(PATIENCE / 2):
@@ -201,7 +201,7 @@ def test_a_close_that_heeds_nothing_delays_the_end_by_a_second_at_most(backend: 
     assert backend.connections[0].abort_of  # type: ignore[attr-defined]
 
 
-def test_an_opening_that_heeds_nothing_is_aborted(backend: Backend) -> None:
+def test_closing_a_pool_aborts_an_opening_that_ignores_interruptions(backend: Backend) -> None:
     class DeafOpener(ScriptedConnection):
         def open(self) -> None:
             super().open()
@@ -216,7 +216,7 @@ def test_an_opening_that_heeds_nothing_is_aborted(backend: Backend) -> None:
     assert not backend.open
 
 
-def test_stubborn_closings_are_waited_for_together(backend: Backend) -> None:
+def test_a_drain_waits_for_stubborn_closes_all_at_once(backend: Backend) -> None:
     pool = Pool(lambda: backend.add(Deaf(backend, {})), close_timeout=0.2, max_opening=None)
     for connection in [pool.acquire() for _ in range(50)]:
         pool.release(connection)
@@ -225,7 +225,7 @@ def test_stubborn_closings_are_waited_for_together(backend: Backend) -> None:
     assert numbers(pool) == (0, 0, 0, 0)
 
 
-def test_a_slow_close_holds_no_place(backend: Backend) -> None:
+def test_a_connection_with_a_slow_close_makes_room_at_once(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     backend.closes.clear()
     held = pool.acquire()
@@ -242,7 +242,7 @@ def test_a_slow_close_holds_no_place(backend: Backend) -> None:
     assert not held.is_open
 
 
-def test_giving_back_in_a_callback_of_the_event_loop(backend: Backend) -> None:
+def test_a_connection_may_be_given_back_in_a_callback_of_the_event_loop(backend: Backend) -> None:
     """There, nothing can be waited for."""
     pool = Pool(backend.connect)
     kept, discarded = pool.acquire(), pool.acquire()
@@ -254,7 +254,7 @@ def test_giving_back_in_a_callback_of_the_event_loop(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("timeout", [None, -1, "x", float("inf")])
-def test_a_bad_timeout_is_refused(backend: Backend, timeout: Any) -> None:
+def test_close_refuses_a_bad_timeout(backend: Backend, timeout: Any) -> None:
     pool = Pool(backend.connect)
     with pytest.raises(InvalidArgumentError, match="timeout"):
         pool.close(timeout=timeout)
@@ -314,7 +314,7 @@ def test_a_pool_with_waiters_is_not_collected(backend: Backend) -> None:
     assert waiter.get(timeout=PATIENCE) is held
 
 
-def test_a_pool_collected_in_another_thread_closes_in_its_own(backend: Backend) -> None:
+def test_a_pool_collected_in_another_thread_closes_its_connections_in_its_own_thread(backend: Backend) -> None:
     closed_in: list[int] = []
 
     class Watched(ScriptedConnection):
@@ -331,7 +331,7 @@ def test_a_pool_collected_in_another_thread_closes_in_its_own(backend: Backend) 
     assert closed_in == [threading.get_ident()]
 
 
-def test_a_collected_pool_takes_no_lock_and_runs_no_user_code(backend: Backend) -> None:
+def test_collecting_a_pool_neither_switches_nor_closes_a_connection_at_once(backend: Backend) -> None:
     """It may be collected in the middle of anything."""
     pool = Pool(backend.connect)
     connection = pool.acquire()
@@ -350,7 +350,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()"])
-def test_an_interpreter_that_exits_without_closing(patch: str) -> None:
+def test_an_interpreter_exits_cleanly_without_closing_its_pool(patch: str) -> None:
     program = f"""
 {patch}
 import gevent, gc
@@ -372,7 +372,7 @@ print(pool.size)
     assert "Traceback" not in done.stderr
 
 
-def test_a_pool_outlives_its_event_loop(backend: Backend) -> None:
+def test_a_pool_can_be_collected_after_its_event_loop_has_ended(backend: Backend) -> None:
     """Its thread has ended, and with it the event loop that would have closed its connections."""
     holder: list[Pool[Any]] = []
 
@@ -389,7 +389,7 @@ def test_a_pool_outlives_its_event_loop(backend: Backend) -> None:
     gc.collect()
 
 
-def test_the_sockets_are_closed_too() -> None:
+def test_a_collected_pool_closes_its_sockets() -> None:
     from gevent.server import StreamServer
 
     closed: list[bytes] = []
@@ -433,7 +433,7 @@ def test_a_failing_sweep_does_not_end_the_reaper(
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("drop", "close", "with")])
-def test_a_closed_pool_does_nothing_any_more(name: str) -> None:
+def test_a_closed_pool_refuses_every_call_that_wants_a_connection_and_allows_the_others(name: str) -> None:
     """A call that wants something of it is refused; a call that would change nothing is allowed."""
     pool = Pool(Plain, max_connections=2)
     held = pool.acquire()

@@ -16,7 +16,7 @@ from tests.support.internals import reaper_of
 from tests.support.scripted import PATIENCE, Backend, eventually, numbers, settle
 
 
-def test_the_modules_have_their_names() -> None:
+def test_modules_export_the_names_of_0_1_6() -> None:
     names = {
         "gsocketpool": ["Connection", "TcpConnection", "Pool", "PoolExhaustedError", "ConnectionNotFoundError"],
         "gsocketpool.pool": ["Pool", "PoolExhaustedError", "ConnectionNotFoundError"],
@@ -28,7 +28,7 @@ def test_the_modules_have_their_names() -> None:
             assert hasattr(importlib.import_module(module), attribute)
 
 
-def test_the_arguments_have_their_order() -> None:
+def test_arguments_keep_the_order_and_the_defaults_of_0_1_6() -> None:
     first = list(inspect.signature(Pool).parameters.items())[:6]
     assert [(name, parameter.default) for name, parameter in first][1:] == [
         ("options", None),
@@ -54,7 +54,7 @@ def test_the_first_example_of_0_1_6_runs(echo_port: int) -> None:
     pool.close()
 
 
-def test_all_arguments_by_position(echo_port: int) -> None:
+def test_a_pool_takes_all_arguments_by_position(echo_port: int) -> None:
     pool = Pool(TcpConnection, {"host": "127.0.0.1", "port": echo_port}, 1, 2, False, 60)
     assert pool.size == 1
     assert reaper_of(pool) is None
@@ -65,7 +65,7 @@ def test_all_arguments_by_position(echo_port: int) -> None:
     pool.close(timeout=0)
 
 
-def test_waiting_by_retries(backend: Backend) -> None:
+def test_each_retry_allows_a_tenth_of_a_second_of_waiting(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire(retry=0)
     with pytest.raises(PoolExhaustedError):
@@ -95,7 +95,7 @@ def test_bad_retries_are_refused(backend: Backend, retry: Any) -> None:
         Pool(backend.connect).acquire(retry=retry)
 
 
-def test_a_connection_that_is_open_already(backend: Backend) -> None:
+def test_a_pool_does_not_open_a_connection_that_is_open_already(backend: Backend) -> None:
     """Some subclasses return one from _create_connection()."""
 
     class Own(Pool[Any]):
@@ -111,7 +111,7 @@ def test_a_connection_that_is_open_already(backend: Backend) -> None:
     assert Own(backend.connect, {"opened": False}).acquire().is_open
 
 
-def test_extending_the_making_of_connections(backend: Backend) -> None:
+def test_a_subclass_may_extend_create_connection(backend: Backend) -> None:
     class Greeting(Pool[Any]):
         def _create_connection(self) -> Any:
             connection = super()._create_connection()
@@ -166,7 +166,7 @@ class RpcPoolClient(RpcClient, Connection):
         raise OSError("lost")
 
 
-def test_a_client_like_that_of_mprpc_still_works(echo_port: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_like_the_one_of_mprpc_still_works(echo_port: int, caplog: pytest.LogCaptureFixture) -> None:
     pool = Pool(RpcPoolClient, {"host": "127.0.0.1", "port": echo_port})
     with pool.connection() as client:
         assert client.call(b"one") == b"one"
@@ -186,7 +186,7 @@ def test_a_client_like_that_of_mprpc_still_works(echo_port: int, caplog: pytest.
     pool.close()
 
 
-def test_reconnecting() -> None:
+def test_reconnect_closes_an_open_connection_and_opens_it() -> None:
     for connected in (True, False):
         connection = Connection()
         connection.open, connection.close = Mock(), Mock()  # type: ignore[method-assign]
@@ -200,7 +200,7 @@ def test_reconnecting() -> None:
 
 
 @pytest.mark.parametrize("made", [Mock(), Mock(spec=Connection), create_autospec(TcpConnection, instance=True)])
-def test_mocks_are_used_again(made: Any) -> None:
+def test_a_mock_is_reused(made: Any) -> None:
     pool = Pool(Mock(return_value=made))
     for timeout in (None, 0):
         assert pool.acquire(timeout=timeout) is made
@@ -209,7 +209,7 @@ def test_mocks_are_used_again(made: Any) -> None:
     assert pool.stats().discarded == {}
 
 
-def test_initial_connections_from_a_mock() -> None:
+def test_a_factory_may_return_the_same_mock_for_every_initial_connection() -> None:
     factory = Mock()
     pool = Pool(factory, initial_connections=10)
     assert factory.call_count == 10
@@ -222,7 +222,7 @@ def test_initial_connections_from_a_mock() -> None:
         pool.release(factory.return_value)
 
 
-def test_acquiring_and_releasing_mocks() -> None:
+def test_mocks_can_be_acquired_and_released() -> None:
     mocks = [Mock(), Mock()]
     pool = Pool(Mock(side_effect=mocks), initial_connections=0)
     assert pool.size == 0
@@ -252,14 +252,14 @@ def test_a_mock_is_discarded_after_an_error() -> None:
     assert pool.size == 0
 
 
-def test_an_object_that_can_not_say_whether_it_is_expired() -> None:
+def test_an_object_without_is_expired_does_not_expire() -> None:
     pool = Pool(Mock(return_value=Mock(spec=["open", "close", "is_connected"])))
     pool.release(pool.acquire())
     pool.drop_expired()
     assert pool.size == 1
 
 
-def test_dropping_mocks() -> None:
+def test_an_idle_mock_can_be_dropped_once() -> None:
     pool = Pool(Mock())
     connection = pool.acquire()
     with pytest.raises(ConnectionNotFoundError):
@@ -271,7 +271,7 @@ def test_dropping_mocks() -> None:
         pool.drop(connection)
 
 
-def test_dropping_expired_mocks() -> None:
+def test_drop_expired_closes_expired_mocks_only() -> None:
     mocks = [Mock(), Mock(), Mock()]
     for mock, expired in zip(mocks, (True, False, True), strict=True):
         mock.is_expired.return_value = expired
@@ -294,7 +294,7 @@ def test_the_reaper_drops_expired_connections() -> None:
     assert pool.size == 0
 
 
-def test_deleting_a_pool_closes_what_is_idle() -> None:
+def test_deleting_a_pool_closes_its_idle_connection() -> None:
     mock = Mock()
     pool = Pool(Mock(return_value=mock))
     pool.release(pool.acquire())

@@ -128,9 +128,7 @@ KINDS: list[tuple[type[Any], set[str]]] = [
 
 
 @pytest.mark.parametrize(("kind", "more"), KINDS)
-def test_a_context_is_entered_around_all_that_a_connection_is_asked(
-    asked: Asked, kind: type[Any], more: set[str]
-) -> None:
+def test_every_step_of_a_connection_runs_inside_the_context(asked: Asked, kind: type[Any], more: set[str]) -> None:
     pool = asked.pool(kind, min_connections=1, reap_expired_connections=True, reap_interval=0.005)
     pool.wait_ready(PATIENCE)
     for timeout in (PATIENCE, 0):
@@ -148,7 +146,9 @@ def test_a_context_is_entered_around_all_that_a_connection_is_asked(
 
 @pytest.mark.parametrize("timeout", [PATIENCE, 0], ids=["with time", "without"])
 @pytest.mark.parametrize(("kind", "more"), KINDS)
-def test_a_context_is_entered_for_each_check(asked: Asked, kind: type[Any], more: set[str], timeout: float) -> None:
+def test_the_context_is_entered_once_for_each_check(
+    asked: Asked, kind: type[Any], more: set[str], timeout: float
+) -> None:
     pool = asked.pool(kind)
     pool.release(pool.acquire())
     settle()
@@ -162,7 +162,7 @@ def test_a_context_is_entered_for_each_check(asked: Asked, kind: type[Any], more
     assert all(is_inside for _, is_inside in asked.steps)
 
 
-def test_options_and_what_a_subclass_makes_are_asked_for_inside_of_the_context(asked: Asked) -> None:
+def test_options_and_create_connection_are_called_inside_the_context(asked: Asked) -> None:
     class Special(Pool[Any]):
         def _create_connection(self) -> Any:
             asked.note("creating")
@@ -180,7 +180,7 @@ def test_options_and_what_a_subclass_makes_are_asked_for_inside_of_the_context(a
 
 @pytest.mark.parametrize("step", ["making", "open", "is_connected"])
 @pytest.mark.parametrize("kind", [Simple, Foreign])
-def test_an_error_of_opening_passes_the_exit_of_the_context(asked: Asked, kind: type[Any], step: str) -> None:
+def test_an_error_of_opening_leaves_through_the_context(asked: Asked, kind: type[Any], step: str) -> None:
     error = asked.errors[step] = OSError("not today")
     pool = asked.pool(kind)
     with pytest.raises(OSError, match="not today") as raised:
@@ -205,7 +205,7 @@ STEPS: list[tuple[type[Any], str, Act]] = [
 
 @pytest.mark.parametrize("error", [ValueError("a bad step"), gevent.Timeout(1)], ids=["error", "timeout"])
 @pytest.mark.parametrize(("kind", "step", "act"), STEPS)
-def test_an_error_of_a_step_passes_the_exit_of_the_context(
+def test_an_error_of_a_step_leaves_through_the_context(
     asked: Asked, kind: type[Any], step: str, act: Act, error: BaseException
 ) -> None:
     pool = asked.pool(kind)
@@ -226,7 +226,7 @@ def test_an_error_of_a_step_passes_the_exit_of_the_context(
 @pytest.mark.parametrize(
     ("kind", "step"), [(Simple, "is_connected"), (Foreign, "is_connected"), (Checked, "is_reusable")]
 )
-def test_an_error_of_a_check_on_return_passes_the_exit_of_the_context(asked: Asked, kind: type[Any], step: str) -> None:
+def test_an_error_of_a_check_on_return_leaves_through_the_context(asked: Asked, kind: type[Any], step: str) -> None:
     pool = asked.pool(kind)
     connection = pool.acquire()
     error = asked.errors[step] = ValueError("a bad step")
@@ -239,7 +239,7 @@ def test_an_error_of_a_check_on_return_passes_the_exit_of_the_context(asked: Ask
 
 
 @pytest.mark.parametrize("step", ["open", "is_usable", "close"])
-def test_an_exception_that_cuts_a_step_short_passes_the_exit_of_the_context(asked: Asked, step: str) -> None:
+def test_an_exception_that_cuts_a_step_short_leaves_through_the_context(asked: Asked, step: str) -> None:
     pool = asked.pool(Checked, open_timeout=0.01, close_timeout=0.01, acquire_timeout=None)
     if step != "open":
         pool.release(pool.acquire())
@@ -255,7 +255,7 @@ def test_an_exception_that_cuts_a_step_short_passes_the_exit_of_the_context(aske
     check_whole(pool)
 
 
-def test_a_caller_that_is_killed_in_a_check_ends_the_context_of_it(asked: Asked, thrown: BaseException) -> None:
+def test_a_caller_killed_during_a_check_leaves_the_context(asked: Asked, thrown: BaseException) -> None:
     pool = asked.pool(Checked)
     pool.release(pool.acquire())
     asked.going_on["is_usable"] = Event()
@@ -271,7 +271,7 @@ def test_a_caller_that_is_killed_in_a_check_ends_the_context_of_it(asked: Asked,
 
 
 @pytest.mark.parametrize("kind", [Simple, WithSocket, Checked, Foreign])
-def test_a_context_that_can_not_be_entered_loses_nothing(asked: Asked, kind: type[Any]) -> None:
+def test_a_context_that_can_not_be_entered_loses_no_capacity(asked: Asked, kind: type[Any]) -> None:
     def context() -> Context:
         if error is not None:
             raise error
@@ -297,7 +297,9 @@ def test_a_context_that_can_not_be_entered_loses_nothing(asked: Asked, kind: typ
 
 
 @pytest.mark.parametrize("kind", [Simple, WithSocket, Checked, Foreign])
-def test_a_context_that_swallows_an_error_does_not_make_a_connection_good(asked: Asked, kind: type[Any]) -> None:
+def test_a_connection_that_fails_is_not_handed_out_even_if_the_context_swallows_the_error(
+    asked: Asked, kind: type[Any]
+) -> None:
     pool = Pool(kind, {"asked": asked}, context=lambda: contextlib.suppress(OSError), max_connections=1)
     pool.release(pool.acquire())
     asked.errors["is_usable" if kind is Checked else "is_connected"] = OSError("not today")

@@ -24,7 +24,7 @@ class Special(Pool[Any]):
 
 @pytest.mark.parametrize("kind", [Pool, Special])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_pool_that_is_copied_or_pickled_says_why_it_can_not_be(
+def test_copying_or_pickling_a_pool_raises_an_error_that_gives_the_reason(
     kind: type[Pool[Any]], way: Callable[[Any], object]
 ) -> None:
     pool = kind(Plain, name="cache", reap_expired_connections=False)
@@ -34,7 +34,9 @@ def test_a_pool_that_is_copied_or_pickled_says_why_it_can_not_be(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_attempt_does_no_harm(backend: Backend, way: Callable[[Any], object]) -> None:
+def test_a_refused_copy_leaves_the_pool_and_its_connections_intact(
+    backend: Backend, way: Callable[[Any], object]
+) -> None:
     pool = Pool(backend.connect, max_connections=1, reap_expired_connections=False)
     connection = pool.acquire()
     pool.release(connection)

@@ -67,7 +67,7 @@ WAYS: dict[str, dict[str, Any]] = {"no queue": {"timeout": 1}, "no time": {"time
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_refusal_takes_no_more_steps_where_many_are_in_use(way: str) -> None:
+def test_a_refusal_runs_no_more_lines_with_many_connections_in_use(way: str) -> None:
     def lines(pool: Pool[Any]) -> int:
         # The least of some, for a pool may do more now and then.
         return min(lines_of(lambda: refuse(pool, **WAYS[way])) for _ in range(5))
@@ -77,7 +77,7 @@ def test_a_refusal_takes_no_more_steps_where_many_are_in_use(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_refusal_takes_no_more_time_where_many_are_in_use(way: str) -> None:
+def test_a_refusal_takes_no_more_time_with_many_connections_in_use(way: str) -> None:
     def seconds(pool: Pool[Any]) -> float:
         began = time.perf_counter()
         for _ in range(20):
@@ -90,7 +90,7 @@ def test_a_refusal_takes_no_more_time_where_many_are_in_use(way: str) -> None:
     assert min(seconds(many) for _ in range(5)) < 10 * min(seconds(few) for _ in range(5))
 
 
-def test_waiters_that_time_out_together_take_no_more_steps_where_many_are_in_use() -> None:
+def test_waiters_that_time_out_together_run_no_more_lines_with_many_connections_in_use() -> None:
     def wait(pool: Pool[Any]) -> None:
         # So many that what a pool does once for all of them, such as to look for dead holders, does not count.
         waiters = [gevent.spawn(refuse, pool, timeout=0.02) for _ in range(200)]
@@ -119,7 +119,7 @@ def count_steps(pool: Pool[Any]) -> int:
     return lines_of(lambda: pool.release(pool.acquire()))
 
 
-def test_the_cost_does_not_depend_on_how_many_are_in_use_or_idle() -> None:
+def test_the_cost_of_a_use_does_not_depend_on_how_many_connections_are_in_use_or_idle() -> None:
     def pool_with(in_use: int, idle: int) -> Pool[Any]:
         pool: Pool[Any] = Pool(Cheap, max_connections=10_001, max_opening=None)
         connections = [pool.acquire() for _ in range(in_use + idle)]

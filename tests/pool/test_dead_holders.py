@@ -43,7 +43,7 @@ def test_a_caller_at_the_limit_gets_the_place_of_a_dead_holder(
     assert "'cache'" in record.getMessage()
 
 
-def test_as_many_callers_are_served_as_holders_are_dead(backend: Backend) -> None:
+def test_each_dead_holder_makes_room_for_one_caller(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=3, reap_expired_connections=False)
     living = pool.acquire()
     for _ in range(2):
@@ -55,7 +55,7 @@ def test_as_many_callers_are_served_as_holders_are_dead(backend: Backend) -> Non
     assert living.is_open
 
 
-def test_a_holder_that_dies_after_one_look_is_found_by_the_next(backend: Backend, clock: Clock) -> None:
+def test_a_holder_that_dies_after_one_search_is_found_by_the_next(backend: Backend, clock: Clock) -> None:
     pool = clock.pool(backend.connect, max_connections=1, reap_expired_connections=False)
     holder = gevent.spawn(lambda: pool.acquire() and gevent.sleep(PATIENCE))
     settle()
@@ -70,7 +70,7 @@ def test_a_holder_that_dies_after_one_look_is_found_by_the_next(backend: Backend
     assert served is not None
 
 
-def test_a_holder_that_dies_right_after_a_look_is_found_a_moment_later(backend: Backend, clock: Clock) -> None:
+def test_a_holder_that_dies_right_after_a_search_is_found_a_moment_later(backend: Backend, clock: Clock) -> None:
     pool = clock.pool(backend.connect, max_connections=1, reap_expired_connections=False)
     held = pool.acquire()
     # This one has the pool look for dead holders, and then is one itself.
@@ -85,7 +85,7 @@ def test_a_holder_that_dies_right_after_a_look_is_found_a_moment_later(backend: 
     assert pool.stats().discarded == {"holder_dead": 1}
 
 
-def test_a_caller_looks_for_dead_holders_if_all_other_places_are_openings_that_hang(backend: Backend) -> None:
+def test_a_caller_looks_for_dead_holders_even_while_openings_hang(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=2, reap_expired_connections=False)
     acquire_and_die(pool)
     backend.opens.clear()
@@ -108,7 +108,7 @@ class Watched(gevent.Greenlet):  # type: ignore[misc]
         return bool(super().dead)
 
 
-def test_callers_that_come_together_look_for_dead_holders_once(backend: Backend, clock: Clock) -> None:
+def test_callers_that_arrive_together_look_for_dead_holders_once(backend: Backend, clock: Clock) -> None:
     pool = clock.pool(backend.connect, max_connections=2, reap_expired_connections=False)
     holders = [Watched(lambda: pool.acquire() and gevent.sleep(PATIENCE)) for _ in range(2)]
     for holder in holders:
@@ -126,7 +126,7 @@ class Large:
     pass
 
 
-def test_the_locals_of_a_dead_holder_are_not_kept_alive(backend: Backend) -> None:
+def test_a_pool_does_not_keep_the_locals_of_a_dead_holder_alive(backend: Backend) -> None:
     references: list[weakref.ref[Large]] = []
 
     def work(acquires: bool) -> None:

@@ -41,7 +41,7 @@ def full_loop(pool: Pool[Any], times: int = 1) -> None:
     pool._run_callback = refuse
 
 
-def test_near_the_recursion_limit_the_event_loop_gives_back() -> None:
+def test_a_give_back_near_the_recursion_limit_is_made_by_the_event_loop() -> None:
     pool = Pool(Deep, max_connections=1)
     connection = pool.acquire()
     connection.is_too_deep = True
@@ -54,7 +54,7 @@ def test_near_the_recursion_limit_the_event_loop_gives_back() -> None:
     pool.close()
 
 
-def test_a_give_back_that_the_event_loop_has_no_room_for_is_made_when_a_caller_waits() -> None:
+def test_a_give_back_that_the_event_loop_could_not_take_is_made_when_a_caller_waits() -> None:
     pool = Pool(Deep, max_connections=1)
     connection = pool.acquire()
     connection.is_too_deep = True
@@ -67,7 +67,7 @@ def test_a_give_back_that_the_event_loop_has_no_room_for_is_made_when_a_caller_w
     pool.close()
 
 
-def test_a_waiter_that_the_event_loop_has_no_room_for_is_woken_at_the_end_of_a_timeout() -> None:
+def test_a_waiter_that_the_event_loop_could_not_wake_is_woken_when_another_times_out() -> None:
     pool = Pool(Deep, max_connections=1)
     connection = pool.acquire()
     first, second = spawn_acquire(pool, timeout=60), spawn_acquire(pool, timeout=0.05)
@@ -82,7 +82,7 @@ def test_a_waiter_that_the_event_loop_has_no_room_for_is_woken_at_the_end_of_a_t
     pool.close()
 
 
-def test_a_child_makes_no_calls_that_its_parent_has_put_off() -> None:
+def test_a_child_makes_no_calls_that_its_parent_has_deferred() -> None:
     pool = Pool(Deep, max_connections=1)
     connection = pool.acquire()
     connection.is_too_deep = True

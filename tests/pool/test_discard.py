@@ -27,7 +27,7 @@ def test_a_block_left_by_an_exception_discards_its_connection(backend: Backend, 
     assert not connection.is_open
 
 
-def test_a_generator_that_is_given_up_discards_its_connection(backend: Backend) -> None:
+def test_a_generator_closed_inside_its_block_discards_its_connection(backend: Backend) -> None:
     pool = Pool(backend.connect)
 
     def rows() -> Any:
@@ -72,7 +72,7 @@ def test_is_reusable_must_return_exactly_true(backend: Backend) -> None:
     assert not backend.open
 
 
-def test_discarding_by_hand(backend: Backend) -> None:
+def test_discard_closes_a_connection_and_counts_it_as_explicit(backend: Backend) -> None:
     pool = Pool(backend.connect)
     connection = pool.acquire()
     pool.discard(connection)
@@ -102,7 +102,7 @@ def test_an_idle_connection_may_be_discarded(backend: Backend) -> None:
     assert pool.acquire(timeout=0) is other
 
 
-def test_a_block_is_for_one_use(backend: Backend) -> None:
+def test_a_block_can_be_entered_only_once(backend: Backend) -> None:
     pool = Pool(backend.connect)
     block = pool.connection()
     with block, pytest.raises(RuntimeError, match="call connection\\(\\) again for another"):
@@ -112,7 +112,7 @@ def test_a_block_is_for_one_use(backend: Backend) -> None:
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_a_block_does_not_give_back_what_another_caller_has_by_now(backend: Backend) -> None:
+def test_a_block_does_not_give_back_a_connection_that_was_acquired_again(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     with pool.connection() as connection:
         pool.release(connection)

@@ -22,7 +22,7 @@ def test_drain_retires_idle_connections_at_once_and_others_on_their_return(backe
     assert pool.acquire() is fresh, "those opened afterwards are not concerned"
 
 
-def test_a_connection_that_is_being_checked_at_a_drain_is_not_handed_out(backend: Backend) -> None:
+def test_a_connection_drained_during_its_check_is_not_handed_out(backend: Backend) -> None:
     pool = Pool(backend.connect_checked)
     pool.release(pool.acquire())
     backend.checks.clear()
@@ -33,7 +33,7 @@ def test_a_connection_that_is_being_checked_at_a_drain_is_not_handed_out(backend
     assert pool.stats().retired == {"drain": 1}
 
 
-def test_a_connection_that_is_being_opened_at_a_drain_is_not_kept(backend: Backend) -> None:
+def test_a_connection_drained_during_its_opening_is_not_kept(backend: Backend) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect)
     caller = spawn_acquire(pool)

@@ -19,7 +19,7 @@ def broken(backend: Backend, pool: Pool[Any]) -> Any:
     return connection
 
 
-def test_a_broken_connection_is_released_then_dropped(backend: Backend) -> None:
+def test_a_broken_connection_may_be_released_and_then_dropped(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     connection = broken(backend, pool)
     pool.release(connection)
@@ -31,7 +31,7 @@ def test_a_broken_connection_is_released_then_dropped(backend: Backend) -> None:
     assert pool.acquire() is not connection
 
 
-def test_a_broken_connection_of_a_0_1_6_class_is_released_then_dropped() -> None:
+def test_a_broken_connection_of_a_0_1_6_class_may_be_released_and_then_dropped() -> None:
     pool = Pool(Classic)
     connection = pool.acquire()
     connection.close()
@@ -40,7 +40,7 @@ def test_a_broken_connection_of_a_0_1_6_class_is_released_then_dropped() -> None
     assert numbers(pool) == (0, 0, 0, 0)
 
 
-def test_at_most_64_broken_connections_are_remembered(backend: Backend) -> None:
+def test_a_pool_remembers_at_most_64_broken_connections(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=100, max_opening=None)
     connections = [broken(backend, pool) for _ in range(100)]
     for connection in connections:
@@ -52,7 +52,7 @@ def test_at_most_64_broken_connections_are_remembered(backend: Backend) -> None:
             pool.drop(connection)
 
 
-def test_broken_connections_are_remembered_until_the_next_sweep(backend: Backend) -> None:
+def test_a_pool_remembers_broken_connections_until_the_next_sweep(backend: Backend) -> None:
     class Counting(ScriptedConnection):
         sweeps = 0
 
@@ -75,7 +75,7 @@ def test_broken_connections_are_remembered_until_the_next_sweep(backend: Backend
         pool.close(timeout=0)
 
 
-def test_a_connection_that_another_pool_has_closed_is_refused(backend: Backend) -> None:
+def test_drop_refuses_a_connection_that_another_pool_has_closed(backend: Backend) -> None:
     pools = [Pool(backend.connect) for _ in range(2)]
     connection = broken(backend, pools[0])
     pools[0].release(connection)

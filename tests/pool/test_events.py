@@ -146,7 +146,7 @@ def test_listeners_hear_events_in_order(backend: Backend, recorder: Recorder) ->
     ]
 
 
-def test_a_wait_in_vain_is_told_in_its_order(backend: Backend, recorder: Recorder) -> None:
+def test_listeners_hear_waiting_before_exhausted(backend: Backend, recorder: Recorder) -> None:
     pool = pool_of(backend, recorder)
     held = pool.acquire()
     recorder.told.clear()
@@ -157,7 +157,7 @@ def test_a_wait_in_vain_is_told_in_its_order(backend: Backend, recorder: Recorde
     assert recorder.told == ["a: waiting", "a: exhausted", "a: released 0"]
 
 
-def test_a_hand_over_is_told_to_the_end(backend: Backend, recorder: Recorder) -> None:
+def test_listeners_hear_released_and_acquired_for_a_hand_over(backend: Backend, recorder: Recorder) -> None:
     pool = pool_of(backend, recorder)
     held = pool.acquire()
     waiting = spawn_acquire(pool)
@@ -168,7 +168,7 @@ def test_a_hand_over_is_told_to_the_end(backend: Backend, recorder: Recorder) ->
     assert sorted(recorder.told) == ["a: acquired 0", "a: released 0"]
 
 
-def test_a_connection_is_opened_before_it_is_acquired_also_in_the_background(
+def test_listeners_hear_opened_before_acquired_for_a_connection_opened_in_the_background(
     backend: Backend, recorder: Recorder
 ) -> None:
     pool = pool_of(backend, recorder, min_connections=1)
@@ -178,12 +178,12 @@ def test_a_connection_is_opened_before_it_is_acquired_also_in_the_background(
     assert recorder.told == ["a: opened 0", "a: acquired 0"]
 
 
-def test_listeners_hear_of_connections_opened_at_the_start(backend: Backend, recorder: Recorder) -> None:
+def test_listeners_hear_opened_for_initial_connections(backend: Backend, recorder: Recorder) -> None:
     pool_of(backend, recorder, initial_connections=2, max_connections=2)
     assert recorder.told == ["a: opened 0", "a: opened 1"]
 
 
-def test_an_opening_that_fails_is_neither_opened_nor_closed(backend: Backend, recorder: Recorder) -> None:
+def test_listeners_hear_neither_opened_nor_closed_for_a_failed_opening(backend: Backend, recorder: Recorder) -> None:
     pool = pool_of(backend, recorder)
     backend.failures.append(OSError("not today"))
     with pytest.raises(OSError, match="not today"):
@@ -244,7 +244,7 @@ def test_overridden_methods_are_looked_up_when_the_pool_is_made(backend: Backend
     assert not told
 
 
-def test_a_method_that_was_inherited_from_a_listener_counts_as_overridden(backend: Backend) -> None:
+def test_a_method_inherited_from_another_listener_counts_as_overridden(backend: Backend) -> None:
     class Derived(Recorder):
         def waiting(self, pool: Pool[Any]) -> None:
             super().waiting(pool)
@@ -259,7 +259,7 @@ def test_a_method_that_was_inherited_from_a_listener_counts_as_overridden(backen
 # Each event
 
 
-def test_opened_and_closed_are_told_the_pool_and_the_connection(backend: Backend) -> None:
+def test_opened_and_closed_get_the_pool_and_the_connection(backend: Backend) -> None:
     told: list[tuple[Any, ...]] = []
     pool = pool_of(backend, listening(opened=lambda *it: told.append(it), closed=lambda *it: told.append(it)))
     connection = pool.acquire()
@@ -270,7 +270,7 @@ def test_opened_and_closed_are_told_the_pool_and_the_connection(backend: Backend
     assert told[1][2:] == ("explicit",)
 
 
-def test_opened_is_told_of_an_open_connection(backend: Backend) -> None:
+def test_opened_gets_a_connection_that_is_open(backend: Backend) -> None:
     open_then: list[bool] = []
     pool = pool_of(backend, listening(opened=lambda pool, connection: open_then.append(connection.is_open)))
     pool.acquire()
@@ -377,7 +377,7 @@ REASONS: list[tuple[str, Act]] = [
         ("interrupted", kill_in_the_check, True),
     ],
 )
-def test_closed_is_told_once_with_the_reason_that_is_counted(
+def test_closed_is_called_once_with_the_reason_that_statistics_count(
     backend: Backend, reason: str, act: Act, is_checked: bool
 ) -> None:
     if is_checked:
@@ -392,7 +392,7 @@ def test_closed_is_told_once_with_the_reason_that_is_counted(
     assert {**stats.discarded, **stats.retired} == {reason: 1}
 
 
-def test_closed_is_told_of_a_lifetime_and_of_idle_times_that_are_over(backend: Backend, clock: Clock) -> None:
+def test_closed_is_called_for_connections_past_their_lifetime_or_idle_timeout(backend: Backend, clock: Clock) -> None:
     for settings, reason in ({"max_lifetime": 10.0}, "lifetime"), ({"idle_timeout": 10.0}, "idle"):
         told: list[str] = []
         events = listening(closed=lambda pool, connection, reason, told=told: told.append(reason))
@@ -404,7 +404,7 @@ def test_closed_is_told_of_a_lifetime_and_of_idle_times_that_are_over(backend: B
         assert told == [reason]
 
 
-def test_closed_is_told_of_what_a_sweep_closes(backend: Backend, clock: Clock) -> None:
+def test_closed_is_called_for_connections_that_a_sweep_closes(backend: Backend, clock: Clock) -> None:
     told: list[tuple[int, str]] = []
     events = listening(closed=lambda pool, connection, reason: told.append((connection.number, reason)))
     settings: dict[str, Any] = {"max_connections": 4, "reap_expired_connections": True, "reap_interval": 0.01}
@@ -423,7 +423,7 @@ def test_closed_is_told_of_what_a_sweep_closes(backend: Backend, clock: Clock) -
     assert sorted(told) == [(0, "idle"), (1, "expired"), (2, "unusable"), (3, "holder_dead")]
 
 
-def test_a_detached_connection_is_not_told_of_as_closed(backend: Backend, recorder: Recorder) -> None:
+def test_closed_is_not_called_for_a_detached_connection(backend: Backend, recorder: Recorder) -> None:
     pool = pool_of(backend, recorder)
     pool.detach(pool.acquire())
     settle()
@@ -432,7 +432,7 @@ def test_a_detached_connection_is_not_told_of_as_closed(backend: Backend, record
 
 @pytest.mark.parametrize("is_idle", [False, True], ids=["opened", "idle"])
 @pytest.mark.parametrize("way", WAYS)
-def test_acquired_gets_an_active_lease_of_that_very_connection(backend: Backend, way: str, is_idle: bool) -> None:
+def test_acquired_gets_an_active_lease_of_the_connection(backend: Backend, way: str, is_idle: bool) -> None:
     seen: list[tuple[bool, Any, Any]] = []
     leases: list[Lease[Any]] = []
 
@@ -454,7 +454,7 @@ def test_acquired_gets_an_active_lease_of_that_very_connection(backend: Backend,
     assert leases[0].is_active is False
 
 
-def test_acquired_gets_the_lease_that_the_caller_has(backend: Backend) -> None:
+def test_acquired_gets_the_very_lease_of_the_caller(backend: Backend) -> None:
     told: list[Lease[Any]] = []
     pool = pool_of(backend, listening(acquired=told.append))
     block = pool.connection()
@@ -464,7 +464,7 @@ def test_acquired_gets_the_lease_that_the_caller_has(backend: Backend) -> None:
     assert told == [block, lease]
 
 
-def test_a_listener_may_give_back_later_what_acquire_has_returned(backend: Backend) -> None:
+def test_a_listener_may_later_give_back_a_connection_that_acquire_returned(backend: Backend) -> None:
     told: list[Lease[Any]] = []
     pool = pool_of(backend, listening(acquired=told.append))
     pool.acquire()
@@ -475,7 +475,7 @@ def test_a_listener_may_give_back_later_what_acquire_has_returned(backend: Backe
     assert pool.stats().discarded == {"too long": 1}
 
 
-def test_released_is_told_of_what_the_pool_keeps_only(backend: Backend) -> None:
+def test_released_is_called_only_for_connections_that_the_pool_keeps(backend: Backend) -> None:
     told: list[int] = []
     events = listening(released=lambda pool, connection: told.append(connection.number))
     pool = pool_of(backend, events, max_connections=2)
@@ -488,7 +488,7 @@ def test_released_is_told_of_what_the_pool_keeps_only(backend: Backend) -> None:
     assert told == [3]
 
 
-def test_waiting_is_told_only_if_the_caller_waits(backend: Backend) -> None:
+def test_waiting_is_called_only_if_the_caller_waits(backend: Backend) -> None:
     told: list[Pool[Any]] = []
     pool = pool_of(backend, listening(waiting=told.append))
     pool.release(pool.acquire())
@@ -504,7 +504,7 @@ def test_waiting_is_told_only_if_the_caller_waits(backend: Backend) -> None:
     waiting.join()
 
 
-def test_waiting_is_told_when_the_caller_is_queued(backend: Backend) -> None:
+def test_waiting_is_called_when_the_caller_has_been_queued(backend: Backend) -> None:
     seen: list[tuple[int, int, int, int]] = []
     pool = pool_of(backend, listening(waiting=lambda pool: seen.append(numbers(pool))))
     held = pool.acquire()
@@ -515,7 +515,7 @@ def test_waiting_is_told_when_the_caller_is_queued(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, 0.001, "refused"])
-def test_exhausted_is_told_the_error_before_it_is_raised(backend: Backend, timeout: Any) -> None:
+def test_exhausted_gets_the_error_before_it_is_raised(backend: Backend, timeout: Any) -> None:
     told: list[tuple[Any, BaseException]] = []
 
     def acquire() -> BaseException:
@@ -534,7 +534,7 @@ def test_exhausted_is_told_the_error_before_it_is_raised(backend: Backend, timeo
     assert (stats.timed_out, stats.refused) == ((0, 1) if timeout == "refused" else (1, 0))
 
 
-def test_only_exhaustion_is_told_as_such(backend: Backend) -> None:
+def test_exhausted_is_not_called_for_other_errors(backend: Backend) -> None:
     told: list[object] = []
     pool = pool_of(backend, listening(exhausted=lambda *it: told.append(it)))
     backend.failures.append(OSError("not today"))
@@ -550,7 +550,7 @@ def test_only_exhaustion_is_told_as_such(backend: Backend) -> None:
     assert not told
 
 
-def test_leaked_is_told_once_of_a_leak(backend: Backend, clock: Clock) -> None:
+def test_leaked_is_called_once_for_a_leak(backend: Backend, clock: Clock) -> None:
     class Counting(ScriptedConnection):
         questions = 0
 
@@ -579,7 +579,7 @@ def test_leaked_is_told_once_of_a_leak(backend: Backend, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("by", ["a sweep", "a caller"])
-def test_leaked_is_told_of_a_dead_holder(backend: Backend, recorder: Recorder, by: str) -> None:
+def test_leaked_is_called_once_for_a_dead_holder(backend: Backend, recorder: Recorder, by: str) -> None:
     pool = pool_of(backend, recorder, reap_expired_connections=by == "a sweep", reap_interval=0.005)
     acquire_and_die(pool)
     recorder.told.clear()
@@ -592,7 +592,7 @@ def test_leaked_is_told_of_a_dead_holder(backend: Backend, recorder: Recorder, b
     pool.close(timeout=0)
 
 
-def test_events_are_told_where_the_documentation_says(backend: Backend) -> None:
+def test_listeners_are_called_in_the_greenlets_that_the_documentation_names(backend: Backend) -> None:
     where: dict[str, Any] = {}
     hub = gevent.get_hub()
     events = listening(**{name: lambda *it, name=name: where.update({name: gevent.getcurrent()}) for name in EVENTS})
@@ -632,7 +632,7 @@ def test_a_listener_that_raises_harms_nothing_and_is_logged(
 
 
 @pytest.mark.parametrize("event", ["opened", "closed", "released"])
-def test_a_timeout_that_a_listener_raises_where_no_caller_runs_it_harms_nothing(
+def test_a_timeout_that_a_listener_raises_outside_the_caller_is_logged_and_harms_nothing(
     backend: Backend, caplog: pytest.LogCaptureFixture, event: str
 ) -> None:
     def fail(*arguments: object) -> None:
@@ -669,7 +669,7 @@ def switching_handler() -> Iterator[Switching]:
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_a_listener_that_raises_is_logged_also_where_logging_switches(
+def test_a_listener_that_raises_is_logged_even_if_logging_switches(
     backend: Backend, switching_handler: Switching, event: str
 ) -> None:
     def fail(*arguments: object) -> None:
@@ -695,7 +695,7 @@ def test_a_listener_that_waits_in_the_event_loop_is_logged_and_harms_nothing(
     eventually(lambda: len(backend.open) == 1)
 
 
-def test_a_waiter_is_served_though_the_listener_of_closed_raises(backend: Backend) -> None:
+def test_a_waiter_is_served_even_if_closed_raises(backend: Backend) -> None:
     def fail(*arguments: object) -> None:
         raise ValueError("a bad listener")
 
@@ -724,7 +724,7 @@ class Waiting:
 
 @pytest.mark.parametrize("is_idle", [False, True], ids=["opened", "idle"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_listener_of_acquired_that_is_interrupted_loses_nothing(
+def test_a_caller_interrupted_in_acquired_loses_no_capacity(
     backend: Backend, thrown: BaseException, way: str, is_idle: bool
 ) -> None:
     acquired = Waiting()
@@ -740,7 +740,7 @@ def test_a_listener_of_acquired_that_is_interrupted_loses_nothing(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_connection_of_an_interrupted_listener_of_acquired_goes_to_the_waiter(
+def test_a_caller_interrupted_in_acquired_leaves_its_connection_to_the_waiter(
     backend: Backend, thrown: BaseException, way: str
 ) -> None:
     acquired = Waiting()
@@ -763,7 +763,7 @@ class Forgiving(ScriptedConnection):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_connection_is_discarded_that_a_listener_of_acquired_was_using_when_interrupted(
+def test_a_connection_whose_caller_is_interrupted_in_acquired_is_discarded(
     backend: Backend, thrown: BaseException, way: str
 ) -> None:
     acquired = Waiting()
@@ -785,7 +785,7 @@ def test_a_connection_is_discarded_that_a_listener_of_acquired_was_using_when_in
     check_whole(pool)
 
 
-def test_an_interrupted_listener_of_acquired_may_have_given_back_before(
+def test_a_listener_interrupted_in_acquired_may_have_discarded_the_connection_before(
     backend: Backend, thrown: BaseException
 ) -> None:
     going_on = Event()
@@ -806,7 +806,7 @@ def test_an_interrupted_listener_of_acquired_may_have_given_back_before(
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("situation", ["nothing is open", "all are in use", "served", "served, and another waits"])
-def test_a_listener_of_waiting_that_is_interrupted_loses_nothing(
+def test_a_caller_interrupted_in_waiting_loses_no_capacity(
     backend: Backend, thrown: BaseException, way: str, situation: str
 ) -> None:
     waiting = Waiting()
@@ -832,7 +832,7 @@ def test_a_listener_of_waiting_that_is_interrupted_loses_nothing(
     check_whole(pool)
 
 
-def test_a_caller_is_served_whose_listener_of_waiting_takes_its_time(backend: Backend) -> None:
+def test_a_caller_is_served_in_its_turn_even_if_waiting_is_slow(backend: Backend) -> None:
     waiting = Waiting()
     pool = pool_of(backend, listening(waiting=waiting), initial_connections=1)
     held = pool.acquire()
@@ -851,7 +851,7 @@ def test_a_caller_is_served_whose_listener_of_waiting_takes_its_time(backend: Ba
 
 @pytest.mark.parametrize("is_refused", [False, True], ids=["timed out", "refused"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_listener_of_exhausted_that_is_interrupted_loses_nothing(
+def test_a_caller_interrupted_in_exhausted_loses_no_capacity(
     backend: Backend, thrown: BaseException, way: str, is_refused: bool
 ) -> None:
     exhausted = Waiting()
@@ -870,7 +870,7 @@ def test_a_listener_of_exhausted_that_is_interrupted_loses_nothing(
     check_whole(pool)
 
 
-def test_a_wait_is_counted_once_if_the_listener_of_exhausted_is_interrupted(backend: Backend, clock: Clock) -> None:
+def test_a_wait_is_counted_once_if_its_caller_is_interrupted_in_exhausted(backend: Backend, clock: Clock) -> None:
     exhausted = Waiting()
     pool = pool_of(backend, listening(exhausted=exhausted), initial_connections=1, clock=clock)
     pool.acquire()
@@ -882,7 +882,9 @@ def test_a_wait_is_counted_once_if_the_listener_of_exhausted_is_interrupted(back
     assert pool.stats().wait_time == 3
 
 
-def test_a_leak_is_taken_back_though_its_listener_is_interrupted(backend: Backend, thrown: BaseException) -> None:
+def test_a_leaked_connection_is_taken_back_even_if_leaked_is_interrupted(
+    backend: Backend, thrown: BaseException
+) -> None:
     leaked = Waiting()
     pool = pool_of(backend, listening(leaked=leaked), max_connections=2)
     for _ in range(2):
@@ -897,7 +899,7 @@ def test_a_leak_is_taken_back_though_its_listener_is_interrupted(backend: Backen
     check_whole(pool)
 
 
-def test_a_listener_of_opened_that_is_killed_loses_nothing(backend: Backend) -> None:
+def test_an_opener_killed_in_opened_loses_no_capacity(backend: Backend) -> None:
     greenlets: list[Any] = []
 
     def opened(*arguments: object) -> None:
@@ -912,7 +914,7 @@ def test_a_listener_of_opened_that_is_killed_loses_nothing(backend: Backend) -> 
     check_whole(pool)
 
 
-def test_a_listener_of_opened_that_is_killed_does_not_fail_what_is_opened_at_the_start(backend: Backend) -> None:
+def test_an_opener_killed_in_opened_does_not_fail_an_initial_connection(backend: Backend) -> None:
     openers: list[Any] = []
 
     def opened(*arguments: object) -> None:
@@ -944,7 +946,7 @@ GIVING_BACK: dict[str, Callable[[Pool[Any], Any], object]] = {
 
 @pytest.mark.parametrize("waiters", [0, 1])
 @pytest.mark.parametrize("way", GIVING_BACK)
-def test_giving_back_never_switches_and_tells_later(
+def test_giving_back_never_switches_and_calls_the_listener_later(
     backend: Backend, recorder: Recorder, way: str, waiters: int
 ) -> None:
     pool = pool_of(backend, recorder)
@@ -1020,7 +1022,7 @@ def test_a_listener_may_use_the_pool(
     eventually(lambda: len(backend.open) == max_connections)
 
 
-def test_a_listener_of_waiting_may_make_way_for_the_caller(backend: Backend) -> None:
+def test_a_listener_may_release_a_connection_for_the_caller_in_waiting(backend: Backend) -> None:
     held: list[Any] = []
     pool = pool_of(backend, listening(waiting=lambda pool: held and pool.release(held.pop())))
     held.append(pool.acquire())
@@ -1028,7 +1030,7 @@ def test_a_listener_of_waiting_may_make_way_for_the_caller(backend: Backend) -> 
     assert numbers(pool) == (1, 0, 0, 0)
 
 
-def test_a_listener_of_exhausted_may_make_way_for_the_next_caller(backend: Backend) -> None:
+def test_a_listener_may_release_a_connection_for_the_next_caller_in_exhausted(backend: Backend) -> None:
     held: list[Any] = []
     pool = pool_of(backend, listening(exhausted=lambda pool, error: pool.release(held.pop())))
     held.append(pool.acquire())
@@ -1051,7 +1053,7 @@ def test_a_listener_may_close_the_pool(backend: Backend, event: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("give_back", [Lease.release, Lease.discard])
-def test_a_caller_never_gets_what_the_listener_of_acquired_has_given_back(
+def test_a_caller_never_gets_a_connection_that_acquired_gave_back(
     backend: Backend, give_back: Callable[[Lease[Any]], object], way: str
 ) -> None:
     told: list[Lease[Any]] = []
@@ -1092,7 +1094,7 @@ def test_a_caller_never_gets_what_the_listener_of_acquired_has_given_back(
         ("clock", ""),
     ],
 )
-def test_a_bad_argument_is_refused_by_name(backend: Backend, argument: str, value: Any) -> None:
+def test_a_bad_argument_is_refused_with_its_name(backend: Backend, argument: str, value: Any) -> None:
     with pytest.raises(InvalidArgumentError) as raised:
         Pool(backend.connect, **{argument: value})
     assert raised.value.argument == argument
@@ -1101,7 +1103,7 @@ def test_a_bad_argument_is_refused_by_name(backend: Backend, argument: str, valu
     assert not backend.connections
 
 
-def test_no_argument_is_the_same_as_none(backend: Backend) -> None:
+def test_none_stands_for_no_listener_context_or_clock(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1, events=None, context=None, clock=None)
     use_a_block(pool)
     check_whole(pool)

@@ -71,7 +71,7 @@ def test_a_forked_child_starts_empty_and_the_parent_notices_nothing(server: Line
         assert pool.stats().discarded == {}
 
 
-def test_a_child_forked_inside_a_block_leaves_it_in_peace(server: LineServer) -> None:
+def test_a_child_forked_inside_a_block_does_not_read_the_reply_of_its_parent(server: LineServer) -> None:
     with line_pool(server) as pool, pool.connection() as connection:
         connection.send(b"one\n")
         eventually(lambda: not connection.is_usable())
@@ -87,7 +87,7 @@ def test_a_child_forked_inside_a_block_leaves_it_in_peace(server: LineServer) ->
         assert connection.recv_until(b"\n") == b"one\n"
 
 
-def test_a_reply_that_is_there_at_the_fork_is_the_parents(server: LineServer) -> None:
+def test_a_reply_that_has_arrived_before_the_fork_goes_to_the_parent_only(server: LineServer) -> None:
     """Both replies come in the same turn of the event loop. Who is woken first forks before the other has run."""
     with line_pool(server) as pool:
         replies: list[bytes] = []
@@ -117,7 +117,7 @@ def test_a_reply_that_is_there_at_the_fork_is_the_parents(server: LineServer) ->
         assert sorted(replies) == [b"x\n", b"y\n"]
 
 
-def test_waits_that_a_fork_has_copied_end_in_the_child(backend: Backend) -> None:
+def test_waits_copied_by_a_fork_end_in_the_child(backend: Backend) -> None:
     """Waiters, an opening and a closing, all copied by the fork."""
     pool = Pool(backend.connect, max_connections=3, max_opening=1)
     first, second = pool.acquire(), pool.acquire()
@@ -193,7 +193,7 @@ class WithADescriptorInALocal(GreetsForLong):
 
 
 @pytest.mark.parametrize("kind", [WithASocketInALocal, WithASocketInAnAttribute, WithADescriptorInALocal])
-def test_an_opening_that_the_fork_caught_under_way_says_nothing_more_in_the_child(kind: type[GreetsForLong]) -> None:
+def test_an_opening_under_way_at_the_fork_sends_nothing_more_in_the_child(kind: type[GreetsForLong]) -> None:
     """The child's copy of the greenlet may run once more before it is killed."""
     ours, theirs = socket.socketpair()
     with ours, theirs, Pool(kind(ours), max_connections=1) as pool:
@@ -217,7 +217,7 @@ class MadeByAServer(GreetsForLong):
             gevent.sleep(0)
 
 
-def test_a_socket_that_a_server_listens_on_stays_in_the_child_whatever_is_being_opened() -> None:
+def test_a_listening_socket_stays_open_in_a_child_forked_during_an_opening() -> None:
     ours, theirs = socket.socketpair()
     listener = socket.create_server(("127.0.0.1", 0))
     with ours, theirs, listener, Pool(MadeByAServer(ours, listener), max_connections=1) as pool:
@@ -228,7 +228,7 @@ def test_a_socket_that_a_server_listens_on_stays_in_the_child_whatever_is_being_
         opener.kill()
 
 
-def test_the_childs_reaper_is_its_own(backend: Backend) -> None:
+def test_a_child_has_a_reaper_of_its_own(backend: Backend) -> None:
     pool = Pool(backend.connect, reap_interval=0.005)
     pool.release(pool.acquire())
     parents = reaper_of(pool)
@@ -249,7 +249,9 @@ def test_the_childs_reaper_is_its_own(backend: Backend) -> None:
     pool.close()
 
 
-def test_a_hand_over_that_the_fork_caught_under_way(backend: Backend) -> None:
+def test_a_waiter_whose_hand_over_is_under_way_at_the_fork_gets_another_connection_in_the_child(
+    backend: Backend,
+) -> None:
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire()
     waiter = spawn_acquire(pool)
@@ -273,7 +275,7 @@ class Asked(CheckedConnection):
 
 
 @pytest.mark.parametrize("is_handed_over", [True, False])
-def test_a_check_that_has_not_begun_at_the_fork_is_not_made_by_the_child(
+def test_a_check_that_has_not_begun_at_the_fork_does_not_run_in_the_child(
     backend: Backend, is_handed_over: bool
 ) -> None:
     pool: Pool[Any] = Pool(lambda: backend.add(Asked(backend, {})), max_connections=1)
@@ -297,7 +299,7 @@ def test_a_check_that_has_not_begun_at_the_fork_is_not_made_by_the_child(
 
 
 @pytest.mark.parametrize("is_under_way", [True, False])
-def test_connections_of_a_collected_pool_are_closed_by_the_parent_alone(backend: Backend, is_under_way: bool) -> None:
+def test_only_the_parent_closes_the_connections_of_a_collected_pool(backend: Backend, is_under_way: bool) -> None:
     class Polite(ScriptedConnection):
         def close(self) -> None:
             super().close()
@@ -329,7 +331,7 @@ def test_connections_of_a_collected_pool_are_closed_by_the_parent_alone(backend:
     assert goodbyes == [0]
 
 
-def test_a_fork_in_the_turn_in_which_the_time_of_a_waiter_is_over(backend: Backend) -> None:
+def test_a_waiter_that_times_out_in_the_turn_of_the_fork_times_out_in_both_processes(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     pool.acquire()
     waiter = gevent.spawn(outcome, pool.acquire, timeout=0.02)
@@ -345,7 +347,7 @@ def test_a_fork_in_the_turn_in_which_the_time_of_a_waiter_is_over(backend: Backe
     assert isinstance(waiter.get(timeout=PATIENCE), PoolExhaustedError)
 
 
-def test_a_child_that_forks_again_at_once(backend: Backend) -> None:
+def test_a_grandchild_forked_at_once_starts_empty(backend: Backend) -> None:
     pools = [Pool(backend.connect, max_connections=1) for _ in range(5)]
     held = [pool.acquire() for pool in pools]
     waiters = [spawn_acquire(pool) for pool in pools]
@@ -378,7 +380,7 @@ def test_closing_in_the_child_wakes_copied_waiters(backend: Backend) -> None:
     waiter.kill()
 
 
-def test_waiting_until_ready_goes_on_in_the_child(backend: Backend) -> None:
+def test_wait_ready_continues_in_the_child(backend: Backend) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect, min_connections=2)
     waiting = gevent.spawn(pool.wait_ready)
@@ -408,7 +410,7 @@ def test_a_child_that_does_not_use_the_pool_opens_nothing(backend: Backend) -> N
     pool.close()
 
 
-def test_a_sweep_that_the_fork_caught_under_way_opens_nothing_in_a_child_that_does_not_use_the_pool(
+def test_a_sweep_under_way_at_the_fork_opens_nothing_in_a_child_that_does_not_use_the_pool(
     backend: Backend,
 ) -> None:
     class Sweeping(ScriptedConnection):
@@ -456,7 +458,7 @@ def stalling_handler() -> Iterator[Stalling]:
     handler.going_on.set()
 
 
-def test_a_caller_that_logs_a_dead_holder_at_the_fork_uses_the_pool_in_the_child(
+def test_a_caller_logging_a_dead_holder_at_the_fork_is_served_in_the_child(
     backend: Backend, stalling_handler: Stalling
 ) -> None:
     def use() -> None:
@@ -477,7 +479,7 @@ def test_a_caller_that_logs_a_dead_holder_at_the_fork_uses_the_pool_in_the_child
     go_on()
 
 
-def test_the_child_counts_from_0(backend: Backend) -> None:
+def test_a_child_starts_with_empty_statistics(backend: Backend) -> None:
     pool = Pool(backend.connect)
     pool.discard(pool.acquire())
 
@@ -511,7 +513,7 @@ def another_thread(act: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
-def test_the_waiters_of_another_thread_are_not_copied() -> None:
+def test_a_child_does_not_serve_the_waiters_of_another_thread() -> None:
     pool = Pool(Plain, max_connections=1)
 
     def use() -> None:
@@ -526,7 +528,7 @@ def test_the_waiters_of_another_thread_are_not_copied() -> None:
         in_gevents_child(child)
 
 
-def test_the_child_can_wait_for_what_another_thread_of_the_parent_waited_for() -> None:
+def test_a_child_can_wait_for_a_pool_that_another_thread_of_the_parent_waited_for() -> None:
     pools: list[Pool[Plain]] = []
 
     def use() -> None:
@@ -543,7 +545,7 @@ def test_the_child_can_wait_for_what_another_thread_of_the_parent_waited_for() -
 
 
 @pytest.mark.parametrize("is_used", [True, False], ids=["used", "unused"])
-def test_the_child_is_not_told_of_the_parents_connections(backend: Backend, is_used: bool) -> None:
+def test_listeners_in_a_child_hear_nothing_about_the_connections_of_its_parent(backend: Backend, is_used: bool) -> None:
     class Telling(PoolEvents):
         def closed(self, pool: Pool[Any], connection: Any, reason: str) -> None:
             told.append(connection.number)
@@ -571,7 +573,7 @@ def test_the_child_is_not_told_of_the_parents_connections(backend: Backend, is_u
     assert told == [discarded.number, released.number]
 
 
-def test_a_child_of_a_thread_keeps_nothing_of_a_collected_pool() -> None:
+def test_a_child_forked_in_a_thread_keeps_no_connection_of_a_collected_pool() -> None:
     # What is left to a thread is a private matter, and all that shows it.
     def use() -> None:
         pool: Pool[Any] | None = Pool(Plain)
@@ -594,7 +596,7 @@ def test_a_child_of_a_thread_keeps_nothing_of_a_collected_pool() -> None:
         assert orphans == [1, 0]
 
 
-def test_a_destructor_says_no_goodbye_in_the_child() -> None:
+def test_a_child_destroys_no_client_of_its_parent() -> None:
     """A wrapped client that brings its own socket may say goodbye when it is collected."""
     reader, writer = os.pipe()
 
@@ -618,7 +620,7 @@ def test_a_destructor_says_no_goodbye_in_the_child() -> None:
         assert pipe.read() == b"QUIT %d" % os.getpid()
 
 
-def test_a_closed_pool_is_closed_in_the_child(backend: Backend) -> None:
+def test_a_closed_pool_can_be_closed_again_in_the_child(backend: Backend) -> None:
     pool = Pool(backend.connect)
     pool.release(pool.acquire())
     pool.close()
@@ -626,7 +628,7 @@ def test_a_closed_pool_is_closed_in_the_child(backend: Backend) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_under_multiprocessing_too(server: LineServer) -> None:
+def test_a_child_of_multiprocessing_can_use_the_pools_of_its_parent(server: LineServer) -> None:
     """One pool has an idle connection and one in use; the other an opening one, and waiters."""
     gate = gevent.event.Event()
 

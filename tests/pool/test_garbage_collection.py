@@ -91,7 +91,7 @@ def use(pool: Pool[Any], number: int, served: list[int], found: list[int]) -> No
     served.append(number)
 
 
-def test_collecting_at_every_switch_of_a_pool_at_work(backend: Backend) -> None:
+def test_a_pool_serves_its_callers_while_garbage_is_collected_at_every_switch(backend: Backend) -> None:
     pool = Pool(lambda: backend.add(Switching(backend, {})), max_connections=2)
     pool.release(pool.acquire())
     settle()
@@ -113,7 +113,7 @@ def test_collecting_at_every_switch_of_a_pool_at_work(backend: Backend) -> None:
     assert not backend.open
 
 
-def test_greenlets_that_only_their_pool_refers_to(backend: Backend) -> None:
+def test_waiters_keep_their_pool_alive_until_they_are_served(backend: Backend) -> None:
     """They wait without a limit, so not even a timer knows them; and nothing else refers to their pool."""
     served: list[int] = []
     with collecting_at_every_switch():
@@ -135,7 +135,7 @@ def test_greenlets_that_only_their_pool_refers_to(backend: Backend) -> None:
 
 
 @passing_over_old_objects
-def test_when_its_last_waiter_goes_a_pool_is_collected_and_what_is_in_use_left_alone(backend: Backend) -> None:
+def test_a_pool_collected_after_its_last_waiter_leaves_connections_in_use_open(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=2)
     held, other = pool.acquire(), pool.acquire()
     pool.release(other)
@@ -156,7 +156,7 @@ def test_when_its_last_waiter_goes_a_pool_is_collected_and_what_is_in_use_left_a
 
 
 @passing_over_old_objects
-def test_a_pool_in_a_cycle_is_collected_in_whatever_its_reaper_does(backend: Backend) -> None:
+def test_a_pool_in_a_cycle_is_collected_at_any_step_of_its_reaper(backend: Backend) -> None:
     """It sleeps, or is in the middle of a sweep, which waits for a connection to be closed."""
     for turns in range(12):
         pool: Any = Pool(lambda: backend.add(Switching(backend, {})), max_connections=3)
@@ -179,7 +179,7 @@ def test_a_pool_in_a_cycle_is_collected_in_whatever_its_reaper_does(backend: Bac
 
 @passing_over_old_objects
 @pytest.mark.parametrize("ends_loop", [True, False])
-def test_when_its_thread_has_ended_what_is_idle_is_closed_and_the_pool_can_be_collected(ends_loop: bool) -> None:
+def test_a_pool_whose_thread_has_ended_closes_idle_connections_and_can_be_collected(ends_loop: bool) -> None:
     pools = [Pool(Plain, reap_expired_connections=False)]
     connections: list[Plain] = []
 
@@ -269,7 +269,7 @@ def test_a_thread_that_ends_leaves_no_connection_open(act: str, events: PoolEven
 # What the event loop is asked for by another thread keeps the pool. That of a thread that has ended never runs again.
 @passing_over_old_objects
 @pytest.mark.parametrize("act", [act for act in LAST_ACTS if act != "a release in another thread"])
-def test_a_pool_is_collected_whatever_the_last_act_of_its_thread_was(act: str) -> None:
+def test_a_pool_is_collected_after_any_last_act_of_its_thread(act: str) -> None:
     pools: list[weakref.ref[Pool[Plain]]] = []
 
     def use() -> None:
@@ -308,7 +308,7 @@ def test_a_thread_that_ends_as_its_pool_is_collected_leaves_no_connection_open()
     assert thread.orphans == []
 
 
-def test_a_living_thread_does_not_keep_its_pools() -> None:
+def test_a_running_thread_does_not_keep_its_pools_alive() -> None:
     def use() -> None:
         pool: Any = Pool(Plain)
         pool.itself = pool
@@ -324,7 +324,7 @@ def test_a_living_thread_does_not_keep_its_pools() -> None:
     assert collected == [True]
 
 
-def test_sockets_are_closed_though_their_event_loop_was_destroyed(
+def test_sockets_are_closed_even_if_their_event_loop_was_destroyed(
     echo_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     connections: list[TcpConnection] = []
@@ -450,7 +450,7 @@ def endings() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("situation", "is_patched"), list(endings()))
-def test_the_interpreter_ends_in_the_middle_of_it(situation: str, is_patched: bool) -> None:
+def test_an_interpreter_exits_cleanly_while_a_pool_is_at_work(situation: str, is_patched: bool) -> None:
     beginning = "from gevent import monkey; monkey.patch_all()" if is_patched else ""
     program = f"{beginning}\n{BEGINNING}\n{SITUATIONS[situation]}\nprint('here')\nsys.exit(3)"
     done = run_python(program, options=["-X", "dev", "-W", "error"], patience=3 * PATIENCE)
@@ -458,7 +458,7 @@ def test_the_interpreter_ends_in_the_middle_of_it(situation: str, is_patched: bo
 
 
 @pytest.mark.parametrize("beginning", ["", "from gevent import monkey; monkey.patch_all()"], ids=["plain", "patched"])
-def test_the_interpreter_ends_by_an_error_in_a_block(beginning: str) -> None:
+def test_an_error_in_a_block_ends_the_interpreter_with_one_traceback(beginning: str) -> None:
     program = f"{beginning}\n{BEGINNING}\nwith pool.connection():\n    raise LookupError('mine')"
     done = run_python(program, patience=3 * PATIENCE)
     assert done.returncode == 1

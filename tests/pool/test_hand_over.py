@@ -21,7 +21,7 @@ from tests.support.scripted import (
 )
 
 
-def test_a_connection_that_is_given_back_for_its_waiter_goes_to_the_next_one(backend: Backend) -> None:
+def test_a_connection_given_back_before_its_waiter_runs_goes_to_the_next_waiter(backend: Backend) -> None:
     """The waiter finds that it has lost it, and is still the first of those that wait."""
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire()
@@ -40,7 +40,9 @@ def test_a_connection_that_is_given_back_for_its_waiter_goes_to_the_next_one(bac
     pool.close()
 
 
-def test_the_time_in_which_the_event_loop_stood_still_is_not_left_for_the_check(backend: Backend, clock: Clock) -> None:
+def test_a_waiter_without_time_left_after_its_hand_over_skips_a_check_that_may_block(
+    backend: Backend, clock: Clock
+) -> None:
     pool = clock.pool(backend.connect_checked, max_connections=1)
     held = pool.acquire()
     waiter = spawn_acquire(pool, timeout=10)
@@ -54,7 +56,7 @@ def test_the_time_in_which_the_event_loop_stood_still_is_not_left_for_the_check(
     pool.close()
 
 
-def test_the_event_loop_is_told_that_it_could_not_wait(backend: Backend) -> None:
+def test_an_acquire_in_the_event_loop_reports_a_timeout_of_0(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire()
     errors: list[PoolExhaustedError] = []
@@ -80,7 +82,7 @@ def test_a_connection_closed_after_an_error_can_not_be_dropped(backend: Backend)
     pool.close()
 
 
-def test_an_exchange_that_is_left_open_is_known_of_any_class() -> None:
+def test_a_connection_of_any_class_is_discarded_if_its_exchange_is_left_open() -> None:
     pool: Pool[Any] = Pool(Plain, max_connections=1)
     connection = pool.acquire()
     exchange = connection.exchange()
@@ -90,7 +92,7 @@ def test_an_exchange_that_is_left_open_is_known_of_any_class() -> None:
     pool.close()
 
 
-def test_a_place_that_leaves_work_open_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_place_that_releases_unfinished_work_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     pool = Pool(ScriptedConnector(), max_connections=1)
     for _ in range(3):
         client = pool.acquire()
@@ -106,7 +108,7 @@ class Interrupted(BaseException):
 
 
 @pytest.mark.parametrize("step", ["is_settled", "is_reusable"])
-def test_an_exception_that_interrupts_a_release_propagates_and_costs_the_connection(step: str) -> None:
+def test_an_exception_that_interrupts_a_release_propagates_and_discards_the_connection(step: str) -> None:
     connector = ScriptedConnector()
     pool = Pool(connector, max_connections=1)
     client = pool.acquire()
@@ -121,7 +123,7 @@ def test_an_exception_that_interrupts_a_release_propagates_and_costs_the_connect
     pool.close()
 
 
-def test_an_exception_that_interrupts_a_check_propagates_and_costs_the_connection() -> None:
+def test_an_exception_that_interrupts_a_check_propagates_and_discards_the_connection() -> None:
     class Checked(Plain):
         error: BaseException | None = None
 
@@ -143,7 +145,7 @@ def test_an_exception_that_interrupts_a_check_propagates_and_costs_the_connectio
     pool.close()
 
 
-def test_a_connection_closed_by_a_release_may_be_dropped_but_not_one_that_was_kept() -> None:
+def test_a_connection_closed_by_a_release_can_be_dropped_once() -> None:
     connector = ScriptedConnector(is_reusable=lambda client: False)
     pool = Pool(connector, max_connections=1)
     client: Client = pool.acquire()

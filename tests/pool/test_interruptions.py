@@ -588,7 +588,7 @@ def cases() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("name", "size"), list(cases()))
-def test_thrown_wherever_a_greenlet_waits(
+def test_an_exception_thrown_at_any_wait_of_a_greenlet_loses_nothing(
     name: str,
     size: int,
     stride: int,

@@ -135,7 +135,7 @@ def test_an_idle_connection_is_pinged_when_its_interval_is_over(clock: Clock) ->
     assert client.is_open
 
 
-def test_a_ping_ends_the_silence_as_a_use_does(clock: Clock) -> None:
+def test_a_ping_restarts_the_interval_as_a_use_does(clock: Clock) -> None:
     keeping = keeping_all(clock)
     keeping.fill(1)
     clock.advance(INTERVAL)
@@ -189,7 +189,7 @@ def test_connections_are_pinged_one_at_a_time_the_longest_silent_first(clock: Cl
     assert numbers(keeping.pool) == (0, 4, 0, 0)
 
 
-def test_a_timer_looks_by_itself_and_not_too_early() -> None:
+def test_a_timer_pings_without_sweeps_and_not_too_early() -> None:
     """Also without sweeps."""
     released_at, pinged_at = [], []
     connector = ScriptedConnector(ping=lambda client: pinged_at.append(time.monotonic()))
@@ -231,7 +231,7 @@ def test_the_timer_is_set_for_the_first_ping_that_is_due(clock: Clock, monkeypat
     assert keeping.pinged == [0]
 
 
-def test_pings_go_on_when_a_program_kills_every_greenlet() -> None:
+def test_pings_continue_after_a_program_has_killed_every_greenlet() -> None:
     connector = ScriptedConnector()
     with Pool(connector, keepalive_interval=0.01) as pool:
         pool.release(pool.acquire())
@@ -241,7 +241,7 @@ def test_pings_go_on_when_a_program_kills_every_greenlet() -> None:
         eventually(lambda: pings(connector) > count)
 
 
-def test_a_pool_that_was_not_told_to_does_nothing() -> None:
+def test_a_pool_without_an_interval_pings_nothing() -> None:
     pool = Pool(ScriptedConnector())
     pool.release(pool.acquire())
     assert keepalive_of(pool) is None
@@ -250,7 +250,7 @@ def test_a_pool_that_was_not_told_to_does_nothing() -> None:
 # Meanwhile
 
 
-def test_a_pinged_connection_counts_as_resetting(keeping: Keeping) -> None:
+def test_a_connection_being_pinged_counts_as_resetting(keeping: Keeping) -> None:
     client = keeping.begin_ping()
     stats = keeping.pool.stats()
     assert (stats.idle, stats.in_use, stats.opening, stats.resetting) == (0, 0, 0, 1)
@@ -265,7 +265,7 @@ def test_a_pinged_connection_counts_as_resetting(keeping: Keeping) -> None:
 
 
 @pytest.mark.parametrize("name", ["release", "detach"])
-def test_a_pinged_connection_can_not_be_given_back_or_taken_away(keeping: Keeping, name: str) -> None:
+def test_a_connection_being_pinged_can_not_be_released_or_detached(keeping: Keeping, name: str) -> None:
     client = keeping.begin_ping()
     before = keeping.pool.stats()
     with pytest.raises(ConnectionNotFoundError):
@@ -276,7 +276,7 @@ def test_a_pinged_connection_can_not_be_given_back_or_taken_away(keeping: Keepin
 
 
 @pytest.mark.parametrize("how", ["discard", "drop"])
-def test_a_pinged_connection_can_be_discarded_or_dropped_as_any_idle_one(keeping: Keeping, how: str) -> None:
+def test_a_connection_being_pinged_can_be_discarded_or_dropped_like_an_idle_one(keeping: Keeping, how: str) -> None:
     client = keeping.begin_ping()
     getattr(keeping.pool, how)(client)
     keeping.lets.set()
@@ -285,7 +285,7 @@ def test_a_pinged_connection_can_be_discarded_or_dropped_as_any_idle_one(keeping
     assert keeping.pool.stats().resetting == 0
 
 
-def test_a_pinged_connection_has_no_holder_that_can_die(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connection_being_pinged_has_no_holder_that_can_die(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     keeping = Keeping(clock, leak_threshold=10)
     gevent.spawn(lambda: keeping.pool.release(keeping.pool.acquire())).join()
     gc.collect()
@@ -299,7 +299,7 @@ def test_a_pinged_connection_has_no_holder_that_can_die(clock: Clock, caplog: py
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
-def test_a_discard_that_was_put_off_takes_it_and_the_others_are_pinged_all_the_same(
+def test_a_deferred_discard_closes_a_connection_due_for_a_ping_and_others_are_still_pinged(
     clock: Clock, has_begun: bool
 ) -> None:
     keeping = Keeping(clock, max_connections=2)
@@ -324,7 +324,7 @@ def test_a_discard_that_was_put_off_takes_it_and_the_others_are_pinged_all_the_s
 # Callers
 
 
-def test_a_caller_that_finds_no_other_waits_and_gets_it_if_it_is_good(keeping: Keeping) -> None:
+def test_a_caller_without_another_connection_waits_for_the_ping(keeping: Keeping) -> None:
     client = keeping.begin_ping()
     waiting = spawn_acquire(keeping.pool)
     assert numbers(keeping.pool) == (0, 0, 0, 1)
@@ -333,7 +333,7 @@ def test_a_caller_that_finds_no_other_waits_and_gets_it_if_it_is_good(keeping: K
     assert len(keeping.connector.clients) == 1
 
 
-def test_a_caller_does_not_wait_where_there_is_another(clock: Clock) -> None:
+def test_a_caller_does_not_wait_for_a_ping_if_it_can_get_another_connection(clock: Clock) -> None:
     keeping = Keeping(clock, max_connections=3)
     _, second = keeping.fill(2)
     clock.advance(INTERVAL)
@@ -344,7 +344,7 @@ def test_a_caller_does_not_wait_where_there_is_another(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("ping", [lambda client: gevent.sleep(100), swallow], ids=["hangs", "swallows"])
-def test_a_caller_waits_for_one_ping_at_most_and_no_longer_than_it_may_take(
+def test_a_caller_waits_for_one_ping_at_most_and_no_longer_than_ping_timeout(
     clock: Clock, ping: Callable[[Client], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     keeping = Keeping(clock, ping_timeout=0.01, acquire_timeout=None, close_timeout=0.01)
@@ -363,7 +363,7 @@ def test_a_caller_waits_for_one_ping_at_most_and_no_longer_than_it_may_take(
     check_whole(keeping.pool, keeping.connector)
 
 
-def test_waiters_are_served_in_their_order_and_a_newcomer_does_not_overtake(keeping: Keeping) -> None:
+def test_waiters_for_a_ping_are_served_in_order_before_a_newcomer(keeping: Keeping) -> None:
     keeping.begin_ping()
     served: list[str] = []
 
@@ -383,7 +383,7 @@ def test_waiters_are_served_in_their_order_and_a_newcomer_does_not_overtake(keep
 
 
 @pytest.mark.parametrize("how", ["kill", "timeout", "acquire_timeout"])
-def test_a_waiter_that_gave_up_misses_nothing(keeping: Keeping, how: str) -> None:
+def test_a_waiter_that_gives_up_during_a_ping_leaves_the_connection_idle(keeping: Keeping, how: str) -> None:
     client = keeping.begin_ping()
     if how == "kill":
         spawn_acquire(keeping.pool).kill()
@@ -406,7 +406,7 @@ def test_a_waiter_that_gave_up_misses_nothing(keeping: Keeping, how: str) -> Non
 
 @pytest.mark.parametrize("kind", errors())
 @pytest.mark.parametrize("waiters", [0, 1])
-def test_a_ping_that_raises_discards(
+def test_a_connection_whose_ping_raises_is_discarded(
     clock: Clock, kind: Callable[[], BaseException], waiters: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = kind()
@@ -436,7 +436,7 @@ def test_a_ping_that_raises_discards(
 @pytest.mark.parametrize("kind", errors())
 @pytest.mark.parametrize("untold", [False, True])
 @pytest.mark.parametrize("step", ["is_settled", "is_reusable", "complete"])
-def test_a_connection_whose_ping_does_not_succeed_is_discarded(
+def test_a_connection_that_fails_a_step_after_its_ping_is_discarded(
     clock: Clock, kind: Callable[[], BaseException], step: str, untold: bool
 ) -> None:
     keeping = Keeping(clock)
@@ -450,7 +450,7 @@ def test_a_connection_whose_ping_does_not_succeed_is_discarded(
     check_whole(keeping.pool, keeping.connector)
 
 
-def test_a_backend_that_answers_no_ping_does_not_fill_the_log(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_backend_that_fails_many_pings_is_logged_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     keeping = Keeping(clock, max_connections=5)
     keeping.connector.acts["ping"] = raising(ConnectionError("dropped"))
     keeping.fill(5)
@@ -461,7 +461,7 @@ def test_a_backend_that_answers_no_ping_does_not_fill_the_log(clock: Clock, capl
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2], ids=["before it begins", "as it begins", "under way"])
-def test_a_ping_that_is_killed_discards_and_the_next_is_pinged(clock: Clock, turns: int) -> None:
+def test_a_killed_ping_discards_its_connection_and_the_next_connection_is_pinged(clock: Clock, turns: int) -> None:
     keeping = Keeping(clock, max_connections=2)
     first, _ = keeping.fill(2)
     clock.advance(INTERVAL)
@@ -487,7 +487,7 @@ def test_a_ping_that_is_killed_discards_and_the_next_is_pinged(clock: Clock, tur
     check_whole(keeping.pool, keeping.connector)
 
 
-def test_a_discarded_connection_is_replaced_to_keep_min_connections(clock: Clock) -> None:
+def test_a_connection_whose_ping_fails_is_replaced_to_keep_min_connections(clock: Clock) -> None:
     keeping = Keeping(clock, min_connections=1)
     keeping.pool.wait_ready(timeout=PATIENCE)
     keeping.connector.acts["ping"] = raising(ConnectionError("dropped"))
@@ -516,7 +516,7 @@ def test_a_dead_connection_or_one_with_a_stray_reply_is_not_pinged(
 
 
 @pytest.mark.parametrize("reset", ["unsettled", "always", "never"])
-def test_work_left_open_by_a_ping_is_completed_as_at_the_end_of_a_block(clock: Clock, reset: str) -> None:
+def test_work_left_open_by_a_ping_is_completed(clock: Clock, reset: str) -> None:
     keeping = Keeping(clock, reset=reset)
     (client,) = keeping.fill(1)
     settle()
@@ -542,7 +542,7 @@ def test_a_connection_that_stays_unsettled_after_a_ping_is_discarded_unless_rese
     assert (f"{client!r} was pinged, and still can't be used again" in caplog.text) is (reset != "never")
 
 
-def test_a_listener_hears_of_a_connection_that_is_discarded_and_of_no_ping(clock: Clock) -> None:
+def test_listeners_hear_of_a_discarded_connection_but_not_of_pings(clock: Clock) -> None:
     heard: list[str] = []
 
     class Listening(PoolEvents):
@@ -570,7 +570,7 @@ def test_a_listener_hears_of_a_connection_that_is_discarded_and_of_no_ping(clock
 # A ping is no use
 
 
-def test_a_pinged_connection_is_retired_when_it_would_have_been(clock: Clock) -> None:
+def test_a_ping_does_not_extend_idle_timeout(clock: Clock) -> None:
     keeping = keeping_all(clock, idle_timeout=100)
     (client,) = keeping.fill(1)
     clock.advance(99)
@@ -585,7 +585,7 @@ def test_a_pinged_connection_is_retired_when_it_would_have_been(clock: Clock) ->
     assert keeping.pool.stats().retired == {"idle": 1}
 
 
-def test_a_pinged_connection_keeps_its_place_among_the_idle_ones(clock: Clock) -> None:
+def test_a_pinged_connection_keeps_its_place_among_idle_connections(clock: Clock) -> None:
     keeping = keeping_all(clock, max_connections=3)
     clients = keeping.fill(3)
     # The first two of them.
@@ -595,7 +595,7 @@ def test_a_pinged_connection_keeps_its_place_among_the_idle_ones(clock: Clock) -
     assert [keeping.pool.acquire() for _ in range(3)] == clients[::-1]
 
 
-def test_the_one_used_last_is_taken_first_whatever_was_pinged_meanwhile(clock: Clock) -> None:
+def test_the_connection_used_last_is_acquired_first_even_after_a_ping_of_another(clock: Clock) -> None:
     keeping = Keeping(clock, max_connections=3)
     first, second, third = keeping.fill(3)
     clock.advance(INTERVAL - 2)
@@ -613,7 +613,7 @@ def test_the_one_used_last_is_taken_first_whatever_was_pinged_meanwhile(clock: C
 # What comes at its end
 
 
-def test_a_pinged_connection_that_is_too_old_is_retired(clock: Clock) -> None:
+def test_a_connection_whose_lifetime_ends_during_its_ping_is_retired(clock: Clock) -> None:
     keeping = Keeping(clock, max_lifetime=100)
     client = keeping.begin_ping()
     clock.advance(100)
@@ -625,7 +625,7 @@ def test_a_pinged_connection_that_is_too_old_is_retired(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_a_connection_drained_while_pinged_is_retired(keeping: Keeping, waits: bool) -> None:
+def test_a_connection_drained_during_its_ping_is_retired(keeping: Keeping, waits: bool) -> None:
     client = keeping.begin_ping()
     waiting = [spawn_acquire(keeping.pool) for _ in range(waits)]
     keeping.pool.drain()
@@ -637,7 +637,7 @@ def test_a_connection_drained_while_pinged_is_retired(keeping: Keeping, waits: b
     assert keeping.pool.stats().retired == {"drain": 1}
 
 
-def test_a_surplus_is_retired(clock: Clock) -> None:
+def test_a_connection_above_a_lowered_limit_is_retired_after_its_ping(clock: Clock) -> None:
     keeping = Keeping(clock, max_connections=2)
     client, _ = keeping.fill(2)
     held = keeping.pool.acquire()
@@ -657,7 +657,7 @@ def test_a_surplus_is_retired(clock: Clock) -> None:
 
 @pytest.mark.parametrize("has_begun", [False, True])
 @pytest.mark.parametrize("timeout", [0, PATIENCE])
-def test_closing_the_pool_cuts_it_short(clock: Clock, timeout: float, has_begun: bool) -> None:
+def test_closing_the_pool_cuts_a_ping_short(clock: Clock, timeout: float, has_begun: bool) -> None:
     keeping = Keeping(clock, max_connections=2)
     clients = keeping.fill(2)
     clock.advance(INTERVAL)
@@ -680,7 +680,7 @@ def test_closing_the_pool_cuts_it_short(clock: Clock, timeout: float, has_begun:
         keeping.pool.acquire()
 
 
-def test_closing_does_not_wait_for_a_ping_that_does_not_heed_it(clock: Clock) -> None:
+def test_closing_the_pool_does_not_wait_for_a_ping_that_ignores_interruptions(clock: Clock) -> None:
     over = Event()
 
     def ping(client: Client) -> None:
@@ -701,14 +701,14 @@ def test_closing_does_not_wait_for_a_ping_that_does_not_heed_it(clock: Clock) ->
     assert keeping.connector.steps.count("close") == 1
 
 
-def test_closing_in_the_event_loop_closes_a_pinged_connection(keeping: Keeping) -> None:
+def test_closing_the_pool_in_the_event_loop_closes_a_connection_being_pinged(keeping: Keeping) -> None:
     client = keeping.begin_ping()
     gevent.get_hub().loop.run_callback(keeping.pool.close)
     eventually(lambda: not client.is_open)
     assert keeping.pool.size == 0
 
 
-def test_a_fork_ends_it_in_the_child_and_the_parent_notices_nothing(
+def test_a_fork_ends_a_ping_in_the_child_and_the_parent_notices_nothing(
     keeping: Keeping, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = keeping.begin_ping()
@@ -739,7 +739,7 @@ def test_a_fork_ends_it_in_the_child_and_the_parent_notices_nothing(
     assert discarded(keeping.pool) == {}
 
 
-def test_a_child_pings_nothing_that_was_about_to_be_pinged(keeping: Keeping) -> None:
+def test_a_child_pings_no_connection_that_its_parent_was_about_to_ping(keeping: Keeping) -> None:
     keeping.lets.set()
     (client,) = keeping.fill(1)
     keeping.clock.advance(INTERVAL)
@@ -780,7 +780,7 @@ def test_a_child_has_a_timer_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("when", ["idle", "due", "under way"])
-def test_a_pool_that_is_collected_leaves_nothing_open(clock: Clock, when: str) -> None:
+def test_a_collected_pool_leaves_no_connection_open(clock: Clock, when: str) -> None:
     """However long the ping would take."""
     connector = ScriptedConnector(ping=lambda client: gevent.sleep(100))
     pool = Pool(connector, clock=clock, keepalive_interval=0.01 if when == "idle" else INTERVAL, ping_timeout=100)
@@ -803,7 +803,7 @@ def test_a_pool_that_is_collected_leaves_nothing_open(clock: Clock, when: str) -
 
 
 @pytest.mark.parametrize("is_under_way", [False, True])
-def test_a_thread_that_ends_leaves_nothing_open(is_under_way: bool) -> None:
+def test_a_thread_that_ends_leaves_no_connection_open(is_under_way: bool) -> None:
     connector = ScriptedConnector(ping=lambda client: gevent.sleep(100))
     pools: list[Pool[Client]] = []
 
@@ -848,7 +848,7 @@ def make_pinging(backend: Backend) -> Callable[[], Pinging]:
     return make
 
 
-def test_a_connection_pings_itself_in_the_context_of_the_pool(backend: Backend, clock: Clock) -> None:
+def test_a_connection_is_pinged_inside_the_context_of_the_pool(backend: Backend, clock: Clock) -> None:
     entered: list[str] = []
 
     @contextmanager
@@ -870,7 +870,7 @@ def test_a_connection_pings_itself_in_the_context_of_the_pool(backend: Backend, 
     assert pool.stats().discarded == {"not_pinged": 1}
 
 
-def test_a_ping_whose_error_the_context_suppresses_is_no_good_one(clock: Clock) -> None:
+def test_a_connection_whose_ping_raises_is_discarded_even_if_the_context_suppresses_the_error(clock: Clock) -> None:
     connector = ScriptedConnector(ping=raising(LookupError("boom")))
     context = lambda: contextlib.suppress(LookupError)  # noqa: E731
     pool = Pool(connector, clock=clock, keepalive_interval=INTERVAL, context=context)
@@ -888,7 +888,7 @@ class Old(Foreign):
 
 
 @pytest.mark.parametrize("kind", [Plain, Old])
-def test_the_log_says_once_that_a_class_has_no_ping(
+def test_a_class_without_a_ping_is_logged_once(
     kind: Callable[[], Any], clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = Pool(kind, clock=clock, keepalive_interval=INTERVAL, name="old")
@@ -904,7 +904,7 @@ def test_the_log_says_once_that_a_class_has_no_ping(
     assert numbers(pool) == (0, 3, 0, 0)
 
 
-def test_the_log_says_nothing_where_there_is_one_or_none_is_wanted(
+def test_a_class_with_a_ping_and_a_pool_without_an_interval_log_nothing(
     backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     Pool(make_pinging(backend), keepalive_interval=INTERVAL).acquire()
@@ -928,7 +928,7 @@ def test_a_wrong_interval_is_refused(given: Any) -> None:
         Pool(Plain, keepalive_interval=given)
 
 
-def test_a_connection_made_twice_can_be_pinged(clock: Clock) -> None:
+def test_a_connection_that_a_factory_returns_twice_can_be_pinged(clock: Clock) -> None:
     """A factory may return one twice."""
     client = Client(0)
 
@@ -958,7 +958,7 @@ def of_this_client(server: Any, name: str) -> dict[str, str] | None:
 
 
 @pytest.mark.patched
-def test_valkey_hears_of_idle_connections(valkey_url: str) -> None:
+def test_an_idle_connection_to_valkey_is_pinged(valkey_url: str) -> None:
     with (
         valkey.Valkey.from_url(valkey_url) as server,
         Pool(ValkeyConnector(valkey_url, client_name="kept"), keepalive_interval=0.05) as pool,
@@ -974,7 +974,7 @@ def test_valkey_hears_of_idle_connections(valkey_url: str) -> None:
 
 @pytest.mark.torture
 @pytest.mark.patched
-def test_valkey_drops_what_is_silent_unless_it_is_pinged(valkey_url: str) -> None:
+def test_valkey_drops_a_silent_connection_and_keeps_a_pinged_one(valkey_url: str) -> None:
     with (
         valkey.Valkey.from_url(valkey_url) as server,
         Pool(ValkeyConnector(valkey_url, client_name="kept"), keepalive_interval=0.3) as kept,

@@ -58,7 +58,9 @@ def test_a_killed_waiter_passes_its_connection_on(backend: Backend, error: BaseE
     check_whole(pool, backend)
 
 
-def test_thrown_after_a_hand_over(backend: Backend, error: BaseException) -> None:
+def test_a_waiter_interrupted_after_its_hand_over_still_gets_the_connection(
+    backend: Backend, error: BaseException
+) -> None:
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire()
     first, second = Caller(pool), Caller(pool)
@@ -74,7 +76,9 @@ def test_thrown_after_a_hand_over(backend: Backend, error: BaseException) -> Non
     check_whole(pool, backend)
 
 
-def test_thrown_before_the_opening_lands(backend: Backend, error: BaseException) -> None:
+def test_a_caller_interrupted_just_before_its_opening_ends_leaves_the_connection_idle(
+    backend: Backend, error: BaseException
+) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect, max_connections=2)
     caller = Caller(pool)
@@ -86,7 +90,7 @@ def test_thrown_before_the_opening_lands(backend: Backend, error: BaseException)
     check_whole(pool, backend)
 
 
-def test_an_interrupted_opening_loses_no_capacity(backend: Backend, error: BaseException) -> None:
+def test_a_caller_interrupted_during_its_opening_loses_no_capacity(backend: Backend, error: BaseException) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect, max_connections=1)
     caller = Caller(pool)
@@ -100,7 +104,7 @@ def test_an_interrupted_opening_loses_no_capacity(backend: Backend, error: BaseE
     check_whole(pool, backend)
 
 
-def test_an_interrupted_check_loses_no_capacity(backend: Backend, error: BaseException) -> None:
+def test_a_caller_interrupted_during_its_check_loses_no_capacity(backend: Backend, error: BaseException) -> None:
     pool = Pool(backend.connect_checked, max_connections=1)
     pool.release(pool.acquire())
     backend.checks.clear()
@@ -114,7 +118,7 @@ def test_an_interrupted_check_loses_no_capacity(backend: Backend, error: BaseExc
     check_whole(pool, backend)
 
 
-def test_an_interrupted_check_keeps_nothing_of_its_caller_alive(backend: Backend) -> None:
+def test_an_interrupted_check_keeps_no_local_of_its_caller_alive(backend: Backend) -> None:
     pool = Pool(backend.connect_checked, max_connections=1)
     pool.release(pool.acquire())
     backend.checks.clear()
@@ -140,7 +144,9 @@ def test_an_interrupted_check_keeps_nothing_of_its_caller_alive(backend: Backend
         gc.enable()
 
 
-def test_thrown_while_checking_what_was_handed_over(backend: Backend, error: BaseException) -> None:
+def test_a_waiter_interrupted_while_its_connection_is_checked_makes_room_for_the_next(
+    backend: Backend, error: BaseException
+) -> None:
     pool = Pool(backend.connect_checked, max_connections=1)
     held = pool.acquire()
     first, second = Caller(pool), Caller(pool)
@@ -157,7 +163,9 @@ def test_thrown_while_checking_what_was_handed_over(backend: Backend, error: Bas
 
 
 @pytest.mark.parametrize("way", ["drop", "drop_expired", "drain", "resize"])
-def test_thrown_while_closing(backend: Backend, error: BaseException, way: str) -> None:
+def test_a_caller_interrupted_while_it_closes_connections_loses_no_capacity(
+    backend: Backend, error: BaseException, way: str
+) -> None:
     pool = Pool(backend.connect, max_connections=2)
 
     def after_idle(act: Callable[[ScriptedConnection], None]) -> Callable[[Pool[Any]], None]:
@@ -187,7 +195,7 @@ def test_thrown_while_closing(backend: Backend, error: BaseException, way: str) 
     check_whole(pool, backend)
 
 
-def test_thrown_in_a_block_at_its_user(backend: Backend, error: BaseException) -> None:
+def test_a_caller_interrupted_in_its_block_loses_no_capacity(backend: Backend, error: BaseException) -> None:
     pool = Pool(backend.connect, max_connections=1)
 
     def use(pool: Pool[Any]) -> None:
@@ -202,7 +210,7 @@ def test_thrown_in_a_block_at_its_user(backend: Backend, error: BaseException) -
     check_whole(pool, backend)
 
 
-def test_killing_the_greenlet_that_opens(backend: Backend) -> None:
+def test_killing_an_opener_raises_a_pool_error_in_its_caller(backend: Backend) -> None:
     """As a program does that kills every greenlet it can find."""
     backend.opens.clear()
     pool = Pool(backend.connect, max_connections=1)
@@ -215,7 +223,7 @@ def test_killing_the_greenlet_that_opens(backend: Backend) -> None:
     check_whole(pool, backend)
 
 
-def test_killing_the_greenlet_that_opens_before_it_has_begun(backend: Backend) -> None:
+def test_an_opener_killed_before_it_begins_loses_no_capacity(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     with pytest.raises(PoolExhaustedError):
         pool.acquire(timeout=0)
@@ -226,7 +234,7 @@ def test_killing_the_greenlet_that_opens_before_it_has_begun(backend: Backend) -
     check_whole(pool, backend)
 
 
-def test_killing_the_greenlet_that_closes(backend: Backend) -> None:
+def test_a_connection_whose_closer_is_killed_does_not_stay_open(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     backend.closes.clear()
     caller = Caller(pool, lambda pool: pool.discard(pool.acquire()))
@@ -377,7 +385,9 @@ class SlowHandler(logging.Handler):
 
 
 @pytest.mark.parametrize("context", [None, contextlib.nullcontext], ids=["", "in a context"])
-def test_thrown_while_a_bad_answer_is_logged(backend: Backend, context: Any, error: BaseException) -> None:
+def test_a_caller_interrupted_while_a_failed_check_is_logged_loses_no_capacity(
+    backend: Backend, context: Any, error: BaseException
+) -> None:
     armed = False
 
     class Misbehaving(ScriptedConnection):
@@ -407,7 +417,7 @@ def test_thrown_while_a_bad_answer_is_logged(backend: Backend, context: Any, err
     assert numbers(pool) == (0, 0, 0, 0)
 
 
-def test_waiters_that_were_killed_leave_nothing_in_the_queue(backend: Backend) -> None:
+def test_killed_waiters_leave_the_queue(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     pool.acquire()
     waiters = [spawn_acquire(pool) for _ in range(10)]
@@ -439,7 +449,7 @@ class Foreign:
         return self.is_open
 
 
-def test_a_foreign_connection_is_closed_though_the_greenlet_that_closes_it_is_killed() -> None:
+def test_a_foreign_connection_is_closed_even_if_its_closer_is_killed() -> None:
     pool = Pool(Foreign, max_connections=1, reap_expired_connections=False)
     connection = pool.acquire()
     pool.discard(connection)
@@ -453,7 +463,7 @@ def test_a_foreign_connection_is_closed_though_the_greenlet_that_closes_it_is_ki
     assert pool.size == 0
 
 
-def test_a_foreign_connection_is_closed_though_that_greenlet_is_killed_before_it_has_begun() -> None:
+def test_a_foreign_connection_is_closed_even_if_its_closer_is_killed_before_it_begins() -> None:
     pool = Pool(Foreign, max_connections=1, reap_expired_connections=False)
     connection = pool.acquire()
     connection.may_close.set()
@@ -474,7 +484,7 @@ def test_a_foreign_connection_is_closed_though_that_greenlet_is_killed_before_it
     assert pool.size == 0
 
 
-def test_closing_a_pool_lasts_until_a_connection_is_closed_whose_greenlet_was_killed() -> None:
+def test_closing_a_pool_waits_for_a_connection_whose_closer_was_killed() -> None:
     pool = Pool(Foreign, max_connections=1, reap_expired_connections=False)
     connection = pool.acquire()
     pool.release(connection)
@@ -500,7 +510,7 @@ class Stubborn(Foreign):
                 self.may_close.wait()
 
 
-def test_a_closed_pool_forgets_a_connection_that_would_not_close_after_its_greenlet_was_killed() -> None:
+def test_a_closed_pool_forgets_a_stubborn_connection_whose_closer_was_killed() -> None:
     pool = Pool(Stubborn, max_connections=1, reap_expired_connections=False, close_timeout=0.01)
     connection = pool.acquire()
     pool.discard(connection)

@@ -16,7 +16,7 @@ from gsocketpool._lifecycle import FIRST_PAUSE
 from tests.support.scripted import Backend, Plain, end_event_loop, eventually, numbers, settle
 
 
-def test_a_pool_that_was_collected_is_not_filled_any_more() -> None:
+def test_a_collected_pool_opens_no_more_connections() -> None:
     attempts = []
 
     class Failing(Plain):
@@ -34,7 +34,7 @@ def test_a_pool_that_was_collected_is_not_filled_any_more() -> None:
     assert attempts == []
 
 
-def test_a_timeout_of_a_listeners_own_does_not_spoil_what_was_opened(
+def test_a_timeout_raised_in_opened_does_not_fail_the_opening(
     backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Slow(PoolEvents):
@@ -70,7 +70,7 @@ def acquire_in_vain(pool: Pool[Any]) -> None:
         pool.acquire()
 
 
-def test_a_pool_closes_while_a_connection_is_still_being_made() -> None:
+def test_a_connection_made_after_its_pool_was_closed_is_not_left_open() -> None:
     factory = Factory()
     pool = Pool(factory, close_timeout=0.01)
     caller = gevent.spawn(acquire_in_vain, pool)
@@ -82,7 +82,7 @@ def test_a_pool_closes_while_a_connection_is_still_being_made() -> None:
     assert not any(connection.is_open for connection in factory.made), "it has come too late"
 
 
-def test_a_thread_ends_while_a_connection_is_still_being_made() -> None:
+def test_a_connection_still_being_made_when_its_thread_ends_is_not_kept() -> None:
     seen = []
 
     def use() -> None:
@@ -98,7 +98,7 @@ def test_a_thread_ends_while_a_connection_is_still_being_made() -> None:
     assert numbers(seen[0])[:2] == (0, 0)
 
 
-def test_only_the_connection_that_does_not_close_in_time_is_aborted() -> None:
+def test_only_a_connection_that_does_not_close_in_time_is_aborted() -> None:
     goes_on = Event()
     aborted = []
 

@@ -88,7 +88,7 @@ def test_the_connection_of_a_dead_greenlet_is_taken_back(backend: Backend, caplo
     pool.close(timeout=0)
 
 
-def test_without_a_threshold_no_place_is_recorded(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pool_without_a_threshold_records_no_places(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     pool = Pool(backend.connect, max_connections=1, reap_interval=0.002)
     gevent.spawn(leaky_view, pool).join()
     eventually(lambda: caplog.records)
@@ -107,7 +107,7 @@ class OddGlobals(dict[str, Any]):
     [{"__name__": 5}, {"__name__": ["x"]}, {}, OddGlobals(__name__="x")],
     ids=["int", "list", "none", "odd"],
 )
-def test_code_whose_globals_are_odd_is_a_place_as_any_other(
+def test_a_leak_in_code_with_odd_globals_is_reported_with_its_place(
     backend: Backend, clock: Clock, caplog: pytest.LogCaptureFixture, variables: dict[str, Any]
 ) -> None:
     pool = clock.pool(backend.connect, max_connections=1, leak_threshold=30, reap_interval=0.002)

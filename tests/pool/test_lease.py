@@ -112,7 +112,7 @@ def test_a_lease_is_not_entered_again_inside_its_block(
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_a_lease_that_was_given_back_has_no_connection_for_a_block(pool: Pool[Any]) -> None:
+def test_a_lease_that_was_given_back_can_not_be_entered(pool: Pool[Any]) -> None:
     lease = pool.lease()
     lease.release()
     before = pool.stats()
@@ -121,7 +121,7 @@ def test_a_lease_that_was_given_back_has_no_connection_for_a_block(pool: Pool[An
     assert pool.stats() == before
 
 
-def test_two_leases_are_of_two_uses_of_the_same_connection(pool: Pool[Any]) -> None:
+def test_two_uses_of_the_same_connection_have_two_leases(pool: Pool[Any]) -> None:
     first = pool.lease()
     connection = first.connection
     first.release()
@@ -157,7 +157,7 @@ def test_release_hands_the_connection_over_to_the_waiter(pool: Pool[Any], backen
     assert waiting.get(timeout=PATIENCE) is backend.connections[0]
 
 
-def test_release_of_a_connection_that_has_died_closes_it(pool: Pool[Any]) -> None:
+def test_release_discards_a_dead_connection(pool: Pool[Any]) -> None:
     lease = pool.lease()
     lease.connection.is_open = False
     lease.release()
@@ -224,7 +224,7 @@ USES: dict[str, Use] = {
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("end", ENDS)
-def test_a_lease_that_is_over_is_refused_and_changes_nothing(
+def test_a_lease_that_is_over_refuses_every_call_and_changes_nothing(
     pool: Pool[Any], backend: Backend, end: str, use: str
 ) -> None:
     lease = pool.lease()
@@ -246,7 +246,7 @@ def closings(backend: Backend) -> list[int]:
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("end", ["release", "release by the pool", "the end of its block"])
-def test_a_lease_that_is_over_has_no_hold_of_the_connection_in_its_next_use(
+def test_a_lease_that_is_over_does_not_affect_the_next_use_of_its_connection(
     pool: Pool[Any], end: str, use: str
 ) -> None:
     lease = pool.lease()
@@ -261,7 +261,7 @@ def test_a_lease_that_is_over_has_no_hold_of_the_connection_in_its_next_use(
 
 
 @pytest.mark.parametrize("use", ["release", "discard"])
-def test_a_lease_that_was_handed_over_is_over(pool: Pool[Any], use: str) -> None:
+def test_a_lease_is_over_once_its_connection_is_handed_over(pool: Pool[Any], use: str) -> None:
     lease = pool.lease()
     # The waiter has it from now on, though its greenlet has not run yet.
     waiting = spawn_acquire(pool)
@@ -286,7 +286,7 @@ BY_HAND = ["release", "discard", "release by the pool", "discard by the pool", "
 
 
 @pytest.mark.parametrize("end", BY_HAND)
-def test_leaving_a_block_is_no_error_after_giving_back_by_hand(pool: Pool[Any], end: str) -> None:
+def test_a_block_ends_without_error_after_its_connection_was_given_back(pool: Pool[Any], end: str) -> None:
     lease = pool.connection()
     with lease:
         ENDS[end](lease)
@@ -298,7 +298,7 @@ def test_leaving_a_block_is_no_error_after_giving_back_by_hand(pool: Pool[Any], 
 
 
 @pytest.mark.parametrize("end", BY_HAND)
-def test_the_exception_goes_on_that_leaves_a_block_after_giving_back_by_hand(pool: Pool[Any], end: str) -> None:
+def test_an_exception_leaves_a_block_unchanged_after_its_connection_was_given_back(pool: Pool[Any], end: str) -> None:
     def fail() -> None:
         with lease:
             ENDS[end](lease)
@@ -315,7 +315,7 @@ def test_the_exception_goes_on_that_leaves_a_block_after_giving_back_by_hand(poo
 
 @pytest.mark.parametrize("error", [None, LookupError()], ids=["well", "by an error"])
 @pytest.mark.parametrize("has_waited", [False, True], ids=["from idle", "handed over"])
-def test_leaving_a_block_leaves_alone_what_another_greenlet_uses_by_now(
+def test_the_end_of_a_block_does_not_touch_a_connection_that_another_greenlet_has_acquired(
     pool: Pool[Any], has_waited: bool, error: LookupError | None
 ) -> None:
     def use() -> None:
@@ -352,7 +352,7 @@ def test_leaving_a_block_leaves_alone_what_another_greenlet_uses_by_now(
 # Holders
 
 
-def test_a_lease_that_is_dropped_does_not_end_the_use(pool: Pool[Any]) -> None:
+def test_a_lease_that_is_garbage_collected_does_not_end_its_use(pool: Pool[Any]) -> None:
     connection = pool.lease().connection
     gc.collect()
     settle()
@@ -362,7 +362,9 @@ def test_a_lease_that_is_dropped_does_not_end_the_use(pool: Pool[Any]) -> None:
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_a_lease_that_is_dropped_comes_back_when_its_holder_ends(pool: Pool[Any], backend: Backend) -> None:
+def test_the_connection_of_a_collected_lease_is_taken_back_when_its_holder_ends(
+    pool: Pool[Any], backend: Backend
+) -> None:
     def drop_a_lease() -> None:
         pool.lease()
         over.wait()
@@ -392,13 +394,13 @@ def test_transfer_makes_the_calling_greenlet_the_holder(pool: Pool[Any]) -> None
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_without_a_transfer_the_lease_ends_with_the_greenlet_that_acquired_it(pool: Pool[Any]) -> None:
+def test_a_lease_that_is_not_transferred_ends_with_the_greenlet_that_acquired_it(pool: Pool[Any]) -> None:
     lease: Lease[Any] = gevent.spawn(pool.lease).get(timeout=PATIENCE)
     assert pool.acquire(timeout=PATIENCE).number == 1
     assert lease.is_active is False
 
 
-def test_a_greenlet_that_a_lease_was_transferred_from_does_not_hold_it_any_more(pool: Pool[Any]) -> None:
+def test_the_former_holder_of_a_transferred_lease_does_not_hold_it_any_more(pool: Pool[Any]) -> None:
     def take_over() -> None:
         lease.transfer()
         over.wait()
@@ -427,7 +429,7 @@ def test_a_lease_may_be_transferred_many_times(pool: Pool[Any]) -> None:
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_a_block_goes_on_in_the_greenlet_that_it_was_transferred_to(pool: Pool[Any]) -> None:
+def test_a_block_may_end_in_the_greenlet_that_its_lease_was_transferred_to(pool: Pool[Any]) -> None:
     def begin() -> Lease[Any]:
         lease = pool.connection()
         lease.__enter__()
@@ -442,7 +444,7 @@ def test_a_block_goes_on_in_the_greenlet_that_it_was_transferred_to(pool: Pool[A
 
 
 @pytest.mark.parametrize("end", ["release", "discard", "the end of its block", "an error in its block"])
-def test_a_lease_whose_thread_has_ended_is_given_back_in_another(end: str) -> None:
+def test_a_lease_whose_thread_has_ended_can_be_given_back_in_another_thread(end: str) -> None:
     pool = Pool(Plain, max_connections=1, reap_expired_connections=False)
     leases: list[Lease[Plain]] = []
 
@@ -483,7 +485,9 @@ def test_a_lease_has_a_timeout_until_it_is_acquired(pool: Pool[Any]) -> None:
     [lambda pool, timeout: pool.connection(timeout=timeout).__enter__(), Pool.lease],
     ids=["connection", "lease"],
 )
-def test_the_timeout_is_passed_on(pool: Pool[Any], acquire: Callable[..., object], timeout: float) -> None:
+def test_the_timeout_of_a_lease_bounds_its_acquire(
+    pool: Pool[Any], acquire: Callable[..., object], timeout: float
+) -> None:
     held = pool.acquire()
     with pytest.raises(PoolExhaustedError) as raised:
         acquire(pool, timeout=timeout)
@@ -492,7 +496,7 @@ def test_the_timeout_is_passed_on(pool: Pool[Any], acquire: Callable[..., object
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_a_lease_without_a_timeout_has_the_pools(backend: Backend) -> None:
+def test_a_lease_without_a_timeout_uses_acquire_timeout(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1, acquire_timeout=0.01)
     pool.acquire()
     for acquire in (pool.lease, pool.connection().__enter__):
@@ -502,7 +506,7 @@ def test_a_lease_without_a_timeout_has_the_pools(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), "1"])
-def test_a_bad_timeout_is_refused_by_name(pool: Pool[Any], timeout: Any) -> None:
+def test_a_bad_timeout_is_refused_with_its_name(pool: Pool[Any], timeout: Any) -> None:
     for acquire in (lambda: pool.lease(timeout=timeout), pool.connection(timeout=timeout).__enter__):
         with pytest.raises(InvalidArgumentError) as raised:
             acquire()
@@ -524,7 +528,7 @@ def test_a_failed_opening_leaves_the_lease_inactive(pool: Pool[Any], backend: Ba
 # Seeing
 
 
-def test_repr_says_of_what_a_lease_is_and_whether_it_is_over(pool: Pool[Any]) -> None:
+def test_the_repr_of_a_lease_shows_its_connection_and_whether_it_is_over(pool: Pool[Any]) -> None:
     lease = pool.connection()
     unused = repr(lease)
     with lease as connection:
@@ -549,7 +553,7 @@ def twice(backend: Backend) -> Pool[Any]:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_leases_of_one_connection_object_are_told_apart(twice: Pool[Any], first: int) -> None:
+def test_two_leases_of_one_connection_object_end_independently(twice: Pool[Any], first: int) -> None:
     leases = [twice.lease(), twice.lease()]
     assert leases[0].connection is leases[1].connection
     leases[first].release()
@@ -564,7 +568,7 @@ def test_leases_of_one_connection_object_are_told_apart(twice: Pool[Any], first:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_discarding_one_of_them_leaves_the_other_its_place(twice: Pool[Any], first: int) -> None:
+def test_a_discarded_lease_leaves_another_lease_of_the_same_object_active(twice: Pool[Any], first: int) -> None:
     leases = [twice.lease(), twice.lease()]
     leases[first].discard()
     assert leases[first].is_active is False
@@ -574,7 +578,7 @@ def test_discarding_one_of_them_leaves_the_other_its_place(twice: Pool[Any], fir
     assert numbers(twice)[0] == 0
 
 
-def test_transferring_one_of_them_leaves_the_other_its_holder(twice: Pool[Any]) -> None:
+def test_a_transferred_lease_leaves_another_lease_of_the_same_object_with_its_holder(twice: Pool[Any]) -> None:
     first: Lease[Any] = gevent.spawn(twice.lease).get(timeout=PATIENCE)
     second: Lease[Any] = gevent.spawn(twice.lease).get(timeout=PATIENCE)
     second.transfer()
@@ -582,7 +586,7 @@ def test_transferring_one_of_them_leaves_the_other_its_holder(twice: Pool[Any]) 
     assert (first.is_active, second.is_active) == (False, True)
 
 
-def test_the_pool_gives_back_the_callers_own_of_them(twice: Pool[Any]) -> None:
+def test_a_release_of_an_object_with_two_leases_ends_the_callers_own_lease(twice: Pool[Any]) -> None:
     def use() -> None:
         connection = twice.acquire()
         over.wait()
@@ -601,7 +605,7 @@ def test_the_pool_gives_back_the_callers_own_of_them(twice: Pool[Any]) -> None:
     assert numbers(twice) == (0, 2, 0, 0)
 
 
-def test_a_lease_knows_its_holder(backend: Backend) -> None:
+def test_the_holder_of_a_lease_is_the_greenlet_that_has_its_connection(backend: Backend) -> None:
     pool = Pool(backend.connect)
     lease = pool.connection()
     assert lease.holder is None

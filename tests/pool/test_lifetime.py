@@ -26,7 +26,7 @@ def test_a_connection_is_retired_at_the_end_of_its_lifetime(backend: Backend, cl
     assert pool.stats().retired == {"lifetime": 2}
 
 
-def test_a_lifetime_that_ends_while_a_waiter_is_about_to_wake(backend: Backend, clock: Clock) -> None:
+def test_a_connection_whose_lifetime_ends_before_its_waiter_wakes_is_replaced(backend: Backend, clock: Clock) -> None:
     pool = clock.pool(backend.connect, max_connections=1, max_lifetime=100)
     first = pool.acquire()
     waiter = spawn_acquire(pool, timeout=math.inf)
@@ -36,7 +36,7 @@ def test_a_lifetime_that_ends_while_a_waiter_is_about_to_wake(backend: Backend, 
     assert pool.stats().retired == {"lifetime": 1}
 
 
-def test_lifetimes_are_jittered_by_up_to_a_tenth_downwards(backend: Backend, clock: Clock) -> None:
+def test_lifetimes_are_shortened_at_random_by_up_to_a_tenth(backend: Backend, clock: Clock) -> None:
     pool = clock.pool(backend.connect, max_lifetime=100, max_opening=None)
     for connection in [pool.acquire() for _ in range(200)]:
         pool.release(connection)
@@ -49,7 +49,7 @@ def test_lifetimes_are_jittered_by_up_to_a_tenth_downwards(backend: Backend, clo
     assert sorted(end - clock.now for end in ends_of_lifetimes(pool)) == sorted(before), "computed once"
 
 
-def test_however_short_its_lifetime_a_connection_is_good_for_one_use(backend: Backend) -> None:
+def test_a_connection_with_the_shortest_lifetime_serves_one_use(backend: Backend) -> None:
     pool = Pool(backend.connect, max_lifetime=1e-9)
     with pool.connection() as connection:
         assert backend.connections == [connection]
@@ -75,7 +75,7 @@ def test_a_connection_idle_for_too_long_is_retired(backend: Backend, clock: Cloc
     assert pool.stats().retired == {"idle": 1}
 
 
-def test_a_sweep_retires_what_is_overdue(backend: Backend, clock: Clock) -> None:
+def test_a_sweep_retires_connections_idle_for_too_long(backend: Backend, clock: Clock) -> None:
     pool = clock.pool(backend.connect, idle_timeout=60, max_lifetime=1000, reap_interval=0.005)
     for connection in [pool.acquire() for _ in range(3)]:
         pool.release(connection)

@@ -137,7 +137,7 @@ USES = [name for name in vars(Uses) if not name.startswith("_")]
 
 
 @pytest.mark.parametrize("name", USES)
-def test_nothing_is_left_of_a_use(name: str) -> None:
+def test_a_use_leaves_nothing_in_memory(name: str) -> None:
     uses = Uses()
     use = getattr(uses, name)
 
@@ -155,7 +155,7 @@ def test_nothing_is_left_of_a_use(name: str) -> None:
 
 
 @pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=pytest.mark.torture)])
-def test_many_acquires_leave_nothing_behind(count: int) -> None:
+def test_many_acquires_leave_nothing_in_memory(count: int) -> None:
     pool = Pool(Plain, max_connections=2)
 
     def use(times: int) -> None:
@@ -246,7 +246,7 @@ def test_a_waiter_costs_less_than_a_kilobyte(timeout: float | None) -> None:
 
 
 @pytest.mark.parametrize("end", ["killed", "timed out"])
-def test_waiters_that_have_gone_leave_nothing_behind(end: str) -> None:
+def test_waiters_killed_or_timed_out_leave_nothing_in_memory(end: str) -> None:
     pool = Pool(Plain, max_connections=1)
     held = pool.acquire()
 
@@ -273,7 +273,7 @@ def test_waiters_that_have_gone_leave_nothing_behind(end: str) -> None:
     pool.close(timeout=0)
 
 
-def test_after_a_storm_the_pool_is_as_small_as_before(backend: Backend, clock: Clock) -> None:
+def test_a_pool_is_as_small_after_a_burst_of_callers_as_before(backend: Backend, clock: Clock) -> None:
     pool = clock.pool(
         backend.connect, max_connections=50, min_connections=2, max_opening=None, idle_timeout=60, reap_interval=0.002
     )

@@ -30,7 +30,7 @@ def fail_to_fill_and_kill_every_greenlet(backend: Backend) -> Pool[Any]:
     return pool
 
 
-def test_filling_goes_on_for_waiters_though_every_greenlet_was_killed(backend: Backend) -> None:
+def test_wait_ready_resumes_filling_after_every_greenlet_was_killed(backend: Backend) -> None:
     pool = fail_to_fill_and_kill_every_greenlet(backend)
     try:
         pool.wait_ready(timeout=SOON)
@@ -39,7 +39,7 @@ def test_filling_goes_on_for_waiters_though_every_greenlet_was_killed(backend: B
         pool.close()
 
 
-def test_filling_goes_on_in_the_background_though_every_greenlet_was_killed(backend: Backend) -> None:
+def test_a_pool_resumes_filling_in_the_background_after_every_greenlet_was_killed(backend: Backend) -> None:
     pool = fail_to_fill_and_kill_every_greenlet(backend)
     # The reaper was killed, too; to use the pool starts another one.
     pool.drop_expired()
@@ -78,7 +78,7 @@ def test_a_pool_is_filled_by_hand(backend: Backend) -> None:
         pool.fill(1)
 
 
-def test_filling_by_hand_raises_what_opening_raises(backend: Backend) -> None:
+def test_fill_raises_the_error_of_an_opening(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=3)
     backend.failures.append(ConnectionRefusedError("down"))
     with pytest.raises(ConnectionRefusedError, match="down"):
@@ -88,21 +88,21 @@ def test_filling_by_hand_raises_what_opening_raises(backend: Backend) -> None:
     pool.close()
 
 
-def test_the_event_loop_has_a_pool_filled_in_the_background(backend: Backend) -> None:
+def test_fill_opens_connections_in_the_background_if_called_in_the_event_loop(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=3)
     gevent.get_hub().loop.run_callback(pool.fill, 3)
     eventually(lambda: numbers(pool) == (0, 3, 0, 0))
     pool.close()
 
 
-def test_a_pool_is_filled_up_to_its_limit_and_not_beyond(backend: Backend) -> None:
+def test_fill_refuses_more_than_max_connections(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=3)
     with pytest.raises(InvalidArgumentError, match=r"connections must be at most max_connections \(3\), not 4"):
         pool.fill(4)
     pool.close()
 
 
-def test_a_pool_is_filled_though_an_opener_was_killed_before_it_began(
+def test_fill_replaces_an_opener_that_was_killed_before_it_began(
     backend: Backend,
 ) -> None:
     others = greenlets_there_are()
@@ -114,7 +114,7 @@ def test_a_pool_is_filled_though_an_opener_was_killed_before_it_began(
     pool.close()
 
 
-def test_filling_ends_at_a_limit_that_was_lowered_meanwhile(backend: Backend) -> None:
+def test_fill_stops_at_a_limit_that_was_lowered_meanwhile(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=3)
     backend.opens.clear()
     filling = gevent.spawn(pool.fill, 3)
@@ -148,7 +148,7 @@ def test_a_failure_to_fill_a_pool_in_the_background_is_logged(
     pool.close()
 
 
-def test_a_pool_that_is_closed_while_it_is_filled_in_the_background_says_nothing(
+def test_a_pool_closed_during_a_fill_in_the_background_logs_nothing(
     backend: Backend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors: list[Any] = []
@@ -170,14 +170,14 @@ def test_initial_connections_are_open_when_the_pool_is_made(backend: Backend) ->
     assert pool.stats().opened == 3
 
 
-def test_initial_and_kept_connections_share_the_limit(backend: Backend) -> None:
+def test_initial_connections_and_min_connections_share_the_limit(backend: Backend) -> None:
     pool = Pool(backend.connect, initial_connections=5, min_connections=5, max_connections=5)
     settle()
     assert backend.most_open == 5
     assert pool.stats().opened == 5
 
 
-def test_an_initial_connection_that_fails(backend: Backend) -> None:
+def test_a_failed_initial_connection_raises_and_leaves_no_other_open(backend: Backend) -> None:
     backend.failures.append(OSError("down"))
     opened_before = backend.connect
     made: list[Any] = []
@@ -211,7 +211,7 @@ def test_min_connections_are_kept_open(backend: Backend) -> None:
     eventually(lambda: len(backend.open) == 3)
 
 
-def test_waiting_until_ready(backend: Backend) -> None:
+def test_wait_ready_returns_once_min_connections_are_open(backend: Backend) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect, min_connections=2, name="cache")
     with pytest.raises(PoolNotReadyError) as caught:
@@ -225,7 +225,7 @@ def test_waiting_until_ready(backend: Backend) -> None:
     Pool(backend.connect).wait_ready(timeout=0)
 
 
-def test_waiting_for_a_pool_that_gets_closed(backend: Backend) -> None:
+def test_wait_ready_raises_once_the_pool_is_closed(backend: Backend) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect, min_connections=1)
     waiting = gevent.spawn(pool.wait_ready)
@@ -235,7 +235,7 @@ def test_waiting_for_a_pool_that_gets_closed(backend: Backend) -> None:
         waiting.get(timeout=PATIENCE)
 
 
-def test_filling_goes_on_when_the_backend_is_back(backend: Backend) -> None:
+def test_filling_resumes_when_the_backend_is_back(backend: Backend) -> None:
     backend.failures.extend(OSError(f"down {number}") for number in range(3))
     pool = Pool(backend.connect, min_connections=1)
     with pytest.raises(PoolNotReadyError, match="the last attempt to open one failed with OSError: down 0") as caught:
@@ -247,7 +247,7 @@ def test_filling_goes_on_when_the_backend_is_back(backend: Backend) -> None:
     assert len(backend.connections) == 4
 
 
-def test_a_caller_does_not_wait_for_the_pause(backend: Backend) -> None:
+def test_a_caller_does_not_wait_while_filling_is_paused(backend: Backend) -> None:
     backend.failures.append(OSError("down"))
     pool = Pool(backend.connect, min_connections=1)
     settle()

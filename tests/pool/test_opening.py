@@ -12,7 +12,7 @@ from tests.support.callers import Caller, InterruptionError, check_whole
 from tests.support.scripted import PATIENCE, Backend, ScriptedConnection, numbers, settle
 
 
-def test_an_open_error_reaches_the_caller_as_it_is(backend: Backend) -> None:
+def test_an_open_error_reaches_the_caller_unchanged(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     error = ConnectionRefusedError(111, "refused")
     backend.failures.append(error)
@@ -27,7 +27,7 @@ def test_an_open_error_reaches_the_caller_as_it_is(backend: Backend) -> None:
 @pytest.mark.parametrize(
     "error", [gevent.Timeout(3), InterruptionError(), SystemExit(3)], ids=lambda e: type(e).__name__
 )
-def test_anything_else_that_opening_raises_reaches_the_caller_too(backend: Backend, error: BaseException) -> None:
+def test_any_other_exception_of_opening_reaches_the_caller(backend: Backend, error: BaseException) -> None:
     pool = Pool(backend.connect, max_connections=1)
     backend.failures.append(error)
     with pytest.raises(type(error)) as caught:
@@ -49,7 +49,7 @@ def test_a_failed_open_gives_its_place_to_the_next_waiter(backend: Backend) -> N
     check_whole(pool, backend)
 
 
-def test_while_the_backend_is_down_every_caller_gets_an_error_of_its_own(backend: Backend) -> None:
+def test_every_caller_gets_an_error_of_its_own_while_the_backend_is_down(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=3, max_opening=2)
     errors = [OSError(number) for number in range(10)]
     backend.failures.extend(errors)
@@ -59,7 +59,7 @@ def test_while_the_backend_is_down_every_caller_gets_an_error_of_its_own(backend
     check_whole(pool, backend)
 
 
-def test_an_open_whose_caller_gave_up_lands_in_the_pool(backend: Backend) -> None:
+def test_an_opening_whose_caller_gave_up_leaves_an_idle_connection(backend: Backend) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect)
     with pytest.raises(PoolExhaustedError):
@@ -79,7 +79,7 @@ def test_impatient_callers_do_not_start_one_opening_each(backend: Backend) -> No
     assert pool.stats().opening == 1
 
 
-def test_at_most_max_opening_run_at_once(backend: Backend) -> None:
+def test_at_most_max_opening_connections_are_opened_at_once(backend: Backend) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect, max_opening=2)
     callers = [Caller(pool) for _ in range(5)]
@@ -91,7 +91,7 @@ def test_at_most_max_opening_run_at_once(backend: Backend) -> None:
     assert pool.stats().opened == 5
 
 
-def test_a_release_serves_the_waiter_and_its_opening_serves_the_next(backend: Backend) -> None:
+def test_a_waiter_served_by_a_release_leaves_its_opening_to_the_next_caller(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=2)
     held = pool.acquire()
     backend.opens.clear()
@@ -129,7 +129,7 @@ def test_a_half_open_connection_is_closed(backend: Backend) -> None:
     assert backend.connections[0].closings == 1
 
 
-def test_a_connection_made_by_an_overridden_method_is_closed_if_opening_fails(backend: Backend) -> None:
+def test_a_connection_of_an_overridden_create_connection_is_aborted_if_its_opening_fails(backend: Backend) -> None:
     class Stalling(ScriptedConnection):
         def open(self) -> None:
             self.has_socket = True
@@ -149,7 +149,7 @@ def test_a_connection_made_by_an_overridden_method_is_closed_if_opening_fails(ba
     assert not backend.connections[0].has_socket  # type: ignore[attr-defined]
 
 
-def test_an_open_error_whose_caller_has_left_is_raised_to_no_other(backend: Backend) -> None:
+def test_an_open_error_whose_caller_has_left_loses_no_capacity(backend: Backend) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect, max_connections=1)
     caller = Caller(pool)
@@ -161,7 +161,7 @@ def test_an_open_error_whose_caller_has_left_is_raised_to_no_other(backend: Back
     check_whole(pool, backend)
 
 
-def test_a_factory_that_raises(backend: Backend) -> None:
+def test_an_error_of_the_factory_reaches_the_caller(backend: Backend) -> None:
     def factory() -> ScriptedConnection:
         raise LookupError("no such thing")
 
@@ -172,7 +172,7 @@ def test_a_factory_that_raises(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("made", [None, 3, object()])
-def test_a_factory_that_makes_something_else(made: object) -> None:
+def test_a_factory_that_returns_no_connection_is_refused(made: object) -> None:
     pool = Pool(lambda: made)
     with pytest.raises(InvalidArgumentError, match=r"factory must be a callable that returns an object with open\(\)"):
         pool.acquire()
@@ -184,7 +184,7 @@ class NoNotesError(Exception):
         raise RuntimeError("no notes, please")
 
 
-def test_an_open_error_that_takes_no_note_reaches_the_caller_all_the_same(backend: Backend) -> None:
+def test_an_open_error_that_takes_no_notes_reaches_the_caller(backend: Backend) -> None:
     error = NoNotesError()
     backend.failures.append(error)
     pool = Pool(backend.connect, acquire_timeout=PATIENCE)

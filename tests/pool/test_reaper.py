@@ -62,7 +62,7 @@ def lines_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return reads
 
 
-def test_a_sweep_formats_no_stack_but_that_of_a_leak(
+def test_a_sweep_formats_only_the_stack_of_a_leak(
     backend: Backend, clock: Clock, caplog: pytest.LogCaptureFixture, lines_read: list[str]
 ) -> None:
     with ending(clock.pool(partial(make_asked, backend), reap_interval=0.01, leak_threshold=30)) as pool:
@@ -99,7 +99,7 @@ def seconds_to_drop(pool: Pool[Any], connections: list[Expiring]) -> float:
     return seconds
 
 
-def test_dropping_expired_connections_costs_the_same_wherever_they_are() -> None:
+def test_the_cost_of_drop_expired_does_not_depend_on_which_connections_have_expired() -> None:
     pool = Pool(Expiring, max_connections=20_000, max_opening=None, reap_expired_connections=False)
     idle = [pool.acquire() for _ in range(20_000)]
     for connection in idle:
@@ -147,7 +147,7 @@ def test_one_bad_connection_does_not_stop_the_sweep_of_the_others(backend: Backe
         assert counting.is_open
 
 
-def test_one_bad_connection_does_not_stop_the_dropping_of_the_others(backend: Backend) -> None:
+def test_one_bad_connection_does_not_stop_drop_expired_for_the_others(backend: Backend) -> None:
     bad = RaisingAttributes()
     pool, counting, expired = pool_with_a_bad_one(backend, bad, reap_expired_connections=False)
     with ending(pool):
@@ -221,7 +221,7 @@ KINDS = [TcpConnection, TlsConnection, Wrapping]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_sweep_closes_what_has_died_and_counts_it_no_more(kind: Any) -> None:
+def test_a_sweep_closes_dead_connections_and_counts_them_no_more(kind: Any) -> None:
     with server_for(kind) as server:
         questions = Questions(kind, server)
         with ending(Pool(questions, reap_interval=0.01)) as pool:
@@ -237,7 +237,7 @@ def test_a_sweep_closes_what_has_died_and_counts_it_no_more(kind: Any) -> None:
             assert pool.acquire() is living
 
 
-def test_a_sweep_does_not_look_at_a_class_with_a_check_of_its_own() -> None:
+def test_a_sweep_does_not_peek_at_a_class_with_a_check_of_its_own() -> None:
     """To such a class, being readable may mean nothing."""
     with Server() as server:
         questions = Questions(Pinging, server)
@@ -266,7 +266,7 @@ def test_a_dead_connection_is_replaced_to_keep_min_connections() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_sweep_leaves_what_is_alive_and_makes_no_round_trip(kind: Any) -> None:
+def test_a_sweep_keeps_live_connections_and_makes_no_round_trip(kind: Any) -> None:
     with server_for(kind) as server:
         questions = Questions(kind, server)
         with ending(Pool(questions, reap_interval=0.01)) as pool:
@@ -281,7 +281,7 @@ def test_a_sweep_leaves_what_is_alive_and_makes_no_round_trip(kind: Any) -> None
 # What the connections say themselves
 
 
-def test_only_sweeps_ask_is_expired(backend: Backend) -> None:
+def test_acquire_and_release_do_not_call_is_expired(backend: Backend) -> None:
     pool = Pool(backend.connect)
     connection = pool.acquire()
     connection.says_expired = True
@@ -293,7 +293,7 @@ def test_only_sweeps_ask_is_expired(backend: Backend) -> None:
     assert pool.stats().retired == {"expired": 1}
 
 
-def test_sweeps_come_as_often_as_the_tightest_limit_needs(backend: Backend) -> None:
+def test_the_sweep_interval_is_the_shortest_limit(backend: Backend) -> None:
     def interval(**settings: Any) -> float:
         return Pool(backend.connect, **settings).settings.sweep_interval
 
@@ -303,7 +303,7 @@ def test_sweeps_come_as_often_as_the_tightest_limit_needs(backend: Backend) -> N
     assert interval(idle_timeout=60, max_lifetime=50, leak_threshold=40) == 40
 
 
-def test_only_idle_connections_are_asked_is_expired_even_if_that_switches(backend: Backend) -> None:
+def test_drop_expired_keeps_a_connection_acquired_while_is_expired_switches(backend: Backend) -> None:
     class Slow(ScriptedConnection):
         def is_expired(self) -> bool:
             gevent.sleep(0)

@@ -221,7 +221,7 @@ WAYS: dict[str, dict[str, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_with_less_and_less_of_the_stack_left_no_connection_is_lost_or_left_open(name: str) -> None:
+def test_no_connection_is_lost_or_left_open_however_little_of_the_stack_is_left(name: str) -> None:
     """All ways of using a pool share a process: how much is left to them is counted from where each begins."""
     found = run_script(SCRIPT, list(WAYS[name]), *CASES[name])
     assert found.keys() == WAYS[name].keys()
@@ -242,5 +242,5 @@ def test_with_less_and_less_of_the_stack_left_no_connection_is_lost_or_left_open
         ("libuv", ["detach", "release", "block"]),
     ],
 )
-def test_giving_back_leaves_no_waiter_behind(loop: str, ways: list[str]) -> None:
+def test_giving_back_near_the_recursion_limit_leaves_no_waiter_waiting(loop: str, ways: list[str]) -> None:
     assert run_script(WAITING, ways, loop=loop) == {way: [] for way in ways}

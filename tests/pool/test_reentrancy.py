@@ -154,7 +154,7 @@ def cases() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("act", "step", "size"), list(cases()))
-def test_a_step_that_uses_the_pool(backend: Backend, act: str, step: str, size: int) -> None:
+def test_a_step_may_use_the_pool_that_calls_it(backend: Backend, act: str, step: str, size: int) -> None:
     def factory() -> ScriptedConnection:
         connection = Reentrant(backend, {})
         connection.check_whether_armed("factory")
@@ -177,7 +177,7 @@ def test_a_step_that_uses_the_pool(backend: Backend, act: str, step: str, size: 
 
 
 @pytest.mark.parametrize("is_waited_for", [True, False], ids=["drop_expired", "discard"])
-def test_a_close_that_kills_its_own_greenlet(backend: Backend, is_waited_for: bool) -> None:
+def test_a_close_that_kills_its_own_greenlet_loses_no_capacity(backend: Backend, is_waited_for: bool) -> None:
     class Suicidal(ScriptedConnection):
         def close(self) -> None:
             gevent.getcurrent().kill()
@@ -197,7 +197,7 @@ class FatalError(BaseException):
     [FatalError(), gevent.GreenletExit(), gevent.Timeout(1), OSError("no")],
     ids=lambda error: type(error).__name__,
 )
-def test_a_close_that_raises(
+def test_a_close_that_raises_loses_no_capacity(
     backend: Backend, error: BaseException, is_waited_for: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Raising(ScriptedConnection):
@@ -226,7 +226,7 @@ def close_one(pool: Pool[Any], is_waited_for: bool) -> None:
     assert pool.size == 0
 
 
-def test_a_close_that_ends_the_program(backend: Backend) -> None:
+def test_a_close_that_raises_system_exit_ends_the_program_and_loses_no_capacity(backend: Backend) -> None:
     """SystemExit is for the main greenlet, as gevent has it, and costs the pool nothing."""
 
     class Exiting(ScriptedConnection):
@@ -244,7 +244,7 @@ def test_a_close_that_ends_the_program(backend: Backend) -> None:
     check_whole(pool, backend)
 
 
-def test_closings_that_hang_hold_no_place(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_connections_whose_close_hangs_make_room_at_once(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     class Hanging(ScriptedConnection):
         def close(self) -> None:
             gevent.sleep(PATIENCE)

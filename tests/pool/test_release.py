@@ -94,7 +94,7 @@ def test_giving_back_a_connection_that_is_kept_does_not_switch(backend: Backend,
     assert [waiter.get(timeout=PATIENCE) for waiter in waiting] == [held] * waiters
 
 
-def test_giving_back_logs_later(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_giving_back_is_logged_later(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     class Unsure(ScriptedConnection):
         def is_reusable(self, error: BaseException | None) -> bool:
             raise ValueError("it is hard to say")
@@ -123,7 +123,7 @@ THROWN: list[Callable[[], BaseException]] = [gevent.GreenletExit, lambda: gevent
 @pytest.mark.parametrize("turns", [0, 1, 10], ids=["at once", "a turn later", "later"])
 @pytest.mark.parametrize("second", THROWN, ids=["kill", "timeout", "error"])
 @pytest.mark.parametrize("first", THROWN, ids=["kill", "timeout", "error"])
-def test_the_exception_that_leaves_a_block_is_never_replaced(
+def test_an_exception_that_leaves_a_block_is_never_replaced(
     backend: Backend, first: Callable[[], BaseException], second: Callable[[], BaseException], turns: int
 ) -> None:
     pool = Pool(backend.connect, max_connections=1)
@@ -151,7 +151,7 @@ def test_the_exception_that_leaves_a_block_is_never_replaced(
     eventually(lambda: not backend.open)
 
 
-def test_a_greenlet_killed_in_a_block_is_dead_whatever_timeout_it_has_set(backend: Backend) -> None:
+def test_a_greenlet_killed_in_a_block_dies_before_a_timeout_of_its_own_can_save_it(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     limit = gevent.Timeout(0.001)
     outlived: list[bool] = []
@@ -413,7 +413,7 @@ def run_collecting_after(allocations: int) -> tuple[list[bool], list[str]]:
     return collected, world.wrongs
 
 
-def test_garbage_at_every_allocation(errors_behind: list[str]) -> None:
+def test_garbage_collection_at_any_allocation_loses_nothing(errors_behind: list[str]) -> None:
     fired = 0
     with only_new_garbage():
         for allocations in range(1, 80):
@@ -434,7 +434,9 @@ WHERE: dict[str, Callable[[Act, Pool[Any]], object]] = {
 
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("in_a_cycle", [False, True], ids=["dropped", "collected"])
-def test_garbage_gives_back_wherever_it_is_collected(where: str, in_a_cycle: bool, errors_behind: list[str]) -> None:
+def test_a_block_collected_in_any_greenlet_gives_its_connection_back(
+    where: str, in_a_cycle: bool, errors_behind: list[str]
+) -> None:
     with only_new_garbage():
         world = World(read_in_a_block, in_a_cycle)
 
@@ -473,7 +475,7 @@ class Owned(Plain):
 
 @pytest.mark.parametrize("waiters", [0, 1])
 @pytest.mark.parametrize("in_a_cycle", [False, True], ids=["dropped", "collected"])
-def test_a_block_collected_in_another_thread_comes_back(
+def test_a_block_collected_in_another_thread_gives_its_connection_back(
     in_a_cycle: bool, waiters: int, errors_behind: list[str]
 ) -> None:
     threads: set[int] = set()
@@ -502,7 +504,9 @@ def test_a_block_collected_in_another_thread_comes_back(
 
 
 @pytest.mark.parametrize("give_back", ["release", "detach"])
-def test_giving_back_what_is_not_in_use_changes_nothing(backend: Backend, give_back: str) -> None:
+def test_giving_back_a_connection_that_is_not_in_use_is_refused_and_changes_nothing(
+    backend: Backend, give_back: str
+) -> None:
     pool = Pool(backend.connect, max_connections=2)
     other = Pool(backend.connect)
     idle, held, foreign = pool.acquire(), pool.acquire(), other.acquire()
@@ -517,7 +521,7 @@ def test_giving_back_what_is_not_in_use_changes_nothing(backend: Backend, give_b
     assert foreign.is_open
 
 
-def test_discarding_what_is_not_the_pools_changes_nothing(backend: Backend) -> None:
+def test_discarding_a_connection_that_is_not_in_the_pool_is_refused_and_changes_nothing(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=2)
     other = Pool(backend.connect)
     held, foreign, gone = pool.acquire(), other.acquire(), pool.acquire()
@@ -541,7 +545,7 @@ def test_a_second_release_is_refused(backend: Backend) -> None:
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_a_second_release_in_the_turn_of_a_hand_over_serves_no_other_caller(backend: Backend) -> None:
+def test_a_second_release_right_after_a_hand_over_serves_one_waiter_only(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     connection = pool.acquire()
     waiters = [spawn_acquire(pool) for _ in range(2)]
@@ -554,7 +558,7 @@ def test_a_second_release_in_the_turn_of_a_hand_over_serves_no_other_caller(back
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_a_second_release_while_the_next_user_has_it_checked_serves_no_other_caller(backend: Backend) -> None:
+def test_a_second_release_during_the_check_of_the_next_caller_serves_one_waiter_only(backend: Backend) -> None:
     pool = Pool(backend.connect_checked, max_connections=1)
     connection = pool.acquire()
     pool.release(connection)
@@ -570,7 +574,7 @@ def test_a_second_release_while_the_next_user_has_it_checked_serves_no_other_cal
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_each_holder_of_one_connection_made_twice_gives_back_its_own_use(backend: Backend) -> None:
+def test_each_holder_of_a_connection_made_twice_gives_back_its_own_use(backend: Backend) -> None:
     connection = backend.connect()
     pool = Pool(lambda: connection, initial_connections=2, max_connections=2)
 
@@ -587,7 +591,7 @@ def test_each_holder_of_one_connection_made_twice_gives_back_its_own_use(backend
     assert numbers(pool) == (0, 2, 0, 0)
 
 
-def test_connections_are_told_apart_though_they_are_equal(backend: Backend) -> None:
+def test_equal_connections_are_distinguished_by_identity(backend: Backend) -> None:
     pool = Pool(backend.connect)
     first, second = pool.acquire(), pool.acquire()
     assert first == second

@@ -24,7 +24,7 @@ def notes_of(error: BaseException) -> list[str]:
     return getattr(error, "__notes__", [])
 
 
-def test_a_note_stands_once_on_an_error_that_is_raised_again(backend: Backend) -> None:
+def test_an_error_that_is_raised_again_has_the_note_of_each_pool_once(backend: Backend) -> None:
     error = ConnectionRefusedError("down")
     backend.failures += [error] * 6
     pools = [Pool(backend.connect, name=name) for name in ("cache", "queue")]
@@ -35,7 +35,7 @@ def test_a_note_stands_once_on_an_error_that_is_raised_again(backend: Backend) -
     assert len(notes_of(error)) == 2
 
 
-def test_an_error_of_connecting_does_not_grow_when_it_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_connecting_gets_no_longer_when_it_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     def getaddrinfo(*arguments: Any) -> None:
@@ -91,7 +91,7 @@ def opening_pool(backend: Backend, sockets: list[weakref.ref[Socket]], **setting
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_an_opening_cut_short_for_a_caller_keeps_no_socket(backend: Backend) -> None:
+def test_an_opening_cut_short_for_a_caller_keeps_no_socket_alive(backend: Backend) -> None:
     sockets: list[weakref.ref[Socket]] = []
     pool = opening_pool(backend, sockets)
     for number in range(1, 4):
@@ -103,7 +103,7 @@ def test_an_opening_cut_short_for_a_caller_keeps_no_socket(backend: Backend) -> 
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_an_opening_cut_short_in_the_background_keeps_no_socket(backend: Backend) -> None:
+def test_an_opening_cut_short_in_the_background_keeps_no_socket_alive(backend: Backend) -> None:
     sockets: list[weakref.ref[Socket]] = []
     pool = opening_pool(backend, sockets, min_connections=1)
     eventually(lambda: pool.stats().open_errors)

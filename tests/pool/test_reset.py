@@ -106,7 +106,7 @@ def test_a_settled_connection_is_not_reset() -> None:
     assert connector.steps == ["complete"]
 
 
-def test_a_connection_that_is_reset_counts_towards_the_limit() -> None:
+def test_a_connection_being_reset_counts_towards_the_limit() -> None:
     stalling = Stalling(max_connections=2)
     stalling.begin_reset()
     other = stalling.pool.acquire()
@@ -118,7 +118,7 @@ def test_a_connection_that_is_reset_counts_towards_the_limit() -> None:
 
 
 @pytest.mark.parametrize("name", ["release", "discard", "detach", "drop"])
-def test_a_resetting_connection_cannot_be_given_back(stalling: Stalling, name: str) -> None:
+def test_a_connection_being_reset_can_not_be_given_back(stalling: Stalling, name: str) -> None:
     client = stalling.begin_reset()
     before = stalling.pool.stats()
     with pytest.raises(ConnectionNotFoundError):
@@ -129,7 +129,7 @@ def test_a_resetting_connection_cannot_be_given_back(stalling: Stalling, name: s
 
 
 @pytest.mark.parametrize("act", ["release", "discard", "transfer", "connection", "is_settled"])
-def test_the_lease_of_a_connection_that_is_reset_is_over(stalling: Stalling, act: str) -> None:
+def test_the_lease_of_a_connection_being_reset_is_over(stalling: Stalling, act: str) -> None:
     lease = stalling.pool.lease()
     client = lease.connection
     client.begin()
@@ -144,7 +144,7 @@ def test_the_lease_of_a_connection_that_is_reset_is_over(stalling: Stalling, act
     assert not lease.is_active
 
 
-def test_a_discard_that_was_put_off_comes_too_late(stalling: Stalling) -> None:
+def test_a_deferred_discard_does_not_affect_a_connection_being_reset(stalling: Stalling) -> None:
     lease = stalling.pool.lease()
     lease.connection.begin()
     leased = lease_record(lease)
@@ -154,7 +154,7 @@ def test_a_discard_that_was_put_off_comes_too_late(stalling: Stalling) -> None:
     assert stalling.pool.stats().resetting == 1
 
 
-def test_a_connection_that_is_reset_has_no_holder_that_can_die(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connection_being_reset_has_no_holder_that_can_die(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     stalling = Stalling(clock=clock, leak_threshold=10, reap_expired_connections=False)
 
     def use() -> None:
@@ -173,7 +173,7 @@ def test_a_connection_that_is_reset_has_no_holder_that_can_die(clock: Clock, cap
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_the_use_ends_where_the_reset_begins(clock: Clock) -> None:
+def test_use_time_ends_when_the_reset_begins(clock: Clock) -> None:
     stalling = Stalling(clock=clock)
     client = begun(stalling.pool)
     clock.advance(3)
@@ -188,7 +188,7 @@ def test_the_use_ends_where_the_reset_begins(clock: Clock) -> None:
 # The order
 
 
-def test_waiters_are_served_in_their_order_and_a_newcomer_does_not_overtake(stalling: Stalling) -> None:
+def test_waiters_for_a_reset_are_served_in_order_before_a_newcomer(stalling: Stalling) -> None:
     stalling.begin_reset()
     served: list[str] = []
 
@@ -207,7 +207,7 @@ def test_waiters_are_served_in_their_order_and_a_newcomer_does_not_overtake(stal
     assert served == ["first", "second", "newcomer"]
 
 
-def test_a_reset_serves_a_waiter_in_the_same_turn(stalling: Stalling) -> None:
+def test_a_connection_is_handed_over_in_the_turn_in_which_its_reset_ends(stalling: Stalling) -> None:
     client = stalling.begin_reset()
     waiting = spawn_acquire(stalling.pool)
     stalling.lets.set()
@@ -218,7 +218,7 @@ def test_a_reset_serves_a_waiter_in_the_same_turn(stalling: Stalling) -> None:
     assert waiting.get() is client
 
 
-def test_a_waiter_that_gave_up_misses_nothing(stalling: Stalling) -> None:
+def test_a_waiter_killed_during_a_reset_leaves_the_connection_idle(stalling: Stalling) -> None:
     stalling.begin_reset()
     waiting = spawn_acquire(stalling.pool)
     waiting.kill()
@@ -231,7 +231,7 @@ def test_a_waiter_that_gave_up_misses_nothing(stalling: Stalling) -> None:
 
 @pytest.mark.parametrize("kind", errors())
 @pytest.mark.parametrize("waiters", [0, 1])
-def test_a_reset_that_raises_discards(
+def test_a_connection_whose_reset_raises_is_discarded(
     kind: Callable[[], BaseException], waiters: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = kind()
@@ -254,7 +254,7 @@ def test_a_reset_that_raises_discards(
 @pytest.mark.parametrize("kind", errors())
 @pytest.mark.parametrize("untold", [False, True])
 @pytest.mark.parametrize("step", ["is_settled", "is_reusable"])
-def test_a_connection_whose_reset_does_not_succeed_is_discarded(
+def test_a_connection_that_fails_a_check_after_its_reset_is_discarded(
     kind: Callable[[], BaseException], step: str, untold: bool
 ) -> None:
     error = kind()
@@ -287,7 +287,7 @@ def test_a_connection_that_is_unsettled_after_its_reset_is_discarded_and_logged(
 
 
 @pytest.mark.parametrize("reset", [lambda client: gevent.sleep(100), swallow], ids=["hangs", "swallows"])
-def test_a_reset_that_takes_too_long_discards(
+def test_a_connection_whose_reset_takes_too_long_is_discarded(
     reset: Callable[[Client], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     connector = ScriptedConnector(reset=reset)
@@ -314,7 +314,7 @@ class BlockingHandler(logging.Handler):
 
 
 @pytest.mark.parametrize("end", ["let", "killed"])
-def test_a_place_does_not_wait_for_the_log(end: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_reset_makes_room_before_it_is_logged(end: str, caplog: pytest.LogCaptureFixture) -> None:
     connector = ScriptedConnector(reset=raising(OSError("gone")))
     pool = Pool(connector, max_connections=1)
     handler = BlockingHandler()
@@ -337,7 +337,7 @@ def test_a_place_does_not_wait_for_the_log(end: str, caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2], ids=["before it begins", "as it begins", "under way"])
-def test_a_reset_that_is_killed_discards(stalling: Stalling, turns: int) -> None:
+def test_a_connection_whose_reset_is_killed_is_discarded(stalling: Stalling, turns: int) -> None:
     client = begun(stalling.pool)
     stalling.pool.release(client)
     killed = []
@@ -359,7 +359,9 @@ def test_a_reset_that_is_killed_discards(stalling: Stalling, turns: int) -> None
 
 @pytest.mark.parametrize("has_begun", [False, True])
 @pytest.mark.parametrize("timeout", [0, PATIENCE])
-def test_closing_the_pool_discards(stalling: Stalling, timeout: float, has_begun: bool) -> None:
+def test_closing_the_pool_discards_a_connection_being_reset(
+    stalling: Stalling, timeout: float, has_begun: bool
+) -> None:
     client = begun(stalling.pool)
     stalling.pool.release(client)
     if has_begun:
@@ -377,7 +379,7 @@ def test_closing_the_pool_discards(stalling: Stalling, timeout: float, has_begun
         stalling.pool.acquire()
 
 
-def test_closing_does_not_wait_for_a_reset_that_does_not_heed_it() -> None:
+def test_closing_the_pool_does_not_wait_for_a_reset_that_ignores_interruptions() -> None:
     over = Event()
 
     def reset(client: Client) -> None:
@@ -398,14 +400,14 @@ def test_closing_does_not_wait_for_a_reset_that_does_not_heed_it() -> None:
     assert connector.steps.count("close") == 1
 
 
-def test_closing_in_the_event_loop_discards(stalling: Stalling) -> None:
+def test_closing_the_pool_in_the_event_loop_closes_a_connection_being_reset(stalling: Stalling) -> None:
     client = stalling.begin_reset()
     gevent.get_hub().loop.run_callback(stalling.pool.close)
     eventually(lambda: not client.is_open)
     assert stalling.pool.size == 0
 
 
-def test_a_fork_discards_in_the_child_and_the_parent_notices_nothing(
+def test_a_fork_aborts_a_connection_being_reset_in_the_child_and_the_parent_notices_nothing(
     stalling: Stalling, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = stalling.begin_reset()
@@ -434,7 +436,7 @@ def test_a_fork_discards_in_the_child_and_the_parent_notices_nothing(
     assert stalling.pool.stats().discarded == {}
 
 
-def test_a_fork_before_the_reset_has_begun(stalling: Stalling) -> None:
+def test_a_reset_that_has_not_begun_at_the_fork_runs_in_the_parent_only(stalling: Stalling) -> None:
     client = begun(stalling.pool)
     stalling.pool.release(client)
 
@@ -448,7 +450,7 @@ def test_a_fork_before_the_reset_has_begun(stalling: Stalling) -> None:
     assert stalling.pool.acquire() is client
 
 
-def test_in_a_child_forked_during_a_reset_its_greenlet_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_child_forked_during_a_reset_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """Its descriptor was replaced under it, so that it may fail before it is ended."""
     failed = Event()
 
@@ -473,7 +475,7 @@ def test_in_a_child_forked_during_a_reset_its_greenlet_says_nothing(caplog: pyte
     eventually(lambda: not client.is_open)
 
 
-def test_a_fork_while_a_block_is_completed() -> None:
+def test_a_block_being_completed_at_the_fork_gives_nothing_back_in_the_child() -> None:
     lets = Event()
     connector = ScriptedConnector(complete=lambda client: lets.wait())
     pool = Pool(connector, max_connections=1)
@@ -500,7 +502,7 @@ def test_a_fork_while_a_block_is_completed() -> None:
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_a_fork_while_a_connection_is_cancelled() -> None:
+def test_a_connection_being_cancelled_at_the_fork_is_closed_by_the_parent_only() -> None:
     lets = Event()
     connector = ScriptedConnector(cancel=lambda client: lets.wait())
     pool = Pool(connector)
@@ -522,7 +524,7 @@ def test_a_fork_while_a_connection_is_cancelled() -> None:
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
-def test_a_pool_that_is_collected_leaves_nothing_open(has_begun: bool) -> None:
+def test_a_pool_collected_during_a_reset_leaves_no_connection_open(has_begun: bool) -> None:
     """However long the reset would take."""
     connector = ScriptedConnector(reset=lambda client: gevent.sleep(100))
     pool = Pool(connector, reset_timeout=100)
@@ -539,7 +541,7 @@ def test_a_pool_that_is_collected_leaves_nothing_open(has_begun: bool) -> None:
     assert connector.steps == ["reset"] * has_begun + ["cancel", "close"]
 
 
-def test_a_pool_that_is_collected_in_a_thread_that_ends_leaves_nothing_open() -> None:
+def test_a_pool_collected_in_a_thread_that_ends_leaves_no_connection_open() -> None:
     connector = ScriptedConnector(reset=lambda client: gevent.sleep(100))
 
     def own() -> None:
@@ -561,7 +563,7 @@ def test_a_pool_that_is_collected_in_a_thread_that_ends_leaves_nothing_open() ->
 # What comes at its end
 
 
-def test_a_reset_connection_that_is_too_old_is_retired(clock: Clock) -> None:
+def test_a_connection_whose_lifetime_ends_during_its_reset_is_retired(clock: Clock) -> None:
     stalling = Stalling(clock=clock, max_lifetime=10, reap_expired_connections=False)
     stalling.pool.release(stalling.pool.acquire())
     client = stalling.begin_reset()
@@ -574,7 +576,7 @@ def test_a_reset_connection_that_is_too_old_is_retired(clock: Clock) -> None:
     assert "cancel" not in stalling.connector.steps
 
 
-def test_a_drained_one_is_retired_at_its_end(stalling: Stalling) -> None:
+def test_a_connection_drained_during_its_reset_is_retired(stalling: Stalling) -> None:
     client = stalling.begin_reset()
     waiting = spawn_acquire(stalling.pool)
     stalling.pool.drain()
@@ -586,7 +588,7 @@ def test_a_drained_one_is_retired_at_its_end(stalling: Stalling) -> None:
 
 
 @pytest.mark.parametrize("end", ["drain", "closed"])
-def test_a_connection_to_retire_is_not_reset_first(end: str) -> None:
+def test_a_connection_that_must_be_retired_is_not_reset(end: str) -> None:
     stalling = Stalling()
     client = begun(stalling.pool)
     if end == "drain":
@@ -605,7 +607,7 @@ def test_a_connection_to_retire_is_not_reset_first(end: str) -> None:
     assert stalling.pool.stats().retired == {end: 1}
 
 
-def test_a_lost_connection_causes_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_releasing_a_lost_connection_logs_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     connector = ScriptedConnector()
     pool = Pool(connector)
     client = begun(pool)
@@ -615,7 +617,7 @@ def test_a_lost_connection_causes_no_warning(caplog: pytest.LogCaptureFixture) -
     assert pool.stats().discarded == {"not_reusable": 1}
 
 
-def test_a_surplus_is_retired_at_its_end() -> None:
+def test_a_connection_above_a_lowered_limit_is_retired_after_its_reset() -> None:
     stalling = Stalling(max_connections=2)
     held = stalling.pool.acquire()
     client = stalling.begin_reset()
@@ -628,7 +630,7 @@ def test_a_surplus_is_retired_at_its_end() -> None:
     assert stalling.pool.size == 1
 
 
-def test_a_discarded_connection_is_replaced_to_keep_min_connections() -> None:
+def test_a_connection_whose_reset_fails_is_replaced_to_keep_min_connections() -> None:
     connector = ScriptedConnector(reset=raising(ValueError("boom")))
     pool = Pool(connector, min_connections=1)
     client = begun(pool)
@@ -664,7 +666,7 @@ def test_a_connection_that_died_during_its_reset_is_not_handed_out() -> None:
         ("never", True, []),
     ],
 )
-def test_when_a_connection_is_reset(reset: str, begin: bool, steps: list[str]) -> None:
+def test_the_reset_argument_decides_when_a_connection_is_reset(reset: str, begin: bool, steps: list[str]) -> None:
     connector = ScriptedConnector()
     pool = Pool(connector, reset=reset)
     client = pool.acquire()
@@ -676,7 +678,7 @@ def test_when_a_connection_is_reset(reset: str, begin: bool, steps: list[str]) -
     assert client.is_begun is (begin and reset == "never")
 
 
-def test_the_session_alone_can_be_reset() -> None:
+def test_a_connector_may_have_reset_session_without_reset() -> None:
     class SessionOnly(ScriptedConnector):
         reset = ScriptedConnector.__mro__[1].reset  # type: ignore[attr-defined]
 
@@ -692,7 +694,7 @@ def test_the_session_alone_can_be_reset() -> None:
 
 
 @pytest.mark.parametrize("kind", errors())
-def test_a_session_that_can_not_be_reset_is_discarded(kind: Callable[[], BaseException]) -> None:
+def test_a_connection_whose_session_can_not_be_reset_is_discarded(kind: Callable[[], BaseException]) -> None:
     connector = ScriptedConnector(reset_session=raising(kind()))
     pool = Pool(connector, max_connections=1, reset="always")
     client = pool.acquire()
@@ -702,7 +704,7 @@ def test_a_session_that_can_not_be_reset_is_discarded(kind: Callable[[], BaseExc
     check_whole(pool, connector)
 
 
-def test_after_an_error_a_connection_is_discarded_and_not_reset() -> None:
+def test_a_connection_is_discarded_after_an_error_without_a_reset() -> None:
     connector = ScriptedConnector()
     pool = Pool(connector)
     with contextlib.suppress(LookupError), pool.connection() as client:
@@ -712,7 +714,7 @@ def test_after_an_error_a_connection_is_discarded_and_not_reset() -> None:
     assert connector.steps == ["cancel", "close"]
 
 
-def test_after_a_caught_error_a_connection_is_reset() -> None:
+def test_a_connection_that_is_reusable_after_an_error_is_reset() -> None:
     """A connector that keeps what an error has left, as its own exchanges tell it."""
     connector = ScriptedConnector(is_reusable=lambda client: True, complete=lambda client: None)
     pool = Pool(connector, max_connections=1)
@@ -731,7 +733,7 @@ class Talkative(Plain):
         return "reset" if self.is_open else ""
 
 
-def test_no_answer_of_a_connection_is_taken_for_a_reset() -> None:
+def test_an_is_connected_that_returns_a_word_causes_no_reset() -> None:
     pool = Pool(Talkative)
     pool.release(pool.acquire())
     assert numbers(pool) == (0, 1, 0, 0)
@@ -757,7 +759,7 @@ class Listening(PoolEvents):
         self.heard.append("leaked")
 
 
-def test_a_listener_hears_of_it_once_it_can_be_used_again() -> None:
+def test_listeners_hear_released_once_the_reset_has_ended() -> None:
     events = Listening()
     stalling = Stalling(events=events)
     client = stalling.begin_reset()
@@ -797,7 +799,7 @@ RELEASES = [release_by_pool, release_by_lease]
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_releasing_what_is_left_open_warns_once_with_the_place(
+def test_releasing_unfinished_work_is_logged_once_with_its_place(
     release: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     connector = ScriptedConnector()
@@ -813,7 +815,7 @@ def test_releasing_what_is_left_open_warns_once_with_the_place(
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_releasing_what_is_settled_does_not_warn(
+def test_releasing_a_settled_connection_logs_no_warning(
     release: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     release(Pool(ScriptedConnector()), begin=False)
@@ -821,14 +823,14 @@ def test_releasing_what_is_settled_does_not_warn(
     assert not warnings(caplog)
 
 
-def test_a_caller_that_knows_is_not_warned(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_release_without_warn_logs_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     pool = Pool(ScriptedConnector())
     release_by_lease(pool, warn=False)
     assert not warnings(caplog)
     eventually(lambda: numbers(pool) == (0, 1, 0, 0))
 
 
-def test_a_connector_that_completes_nothing_does_not_warn(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connector_without_complete_logs_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     class Incomplete(ScriptedConnector):
         complete = ScriptedConnector.__mro__[1].complete  # type: ignore[attr-defined]
 
@@ -838,7 +840,7 @@ def test_a_connector_that_completes_nothing_does_not_warn(caplog: pytest.LogCapt
     eventually(lambda: numbers(pool) == (0, 1, 0, 0))
 
 
-def test_a_lease_says_whether_it_is_settled() -> None:
+def test_a_lease_reports_whether_its_connection_is_settled() -> None:
     connector = ScriptedConnector()
     pool = Pool(connector, context=lambda: contextlib.suppress(LookupError))
     lease = pool.lease()
@@ -878,7 +880,7 @@ def switching_log() -> Iterator[None]:
 
 @pytest.mark.parametrize("answer", [None, raising(ValueError("boom"))], ids=["unsettled", "can't say"])
 @pytest.mark.parametrize("waiters", [0, 1])
-def test_giving_back_what_is_left_open_does_not_switch(
+def test_giving_back_an_unsettled_connection_does_not_switch(
     switching_log: None, waiters: int, answer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     connector = ScriptedConnector()
@@ -897,7 +899,7 @@ def test_giving_back_what_is_left_open_does_not_switch(
 
 
 @pytest.mark.parametrize("act", RELEASES)
-def test_giving_back_in_the_event_loop(
+def test_an_unsettled_connection_given_back_in_the_event_loop_is_reset_and_logged(
     switching_log: None, act: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     connector = ScriptedConnector()
@@ -909,7 +911,7 @@ def test_giving_back_in_the_event_loop(
     check_whole(pool, connector)
 
 
-def test_a_block_in_the_event_loop_completes_if_that_does_not_wait() -> None:
+def test_a_block_in_the_event_loop_is_completed_if_completing_does_not_wait() -> None:
     """It could not wait there, and then its error leaves the block as any does."""
     connector = ScriptedConnector()
     pool = Pool(connector, max_connections=1)
@@ -949,7 +951,7 @@ def by_lease(pool: Pool[Client]) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("prepare", [in_block, by_lease])
-def test_giving_back_in_another_thread_is_reset_by_the_pools_own(
+def test_a_connection_given_back_in_another_thread_is_reset_in_the_thread_of_the_pool(
     prepare: Callable[[Pool[Client]], Callable[[], None]], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing can be completed there, and that is told."""
@@ -971,7 +973,7 @@ def test_giving_back_in_another_thread_is_reset_by_the_pools_own(
     assert "tests/support/threads.py" in warning
 
 
-def test_a_thread_that_has_ended_resets_nothing_any_more() -> None:
+def test_a_connection_released_after_its_thread_has_ended_is_aborted_without_a_reset() -> None:
     connector = ScriptedConnector()
     leases: list[Any] = []
 
@@ -1111,7 +1113,7 @@ def test_garbage_collection_at_any_line_loses_nothing(
     assert bool(unraised) is (read is read_in_a_block_that_ends_well)
 
 
-def test_garbage_collected_while_a_reset_ends_gives_nothing_back_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_release_at_the_end_of_a_reset_gives_nothing_back_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection is released a second time, which is a mistake, at the worst moment."""
     stalling = Stalling()
     client = stalling.begin_reset()
@@ -1156,7 +1158,7 @@ def reset_some(pool: Pool[Client], count: int) -> None:
     eventually(lambda: pool.stats().idle == count)
 
 
-def test_greenlets_are_kept_for_the_next_resets(strangers: set[gevent.Greenlet]) -> None:
+def test_greenlets_of_resets_are_kept_for_the_next_resets(strangers: set[gevent.Greenlet]) -> None:
     with Pool(ScriptedConnector(reset=end_slowly)) as pool:
         reset_some(pool, 3)
         first = greenlets_of_resets() - strangers
@@ -1165,14 +1167,14 @@ def test_greenlets_are_kept_for_the_next_resets(strangers: set[gevent.Greenlet])
         assert len(first) == 3
 
 
-def test_no_more_than_a_few_greenlets_are_kept(strangers: set[gevent.Greenlet]) -> None:
+def test_at_most_16_greenlets_of_resets_are_kept(strangers: set[gevent.Greenlet]) -> None:
     with Pool(ScriptedConnector(reset=end_slowly), max_connections=40) as pool:
         reset_some(pool, 40)
         assert len(greenlets_of_resets() - strangers) <= 16
 
 
 @pytest.mark.parametrize("error", [gevent.GreenletExit, gevent.Timeout, BoomError])
-def test_a_greenlet_that_is_killed_while_it_waits_is_replaced(
+def test_a_greenlet_of_resets_that_is_killed_while_it_waits_is_replaced(
     strangers: set[gevent.Greenlet], error: type[BaseException]
 ) -> None:
     with Pool(ScriptedConnector(reset=end_slowly)) as pool:
@@ -1189,7 +1191,7 @@ def end_slowly(client: Client) -> None:
 
 
 @pytest.mark.parametrize("end", ["close", "collect"])
-def test_the_greenlets_end_with_the_pool(strangers: set[gevent.Greenlet], end: str) -> None:
+def test_greenlets_of_resets_end_with_the_pool(strangers: set[gevent.Greenlet], end: str) -> None:
     pool = Pool(ScriptedConnector(reset=end_slowly))
     reset_some(pool, 3)
     assert greenlets_of_resets() - strangers
@@ -1202,7 +1204,7 @@ def test_the_greenlets_end_with_the_pool(strangers: set[gevent.Greenlet], end: s
 # The recursion limit
 
 
-def test_a_reset_that_could_not_be_begun_is_not_forgotten(stalling: Stalling, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reset_that_could_not_be_scheduled_runs_later(stalling: Stalling, monkeypatch: pytest.MonkeyPatch) -> None:
     """Near the recursion limit, any call may fail."""
     client = begun(stalling.pool)
     # No public way leads to a callback that can't be made.
@@ -1221,7 +1223,9 @@ def test_a_reset_that_could_not_be_begun_is_not_forgotten(stalling: Stalling, mo
     assert stalling.pool.acquire() is client
 
 
-def test_a_completion_that_the_stack_is_too_short_for_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_the_stack_is_too_short_to_complete_is_discarded_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     connector = ScriptedConnector(complete=raising(RecursionError()))
     pool = Pool(connector, max_connections=1)
 

@@ -11,7 +11,7 @@ from gsocketpool import InvalidArgumentError, Pool
 from tests.support.scripted import PATIENCE, Backend, numbers, settle, spawn_acquire
 
 
-def test_a_higher_limit_serves_the_waiters(backend: Backend) -> None:
+def test_a_raised_limit_serves_the_waiters(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     pool.acquire()
     waiter = spawn_acquire(pool)
@@ -36,7 +36,7 @@ def test_shrinking_retires_idle_connections_then_others_on_their_return(backend:
     assert pool.stats().retired == {"surplus": 3}
 
 
-def test_shrinking_counts_what_is_being_opened(backend: Backend) -> None:
+def test_shrinking_counts_connections_that_are_being_opened(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=4, max_opening=None)
     held = [pool.acquire(), pool.acquire()]
     backend.opens.clear()

@@ -179,7 +179,7 @@ def acquiring_hangs(fault: str, kind: str) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_an_acquire_from_an_empty_pool(fault: str, kind: str) -> None:
+def test_an_acquire_from_an_empty_pool_has_the_documented_outcome(fault: str, kind: str) -> None:
     with site(kind) as here:
         if acquiring_hangs(fault, kind):
             here.timeout = SHORT
@@ -225,7 +225,7 @@ def test_an_acquire_after_idle_connections_have_ended_gets_a_new_one(event: str,
         here.assert_works()
 
 
-def test_the_unix_socket_of_a_server_that_is_gone_is_not_found() -> None:
+def test_an_acquire_without_a_server_at_its_unix_socket_raises_file_not_found() -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/socket"
         with Pool(UnixConnection, {"path": path, "timeout": PATIENCE}, acquire_timeout=PATIENCE) as pool:
@@ -236,7 +236,7 @@ def test_the_unix_socket_of_a_server_that_is_gone_is_not_found() -> None:
 
 @pytest.mark.parametrize("max_opening", [1, 10])
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_of_several_callers_is_told_at_once_that_connecting_is_refused(kind: str, max_opening: int) -> None:
+def test_every_caller_gets_connection_refused_at_once(kind: str, max_opening: int) -> None:
     with site(kind, max_opening=max_opening) as here:
         here.server.fail("refuse")
         callers = [gevent.spawn(outcome, here.pool.acquire) for _ in range(7)]
@@ -248,7 +248,7 @@ def test_each_of_several_callers_is_told_at_once_that_connecting_is_refused(kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_callers_that_wait_while_the_server_goes_down_are_told_at_once(kind: str) -> None:
+def test_waiters_get_connection_refused_at_once_when_the_server_goes_down(kind: str) -> None:
     def exchange() -> None:
         with here.connection() as connection:
             callers.extend(spawn_waiting(here.pool.acquire) for _ in range(3))
@@ -266,7 +266,7 @@ def test_callers_that_wait_while_the_server_goes_down_are_told_at_once(kind: str
 
 @pytest.mark.parametrize("is_reset", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_callers_that_wait_while_the_server_restarts_are_served_in_their_order(kind: str, is_reset: bool) -> None:
+def test_waiters_are_served_in_order_after_a_restart_of_the_server(kind: str, is_reset: bool) -> None:
     def wait(number: int) -> None:
         assert here.ask()
         served.append(number)
@@ -335,7 +335,7 @@ def test_an_opening_that_outlasts_its_caller_is_not_wasted(kind: str, before: st
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_an_opening_that_outlasts_its_caller_is_for_the_next_one(kind: str) -> None:
+def test_an_opening_that_outlasts_its_caller_serves_the_next_caller(kind: str) -> None:
     with site(kind, limit=1) as here:
         here.server.fail("hang")
         first = spawn_waiting(lambda: here.pool.acquire(timeout=SHORT))
@@ -362,7 +362,7 @@ def test_open_timeout_bounds_an_opening(fault: str, kind: str, timeout: float | 
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_acquire_timeout_bounds_an_acquire_where_nothing_else_does(kind: str) -> None:
+def test_acquire_timeout_bounds_an_acquire_without_any_other_timeout(kind: str) -> None:
     with site(kind, timeout=None, open_timeout=None, acquire_timeout=SHORT, limit=2) as here:
         here.server.fail("hang")
         callers = [gevent.spawn(outcome, here.pool.acquire) for _ in range(4)]
@@ -375,7 +375,7 @@ def test_acquire_timeout_bounds_an_acquire_where_nothing_else_does(kind: str) ->
 
 
 @pytest.mark.parametrize(("fault", "kind"), [("hang", "tcp"), ("hang", "unix"), ("silent", "tls")])
-def test_a_restart_while_a_connection_is_opened(fault: str, kind: str) -> None:
+def test_a_restart_during_an_opening_fails_the_caller_only_in_a_handshake(fault: str, kind: str) -> None:
     with site(kind) as here:
         here.server.fail(fault)
         caller = spawn_waiting(here.ask)
@@ -458,7 +458,7 @@ def test_a_fault_during_an_exchange_raises_the_documented_error(event: str, kind
         ("unix", True, (BrokenPipeError,)),
     ],
 )
-def test_a_connection_that_ends_after_it_was_acquired_and_before_the_request(
+def test_a_request_on_a_connection_that_ended_after_its_acquire_raises_the_documented_error(
     kind: str, is_reset: bool, expected: tuple[type[BaseException], ...]
 ) -> None:
     def exchange() -> bytes:
@@ -473,7 +473,7 @@ def test_a_connection_that_ends_after_it_was_acquired_and_before_the_request(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_an_answer_is_in_the_error_if_its_stream_ends(kind: str) -> None:
+def test_the_error_of_a_stream_that_ends_has_the_partial_answer(kind: str) -> None:
     with site(kind) as here, here.connection() as connection:
         here.server.fail("half")
         here.send(connection, b"0123456")
@@ -484,7 +484,7 @@ def test_half_an_answer_is_in_the_error_if_its_stream_ends(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_a_timeout_of_its_own_an_exchange_is_ended_by_one_of_gevents(kind: str) -> None:
+def test_a_gevent_timeout_ends_an_exchange_without_a_timeout_of_its_own(kind: str) -> None:
     def exchange() -> None:
         with here.connection(None) as connection, gevent.Timeout(SHORT):
             here.server.fail("silent")

@@ -42,7 +42,7 @@ def test_a_pool_keeps_every_setting_it_is_given(backend: Backend) -> None:
 
 @pytest.mark.parametrize("argument", NUMBERS)
 @pytest.mark.parametrize("given", [-1, "5", True, [], object(), float("nan"), float("inf"), None])
-def test_every_number_is_checked_and_every_complaint_names_its_argument(argument: str, given: Any) -> None:
+def test_a_bad_number_is_refused_with_the_name_of_its_argument(argument: str, given: Any) -> None:
     if given is None and argument in OPTIONAL:
         Pool(dict, **{argument: given})
         return
@@ -73,7 +73,7 @@ def test_every_number_is_checked_and_every_complaint_names_its_argument(argument
         ({"options": [1]}, r"options must be a mapping .* or a callable .*, not <class .list.>"),
     ],
 )
-def test_invalid_settings_are_refused_by_name(arguments: dict[str, Any], complaint: str) -> None:
+def test_an_invalid_setting_is_refused_with_its_name(arguments: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InvalidArgumentError, match=f"^{complaint}$"):
         Pool(dict, **arguments)
 
@@ -91,19 +91,19 @@ def test_a_refused_pool_leaves_nothing_behind(backend: Backend) -> None:
     assert not backend.connections
 
 
-def test_options_may_be_made_anew_for_every_open(backend: Backend) -> None:
+def test_a_callable_of_options_is_called_for_every_opening(backend: Backend) -> None:
     passwords = iter(["first", "second"])
     pool = Pool(backend.connect, lambda: {"password": next(passwords)})
     assert [pool.acquire().options["password"] for _ in range(2)] == ["first", "second"]
 
 
 @pytest.mark.parametrize("options", [None, 5, ["x"]])
-def test_options_that_are_none_are_refused(backend: Backend, options: Any) -> None:
+def test_a_callable_of_options_that_returns_no_mapping_is_refused(backend: Backend, options: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="options must be a callable that returns a mapping"):
         Pool(backend.connect, lambda: options).acquire()
 
 
-def test_options_that_can_not_be_made_are_an_open_error(backend: Backend) -> None:
+def test_an_error_of_a_callable_of_options_reaches_the_caller(backend: Backend) -> None:
     def options() -> dict[str, Any]:
         raise PermissionError("no token")
 

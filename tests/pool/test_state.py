@@ -77,7 +77,7 @@ def test_the_entry_used_last_is_taken_first() -> None:
     assert state.pop_idle(3, "c") is first
 
 
-def test_connections_are_known_by_identity() -> None:
+def test_connections_are_found_by_identity() -> None:
     state = idle_state(2)
     entry = pop_idle(state)
     assert state.find(entry.connection, IN_USE) is entry
@@ -110,7 +110,7 @@ def test_a_connection_made_twice_has_two_entries() -> None:
     assert not state.entries
 
 
-def test_of_duplicates_the_holders_own_is_found() -> None:
+def test_a_search_among_duplicates_finds_the_holders_own_entry() -> None:
     state = duplicates(3)
     holders = [object(), object()]
     entries = [pop_idle(state, holder=holder) for holder in holders]
@@ -121,7 +121,7 @@ def test_of_duplicates_the_holders_own_is_found() -> None:
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
-def test_duplicates_leave_in_any_order(order: tuple[int, ...]) -> None:
+def test_duplicates_can_be_removed_in_any_order(order: tuple[int, ...]) -> None:
     state = duplicates(3)
     entries = state.idle[:]
     for number in order:
@@ -167,7 +167,7 @@ def test_an_error_of_opening_goes_to_the_longest_waiter_unless_other_openings_su
 
 
 @pytest.mark.parametrize("again", [("a", "b", "c"), ("c", "b", "a"), ("b", "c", "a")])
-def test_callers_that_queue_again_do_so_in_the_order_of_their_coming(again: tuple[str, ...]) -> None:
+def test_callers_that_queue_again_keep_their_order_of_arrival(again: tuple[str, ...]) -> None:
     state = State(Settings(max_connections=1))
     waiters = {name: waiter_of(name, number) for number, name in enumerate("abcde")}
     for name in "de":
@@ -199,7 +199,7 @@ def test_callers_that_find_room_are_not_refused() -> None:
     assert state.enqueue(late, 0, again=True), "who was in the queue already is not refused"
 
 
-def test_a_connection_that_becomes_idle_at_the_last_moment_goes_to_the_caller_about_to_queue() -> None:
+def test_a_caller_about_to_queue_gets_a_connection_that_has_just_become_idle() -> None:
     state = idle_state(1)
     waiter = waiter_of("a")
     assert state.enqueue(waiter, 7)
@@ -209,7 +209,7 @@ def test_a_connection_that_becomes_idle_at_the_last_moment_goes_to_the_caller_ab
     assert not state.waiters
 
 
-def test_a_waiter_that_leaves_passes_on_only_what_it_still_has() -> None:
+def test_a_waiter_that_leaves_passes_on_only_a_connection_that_it_still_has() -> None:
     state = idle_state(1)
     entry = pop_idle(state)
     first, second = waiter_of("first"), waiter_of("second")
@@ -249,7 +249,7 @@ def test_filling_is_paused_until_a_time_or_a_success() -> None:
     assert state.is_opening_due(0)
 
 
-def test_only_entries_that_were_not_used_since_are_popped() -> None:
+def test_pop_unchanged_leaves_entries_that_were_used_since() -> None:
     state = idle_state(3)
     asked = [(entry, entry.generation) for entry in state.idle]
     used = pop_idle(state)
@@ -261,7 +261,7 @@ def test_only_entries_that_were_not_used_since_are_popped() -> None:
     assert state.discarded == {"unusable": 1}
 
 
-def test_connections_closed_by_a_release_are_remembered_by_identity_and_not_for_ever() -> None:
+def test_a_limited_number_of_closed_connections_is_remembered_by_identity() -> None:
     state = State(Settings())
     connections = [Connection() for _ in range(REMEMBERED + 1)]
     for connection in connections:
@@ -274,7 +274,7 @@ def test_connections_closed_by_a_release_are_remembered_by_identity_and_not_for_
     assert not state.forget_closed(connections[1])
 
 
-def test_an_entry_that_is_reset_is_neither_idle_nor_in_use_and_counts() -> None:
+def test_an_entry_being_reset_is_neither_idle_nor_in_use_but_counts_towards_the_limit() -> None:
     state = idle_state(1)
     entry = pop_idle(state, now=1)
     generation = entry.generation
@@ -292,7 +292,7 @@ def test_an_entry_that_is_reset_is_neither_idle_nor_in_use_and_counts() -> None:
     assert state.use_time == 3
 
 
-def test_the_longest_waiter_gets_what_was_reset() -> None:
+def test_the_longest_waiter_gets_an_entry_after_its_reset() -> None:
     state = idle_state(1)
     entry = pop_idle(state)
     first, second = waiter_of("first"), waiter_of("second")
@@ -303,7 +303,7 @@ def test_the_longest_waiter_gets_what_was_reset() -> None:
     assert (entry.holder, first.is_served, state.resetting) == ("first", True, 0)
 
 
-def test_an_entry_drained_while_it_is_reset_is_not_kept() -> None:
+def test_an_entry_drained_during_its_reset_is_not_kept() -> None:
     state = idle_state(1)
     entry = pop_idle(state)
     state.begin_reset(entry, 0)
@@ -313,7 +313,7 @@ def test_an_entry_drained_while_it_is_reset_is_not_kept() -> None:
     assert (state.size, state.resetting, state.in_use) == (0, 0, 0)
 
 
-def test_an_entry_removed_while_it_is_reset_is_counted_once() -> None:
+def test_an_entry_removed_during_its_reset_is_counted_once() -> None:
     state = idle_state(1)
     entry = pop_idle(state, now=1)
     state.begin_reset(entry, 3)
@@ -323,7 +323,7 @@ def test_an_entry_removed_while_it_is_reset_is_counted_once() -> None:
     assert state.discarded == {"not_reset": 1}
 
 
-def test_an_entry_that_is_pinged_is_out_and_returns_to_its_place() -> None:
+def test_an_entry_being_pinged_is_not_idle_and_returns_to_its_place() -> None:
     state = idle_state(3, keepalive_interval=5, idle_timeout=50)
     first, second, third = entries = [pop_idle(state) for _ in range(3)]
     for now, entry in enumerate(entries):
@@ -349,7 +349,7 @@ def test_an_entry_that_is_pinged_is_out_and_returns_to_its_place() -> None:
     assert (state.size, state.resetting, state.discarded) == (2, 0, {"not_pinged": 1})
 
 
-def test_a_change_that_fails_is_over() -> None:
+def test_a_state_change_that_raises_is_over() -> None:
     state = State(Settings())
     state.enqueue(waiter_of("a"), 0)
 

@@ -136,14 +136,14 @@ STEPS: dict[str, Callable[[Busy], object]] = {
 
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
-def test_nothing_changes_outside_of_a_step_and_each_step_is_over_in_the_end(step: Callable[[Busy], object]) -> None:
+def test_the_state_changes_only_inside_steps_and_every_step_ends(step: Callable[[Busy], object]) -> None:
     """What the collector finds in the middle of a step must see that one is under way."""
     busy = Busy()
     step(busy)
     assert not busy.state.changing
 
 
-def test_a_limit_that_is_lowered_retires_what_comes_back_until_it_is_kept() -> None:
+def test_a_lowered_limit_retires_returned_entries_until_it_is_kept() -> None:
     state = idle_state(4)
     entries = [pop_idle(state) for _ in range(3)]
     assert [entry.status for entry in state.resize(2)] == ["removed"]
@@ -156,7 +156,7 @@ def test_a_limit_that_is_lowered_retires_what_comes_back_until_it_is_kept() -> N
     assert state.size == 2
 
 
-def test_a_limit_that_what_is_idle_suffices_for_retires_nothing_else() -> None:
+def test_a_lowered_limit_that_idle_entries_can_make_up_for_retires_no_others() -> None:
     state = idle_state(3)
     entry = pop_idle(state)
     assert len(state.resize(1)) == 2
@@ -164,7 +164,7 @@ def test_a_limit_that_what_is_idle_suffices_for_retires_nothing_else() -> None:
     assert state.give_back(entry, 0) is None
 
 
-def test_an_opening_counts_towards_a_limit_that_is_lowered() -> None:
+def test_an_opening_counts_towards_a_lowered_limit() -> None:
     state = idle_state(2)
     entry = pop_idle(state)
     state.remove(state.idle[0], 0, RETIRED, "dropped")
@@ -173,7 +173,7 @@ def test_an_opening_counts_towards_a_limit_that_is_lowered() -> None:
     assert state.give_back(entry, 0) == "surplus"
 
 
-def test_a_closed_pool_keeps_nothing_that_comes_back() -> None:
+def test_a_closed_pool_keeps_no_returned_entry() -> None:
     state = idle_state(1)
     entry = pop_idle(state)
     state.close()
@@ -183,7 +183,7 @@ def test_a_closed_pool_keeps_nothing_that_comes_back() -> None:
 
 
 @pytest.mark.parametrize(("settings", "noted"), [({}, 0), ({"idle_timeout": 9}, 7), ({"keepalive_interval": 9}, 7)])
-def test_since_when_a_connection_is_idle_is_noted_where_it_matters(settings: dict[str, Any], noted: int) -> None:
+def test_idle_since_is_recorded_only_if_a_setting_needs_it(settings: dict[str, Any], noted: int) -> None:
     state = idle_state(1, **settings)
     entry = pop_idle(state)
     state.give_back(entry, 7)
@@ -191,7 +191,7 @@ def test_since_when_a_connection_is_idle_is_noted_where_it_matters(settings: dic
     assert entry.retire_at == (16 if "idle_timeout" in settings else entry.expires_at)
 
 
-def test_an_entry_drained_while_it_is_pinged_is_not_kept() -> None:
+def test_an_entry_drained_during_its_ping_is_not_kept() -> None:
     state = idle_state(1, keepalive_interval=5)
     entry = state.idle[0]
     assert state.begin_ping(entry, entry.generation)
@@ -200,7 +200,7 @@ def test_an_entry_drained_while_it_is_pinged_is_not_kept() -> None:
     assert state.idle == []
 
 
-def test_the_longest_waiter_gets_what_was_pinged() -> None:
+def test_the_longest_waiter_gets_an_entry_after_its_ping() -> None:
     state = idle_state(1, keepalive_interval=5)
     entry = state.idle[0]
     assert state.begin_ping(entry, entry.generation)
@@ -210,7 +210,7 @@ def test_the_longest_waiter_gets_what_was_pinged() -> None:
     assert (entry.status, entry.in_use_since, state.use_time) == (IN_USE, 4, 0)
 
 
-def test_a_new_entry_knows_how_its_connection_is_asked() -> None:
+def test_a_new_entry_records_how_its_connection_is_checked() -> None:
     state = State(Settings())
     entry = state.begin_opening("opener", 3, more=1)
     assert entry is not None
@@ -235,7 +235,7 @@ def test_entries_removed_all_at_once_are_counted_by_their_reason() -> None:
     assert (state.size, state.in_use) == (1, 1)
 
 
-def test_a_child_begins_with_nothing_counted_or_remembered() -> None:
+def test_a_child_starts_with_empty_counts_and_no_remembered_connections() -> None:
     busy = Busy()
     state = busy.state
     state.is_watched = False
@@ -256,7 +256,7 @@ def test_a_child_begins_with_nothing_counted_or_remembered() -> None:
     assert (state.wait_time, state.use_time, state.open_time) == (0, 0, 0)
 
 
-def test_duplicates_are_apart_once_the_child_has_forgotten_them() -> None:
+def test_duplicates_are_unlinked_in_the_child() -> None:
     state = duplicates(3)
     entries = state.idle[:]
     assert len(state.reset_after_fork()) == 3
@@ -298,13 +298,13 @@ def test_an_entry_retired_while_idle_is_counted_by_the_limit_that_it_has_reached
     assert state.retired == {"lifetime": 1, "idle": 1}
 
 
-def test_an_entry_that_is_pinged_is_not_popped_by_a_sweep_that_has_checked_it_before() -> None:
+def test_a_sweep_does_not_pop_an_entry_whose_ping_began_after_its_check() -> None:
     busy = Busy()
     asked = [(entry, entry.generation) for entry in (busy.pinging, busy.idle)]
     assert busy.state.pop_unchanged(asked, DISCARDED, "unusable") == [busy.idle]
 
 
-def test_a_lifetime_ends_at_its_time_but_a_new_connection_serves_one_use() -> None:
+def test_a_new_connection_serves_one_use_even_after_the_end_of_its_lifetime() -> None:
     state = State(Settings(max_connections=1))
     entry = state.begin_opening("opener", 0, more=1)
     assert entry is not None
@@ -318,7 +318,7 @@ def test_a_lifetime_ends_at_its_time_but_a_new_connection_serves_one_use() -> No
     assert state.give_back(entry, 5) == "lifetime"
 
 
-def test_only_one_that_is_busy_counts_as_resetting_when_it_is_removed() -> None:
+def test_removing_an_entry_being_reset_or_pinged_lowers_the_count_of_resetting() -> None:
     busy = Busy()
     state = busy.state
     for entry, resetting in [(busy.idle, 2), (busy.in_use, 2), (busy.pinging, 1), (busy.resetting, 0)]:

@@ -12,7 +12,7 @@ from gsocketpool import Pool, PoolExhaustedError, PoolStats
 from tests.support.scripted import PATIENCE, Backend, Clock, spawn_acquire
 
 
-def test_stats_are_a_frozen_snapshot(backend: Backend) -> None:
+def test_statistics_are_a_frozen_snapshot(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=7, name="cache")
     pool.acquire()
     stats = pool.stats()
@@ -26,7 +26,7 @@ def test_stats_are_a_frozen_snapshot(backend: Backend) -> None:
         stats.retired["x"] = 1  # type: ignore[index]
 
 
-def test_stats_become_json(backend: Backend) -> None:
+def test_statistics_can_be_dumped_as_json(backend: Backend) -> None:
     pool = Pool(backend.connect, name="cache")
     pool.discard(pool.acquire())
     numbers = json.loads(json.dumps(pool.stats().as_dict()))
@@ -35,7 +35,7 @@ def test_stats_become_json(backend: Backend) -> None:
     assert set(numbers) == {field.name for field in dataclasses.fields(PoolStats)}
 
 
-def test_stats_count_acquires_opens_and_endings(backend: Backend, clock: Clock) -> None:
+def test_statistics_count_acquires_opens_and_endings(backend: Backend, clock: Clock) -> None:
     pool = clock.pool(backend.connect, max_connections=1, max_waiting=1)
     held = pool.acquire()  # After waiting for it to be opened.
     clock.advance(2)
@@ -86,7 +86,7 @@ def test_every_connection_that_was_opened_is_accounted_for(backend: Backend) -> 
     assert stats.opened == stats.idle + stats.in_use + ended
 
 
-def test_the_time_that_opening_takes(backend: Backend, clock: Clock) -> None:
+def test_open_time_includes_failed_openings(backend: Backend, clock: Clock) -> None:
     pool = clock.pool(backend.connect)
     backend.opens.clear()
     for failure in (None, OSError("no")):

@@ -51,13 +51,13 @@ def test_a_pool_belongs_to_the_thread_that_first_uses_it(backend: Backend) -> No
         use()
 
 
-def test_there_is_a_case_for_every_method() -> None:
+def test_the_tests_cover_every_public_method() -> None:
     public = {name for name in dir(Pool) if not name.startswith("_") and callable(getattr(Pool, name))}
     assert public - set(METHODS) == {"from_url", "stats"}, "what any thread may call"
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_another_thread_is_told_so_and_waiters_are_left_alone(name: str) -> None:
+def test_a_call_in_another_thread_raises_and_leaves_waiters_alone(name: str) -> None:
     pool = Pool(Plain, max_connections=2)
     held, other = pool.acquire(), pool.acquire()
     pool.release(other)
@@ -79,7 +79,7 @@ def test_another_thread_is_told_so_and_waiters_are_left_alone(name: str) -> None
     pool.close()
 
 
-def test_a_lease_is_not_transferred_to_another_thread() -> None:
+def test_a_lease_can_not_be_transferred_to_another_thread() -> None:
     pool = Pool(Plain, max_connections=1)
     lease = pool.lease()
     assert isinstance(ended_by(in_thread, lease.transfer), WrongThreadError)
@@ -90,7 +90,7 @@ def test_a_lease_is_not_transferred_to_another_thread() -> None:
 
 
 @pytest.mark.parametrize("name", ["release", "discard"])
-def test_a_lease_that_ends_in_another_thread_is_given_back_in_the_pools_own(name: str) -> None:
+def test_a_lease_that_ends_in_another_thread_is_given_back_in_the_thread_of_the_pool(name: str) -> None:
     pool = Pool(Plain, max_connections=1)
     lease = pool.lease()
     assert in_thread(getattr(lease, name)) is None
@@ -99,7 +99,7 @@ def test_a_lease_that_ends_in_another_thread_is_given_back_in_the_pools_own(name
     pool.close()
 
 
-def test_a_block_left_in_another_thread_is_given_back_in_the_pools_own() -> None:
+def test_a_block_left_in_another_thread_is_given_back_in_the_thread_of_the_pool() -> None:
     """The collector may leave it there, and what that raised would reach no caller."""
     pool = Pool(Plain, max_connections=1)
     block = pool.connection()
@@ -110,7 +110,7 @@ def test_a_block_left_in_another_thread_is_given_back_in_the_pools_own() -> None
     pool.close(timeout=0)
 
 
-def test_a_block_whose_use_is_over_may_be_left_anywhere() -> None:
+def test_a_block_whose_use_is_over_may_be_left_in_any_thread() -> None:
     pool = Pool(Plain, max_connections=1)
     block = pool.connection()
     pool.discard(block.__enter__())

@@ -8,7 +8,7 @@ from gsocketpool.throttle import Throttle
 from tests.support.scripted import Backend, Clock, eventually
 
 
-def test_the_first_complaint_passes_and_the_next_are_counted(clock: Clock) -> None:
+def test_a_throttle_passes_the_first_message_and_counts_the_next(clock: Clock) -> None:
     throttle = Throttle(10, clock)
     assert throttle.admit() == ""
     clock.advance(9.9)
@@ -19,14 +19,16 @@ def test_the_first_complaint_passes_and_the_next_are_counted(clock: Clock) -> No
     assert throttle.admit() is None
 
 
-def test_a_rare_complaint_is_never_held_back(clock: Clock) -> None:
+def test_a_throttle_never_holds_back_a_rare_message(clock: Clock) -> None:
     throttle = Throttle(10, clock)
     for _ in range(3):
         assert throttle.admit() == ""
         clock.advance(10)
 
 
-def test_attempts_to_fill_a_pool_are_counted(backend: Backend, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_attempts_to_fill_a_pool_are_counted_in_one_line(
+    backend: Backend, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     backend.failures += [OSError("down") for _ in range(100)]
     with clock.pool(backend.connect, min_connections=1) as pool:
         eventually(lambda: pool.stats().open_errors >= 3)

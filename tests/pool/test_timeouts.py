@@ -93,7 +93,7 @@ def test_no_timer_is_left_after_a_wait_that_was_interrupted(backend: Backend) ->
 
 
 @pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.torture)])
-def test_many_callers_that_wait_for_different_times(backend: Backend, count: int) -> None:
+def test_many_callers_time_out_at_different_times(backend: Backend, count: int) -> None:
     pool = Pool(backend.connect, max_connections=1)
     pool.acquire()
     waiting = [gevent.spawn(pool.acquire, timeout=0.2 + number / 1e5) for number in range(count)]
@@ -146,7 +146,7 @@ def test_the_timeout_bounds_all_steps_together(backend: Backend) -> None:
     assert caught.value.opening == 1
 
 
-def test_the_default_timeout_is_the_pools(backend: Backend) -> None:
+def test_an_acquire_without_a_timeout_uses_acquire_timeout(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1, acquire_timeout=0.01)
     pool.acquire(timeout=PATIENCE)
     with pytest.raises(PoolExhaustedError) as caught:
@@ -161,7 +161,7 @@ def test_the_default_timeout_is_the_pools(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"acquire_timeout": None}, {"acquire_timeout": 0.001}])
-def test_waiting_without_a_limit(backend: Backend, settings: dict[str, Any]) -> None:
+def test_a_caller_may_wait_without_a_limit(backend: Backend, settings: dict[str, Any]) -> None:
     pool = Pool(backend.connect, max_connections=1, **settings)
     held = pool.acquire(timeout=math.inf)
     waiter = spawn_acquire(pool, timeout=None if settings["acquire_timeout"] is None else math.inf)
@@ -194,7 +194,7 @@ def test_a_timeout_of_0_never_waits(backend: Backend) -> None:
     pool.release(connection)
 
 
-def test_a_timeout_of_0_has_no_time_for_a_check_that_may_block(backend: Backend) -> None:
+def test_an_acquire_with_a_timeout_of_0_skips_a_check_that_may_block(backend: Backend) -> None:
     pool = Pool(backend.connect_checked)
     pool.release(pool.acquire())
     backend.checks.clear()
@@ -205,7 +205,7 @@ def test_a_timeout_of_0_has_no_time_for_a_check_that_may_block(backend: Backend)
         pool.acquire(timeout=0)
 
 
-def test_retries_and_a_timeout_do_not_go_together(backend: Backend) -> None:
+def test_retry_and_timeout_can_not_be_given_together(backend: Backend) -> None:
     with pytest.raises(InvalidArgumentError, match="timeout must be left out where retry is given, not 3"):
         Pool(backend.connect).acquire(retry=1, timeout=3)
 
@@ -287,6 +287,6 @@ connection.close()
 
 @pytest.mark.parametrize("loop", ["libev-cext", "libuv"])
 @pytest.mark.parametrize("seconds", ["sys.maxsize", "1e300", "sys.float_info.max"])
-def test_any_number_of_seconds_can_be_waited_for(loop: str, seconds: str) -> None:
+def test_a_caller_may_wait_for_any_number_of_seconds(loop: str, seconds: str) -> None:
     done = run_python(WAITS, seconds, patience=3 * PATIENCE, GEVENT_LOOP=loop)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

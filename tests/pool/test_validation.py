@@ -26,7 +26,7 @@ def test_an_idle_connection_that_is_closed_is_not_handed_out(backend: Backend) -
     assert pool.stats().discarded == {"unusable": 2}
 
 
-def test_steps_that_are_an_instances_own_are_asked(backend: Backend) -> None:
+def test_steps_set_on_an_instance_are_called(backend: Backend) -> None:
     class Wrapper(Connection):
         def __init__(self) -> None:
             self.inner = Inner(backend, {})
@@ -77,7 +77,7 @@ def test_a_connection_that_was_never_used_is_checked_like_any_other(backend: Bac
 
 
 @pytest.mark.parametrize("answer", [False, OSError("no pong"), None, 0])
-def test_a_check_of_the_users_own(backend: Backend, answer: Any) -> None:
+def test_a_connection_that_fails_the_check_of_its_class_is_not_handed_out(backend: Backend, answer: Any) -> None:
     pool = Pool(backend.connect_checked)
     first = pool.acquire()
     pool.release(first)
@@ -88,7 +88,7 @@ def test_a_check_of_the_users_own(backend: Backend, answer: Any) -> None:
     assert not first.is_open
 
 
-def test_after_a_restart_of_the_backend_not_one_request_fails(server: LineServer) -> None:
+def test_no_request_fails_after_a_restart_of_the_backend(server: LineServer) -> None:
     with line_pool(server) as pool:
         connections = [pool.acquire() for _ in range(8)]
         for connection in connections:
@@ -114,7 +114,7 @@ def test_the_next_user_never_reads_a_reply_that_is_not_its_own(server: LineServe
         assert second is not first
 
 
-def test_bytes_left_unread_make_a_connection_unfit(server: LineServer) -> None:
+def test_a_connection_with_unread_bytes_is_not_reused(server: LineServer) -> None:
     with line_pool(server) as pool:
         with pool.connection() as first:
             first.send(b"a long line\n")
@@ -124,7 +124,7 @@ def test_bytes_left_unread_make_a_connection_unfit(server: LineServer) -> None:
         assert second is not first
 
 
-def test_a_timeout_caught_in_the_block_makes_a_connection_unfit(server: LineServer) -> None:
+def test_a_connection_is_not_reused_after_a_timeout_caught_in_its_block(server: LineServer) -> None:
     with line_pool(server) as pool:
         with pool.connection() as first:
             # For connecting it has all the time that it takes, also on a busy machine.

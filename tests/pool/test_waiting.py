@@ -34,7 +34,7 @@ WAYS: dict[str, Callable[[Pool[Any]], object]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_caller_that_waits_for_an_opening_hears_of_the_end(backend: Backend, way: str) -> None:
+def test_closing_the_pool_ends_a_wait_for_an_opening(backend: Backend, way: str) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect, min_connections=1)
     waiter = spawn_waiting(WAYS[way], pool)
@@ -44,7 +44,7 @@ def test_a_caller_that_waits_for_an_opening_hears_of_the_end(backend: Backend, w
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith("wait_ready")])
-def test_a_caller_that_waits_for_a_release_hears_of_the_end(backend: Backend, way: str) -> None:
+def test_closing_the_pool_ends_a_wait_for_a_release(backend: Backend, way: str) -> None:
     pool = Pool(backend.connect, max_connections=1)
     pool.acquire()
     waiter = spawn_waiting(WAYS[way], pool)
@@ -54,7 +54,7 @@ def test_a_caller_that_waits_for_a_release_hears_of_the_end(backend: Backend, wa
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way.startswith("wait_ready")])
-def test_a_caller_that_waits_until_the_pool_is_ready_hears_of_the_end_though_nothing_is_open_nor_opening(
+def test_closing_the_pool_ends_a_wait_until_ready_even_if_nothing_is_open_or_opening(
     backend: Backend, way: str
 ) -> None:
     backend.failures.extend(OSError("down") for _ in range(100))
@@ -70,7 +70,7 @@ def test_a_caller_that_waits_until_the_pool_is_ready_hears_of_the_end_though_not
         waiter.kill()
 
 
-def test_a_caller_that_waits_for_a_check_hears_of_the_end(backend: Backend) -> None:
+def test_closing_the_pool_ends_a_wait_for_a_check(backend: Backend) -> None:
     pool = Pool(backend.connect_checked, max_connections=1)
     pool.release(pool.acquire())
     backend.checks.clear()
@@ -84,7 +84,7 @@ def test_a_caller_that_waits_for_a_check_hears_of_the_end(backend: Backend) -> N
     assert not backend.open
 
 
-def test_a_caller_that_looks_for_dead_holders_hears_of_the_end(backend: Backend) -> None:
+def test_closing_the_pool_ends_the_wait_of_a_caller_that_looks_for_dead_holders(backend: Backend) -> None:
     class Dawdling(PoolEvents):
         def leaked(self, pool: Pool[Any], connection: Any) -> None:
             looked.set()
@@ -115,7 +115,7 @@ def in_the_loop(act: Callable[[], object]) -> Any:
     return outcomes[0]
 
 
-def test_an_idle_connection_is_acquired_in_the_loop(backend: Backend) -> None:
+def test_an_idle_connection_can_be_acquired_in_the_event_loop(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=1)
     connection = pool.acquire()
     pool.release(connection)
@@ -126,7 +126,7 @@ def test_an_idle_connection_is_acquired_in_the_loop(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith("wait_ready")])
-def test_a_caller_in_the_loop_that_would_wait_for_an_opening_is_told_so(backend: Backend, way: str) -> None:
+def test_a_call_in_the_event_loop_that_would_wait_for_an_opening_raises(backend: Backend, way: str) -> None:
     pool = Pool(backend.connect, max_connections=1)
     assert isinstance(in_the_loop(lambda: WAYS[way](pool)), PoolError)
     settle()
@@ -135,7 +135,7 @@ def test_a_caller_in_the_loop_that_would_wait_for_an_opening_is_told_so(backend:
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith("wait_ready")])
-def test_a_caller_in_the_loop_that_would_wait_for_a_release_is_told_so(backend: Backend, way: str) -> None:
+def test_a_call_in_the_event_loop_that_would_wait_for_a_release_raises(backend: Backend, way: str) -> None:
     pool = Pool(backend.connect, max_connections=1)
     held = pool.acquire()
     assert isinstance(in_the_loop(lambda: WAYS[way](pool)), PoolError)
@@ -144,7 +144,7 @@ def test_a_caller_in_the_loop_that_would_wait_for_a_release_is_told_so(backend: 
     assert pool.acquire(timeout=0) is held
 
 
-def test_a_check_that_may_block_does_not_block_the_loop(backend: Backend) -> None:
+def test_a_check_that_may_block_does_not_block_the_event_loop(backend: Backend) -> None:
     pool = Pool(backend.connect_checked, max_connections=1)
     pool.release(pool.acquire())
     backend.checks.clear()
@@ -157,14 +157,14 @@ def test_a_check_that_may_block_does_not_block_the_loop(backend: Backend) -> Non
     assert numbers(pool) == (0, 1, 0, 0)
 
 
-def test_waiting_for_a_pool_that_is_ready_works_in_the_loop(backend: Backend) -> None:
+def test_waiting_for_a_ready_pool_works_in_the_event_loop(backend: Backend) -> None:
     pool = Pool(backend.connect, min_connections=1)
     pool.wait_ready(PATIENCE)
     assert in_the_loop(pool.wait_ready) is None
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way.startswith("wait_ready")])
-def test_waiting_for_a_pool_that_is_not_ready_fails_at_once_in_the_loop(backend: Backend, way: str) -> None:
+def test_waiting_for_a_pool_that_is_not_ready_fails_at_once_in_the_event_loop(backend: Backend, way: str) -> None:
     backend.opens.clear()
     pool = Pool(backend.connect, min_connections=1)
     assert isinstance(in_the_loop(lambda: WAYS[way](pool)), PoolError)
@@ -199,7 +199,7 @@ def close_in_the_loop(pool: Pool[Any], timeout: float) -> Any:
     return in_the_loop(lambda: (outcome(pool.close, timeout), outcome(pool.acquire)))
 
 
-def test_a_pool_closed_in_the_loop_closes_what_is_idle_and_what_comes_back(backend: Backend) -> None:
+def test_a_pool_closed_in_the_event_loop_closes_idle_and_returned_connections(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=2)
     held, idle = pool.acquire(), pool.acquire()
     pool.release(idle)
@@ -224,7 +224,7 @@ def test_a_pool_closed_in_the_event_loop_closes_connections_in_use_after_its_tim
 
 
 @pytest.mark.parametrize("timeout", [0, PATIENCE])
-def test_a_pool_closed_in_the_loop_refuses_the_waiters(backend: Backend, timeout: float) -> None:
+def test_a_pool_closed_in_the_event_loop_refuses_its_waiters(backend: Backend, timeout: float) -> None:
     pool = Pool(backend.connect, max_connections=2)
     pool.release(pool.acquire())
     pool.acquire()
@@ -239,7 +239,7 @@ def test_a_pool_closed_in_the_loop_refuses_the_waiters(backend: Backend, timeout
     assert not backend.open
 
 
-def test_a_with_statement_around_a_pool_may_end_in_the_loop(backend: Backend) -> None:
+def test_a_with_statement_around_a_pool_may_end_in_the_event_loop(backend: Backend) -> None:
     pool = Pool(backend.connect)
     idle = pool.acquire()
     pool.release(idle)
@@ -252,7 +252,7 @@ def test_a_with_statement_around_a_pool_may_end_in_the_loop(backend: Backend) ->
     eventually(lambda: not idle.is_open)
 
 
-def test_a_pool_with_nothing_to_close_is_closed_in_the_loop(backend: Backend) -> None:
+def test_a_pool_without_connections_can_be_closed_in_the_event_loop(backend: Backend) -> None:
     used, unused = Pool(backend.connect), Pool(backend.connect)
     used.discard(used.acquire())
     eventually(lambda: not backend.open)
@@ -307,6 +307,6 @@ print(pool.size)
 
 
 @pytest.mark.parametrize("beginning", ["", "from gevent import monkey; monkey.patch_all()"], ids=["plain", "patched"])
-def test_an_ordinary_signal_handler_closes_a_pool(beginning: str) -> None:
+def test_an_ordinary_signal_handler_can_close_a_pool(beginning: str) -> None:
     run = run_python(beginning + "\n" + SCRIPT, options=["-W", "error"])
     assert (run.stdout.splitlines(), run.stderr) == (["True NoneType", "PoolClosedError", "0"], "")
