@@ -33,7 +33,7 @@ def site(backend: Backend) -> Flask:
     return make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_MAX_CONNECTIONS=1, TESTING=True)
 
 
-def test_the_old_way_to_wait_works_in_a_view(site: Flask) -> None:
+def test_retry_bounds_the_wait_of_a_view(site: Flask) -> None:
     with site.test_request_context():
         connection = current_pool.acquire(retry=0)
         for retry in (0, 1):
@@ -47,7 +47,7 @@ def test_the_old_way_to_wait_works_in_a_view(site: Flask) -> None:
             current_pool.acquire(retry=-1)
 
 
-def test_the_old_way_to_wait_waits_for_an_opening_as_long_as_any_other(backend: Backend) -> None:
+def test_retry_does_not_bound_the_wait_for_an_opening(backend: Backend) -> None:
     """`retry` is about connections in use, and this one has to be opened first."""
     app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_ACQUIRE_TIMEOUT=1000)
     backend.opens.clear()
@@ -59,7 +59,7 @@ def test_the_old_way_to_wait_waits_for_an_opening_as_long_as_any_other(backend: 
         current_pool.release(connection)
 
 
-def test_an_idle_connection_can_be_dropped_by_hand(site: Flask) -> None:
+def test_an_idle_connection_of_an_app_can_be_dropped(site: Flask) -> None:
     with site.app_context():
         connection = current_pool.acquire()
         current_pool.release(connection)
@@ -108,7 +108,7 @@ def answer(app: Flask) -> Any:
     return body
 
 
-def test_an_error_at_the_start_of_a_streamed_body_is_raised_to_its_reader(site: Flask) -> None:
+def test_an_error_at_the_start_of_a_streamed_body_reaches_its_reader(site: Flask) -> None:
     @site.get("/")
     def view() -> Response:
         def body() -> Iterator[str]:
@@ -125,7 +125,7 @@ def test_an_error_at_the_start_of_a_streamed_body_is_raised_to_its_reader(site: 
         assert current_pool.stats().discarded == {"error": 1}
 
 
-def test_a_streamed_body_need_not_have_a_close(site: Flask) -> None:
+def test_a_streamed_body_may_lack_a_close(site: Flask) -> None:
     @site.get("/")
     def view() -> Response:
         return Response(map(str, [current_connection.number, "x"]))
@@ -136,19 +136,19 @@ def test_a_streamed_body_need_not_have_a_close(site: Flask) -> None:
         assert numbers(current_pool) == (0, 1, 0, 0)
 
 
-def test_options_of_a_callable_must_be_a_mapping(backend: Backend) -> None:
+def test_a_callable_of_options_must_return_a_mapping(backend: Backend) -> None:
     app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_OPTIONS=lambda: [("host", "db")])
     with app.app_context(), pytest.raises(InvalidArgumentError, match="a callable that returns a mapping"):
         current_pool.acquire()
 
 
-def test_options_of_a_callable_must_be_a_mapping_for_a_client_library_too() -> None:
+def test_a_callable_of_options_for_a_client_library_must_return_a_mapping() -> None:
     app = make_app(SOCKETPOOL_URL="valkey://localhost", SOCKETPOOL_OPTIONS=lambda: [("timeout", 1)])
     with app.app_context(), pytest.raises(TypeError, match="must be a mapping, not list"):
         current_pool.acquire()
 
 
-def test_a_client_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_client_library_is_refused_with_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkey", None)
     monkeypatch.delitem(sys.modules, "gsocketpool.connectors.valkey", raising=False)
     app = Flask("app")
@@ -157,19 +157,19 @@ def test_a_client_library_that_is_not_installed_is_named(monkeypatch: pytest.Mon
         GSocketPool(app)
 
 
-def test_an_option_that_is_no_text_hides_nothing_of_an_error() -> None:
+def test_a_secret_option_that_is_not_text_masks_nothing_in_an_error() -> None:
     options = {"password": None, "secret": True, "token": object(), "key": "hunter2"}
     shown = error_as_dict(OSError("None or True, not hunter2"), options)
     assert shown == {"type": "OSError", "message": "None or True, not ***"}
 
 
-def test_an_app_without_pools_is_told_how_to_have_some() -> None:
+def test_the_config_command_says_how_to_configure_a_pool() -> None:
     result = run(make_app(), "config")
     assert result.exit_code == 0
     assert result.stderr.startswith("The app has no pools: set SOCKETPOOL_URL")
 
 
-def test_the_pools_close_a_while_after_a_worker_begins_to_end_by_itself(backend: Backend) -> None:
+def test_pools_close_after_the_drain_timeout_of_a_worker_that_ends_itself(backend: Backend) -> None:
     app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_DRAIN_TIMEOUT=0.001)
     worker = SimpleNamespace(alive=True)
     _sigterm.watch_worker(worker)

@@ -44,7 +44,7 @@ def flask(tmp_path: Path, server: LineServer, *arguments: str, **streams: Any) -
     )
 
 
-def test_the_flask_command_without_patching(tmp_path: Path, server: LineServer) -> None:
+def test_the_flask_command_checks_a_backend_without_patching(tmp_path: Path, server: LineServer) -> None:
     done = flask(tmp_path, server, "check", stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"127.0.0.1:{server.port}" in done.stdout
@@ -55,7 +55,7 @@ def test_the_flask_command_without_patching(tmp_path: Path, server: LineServer) 
     server.restart()
 
 
-def test_progress_is_shown_on_a_terminal_alone(tmp_path: Path, server: LineServer) -> None:
+def test_progress_is_shown_only_on_a_terminal(tmp_path: Path, server: LineServer) -> None:
     arguments = "bench", "--seconds", "0.2", "--exchange", "site_of_tests:exchange", "--json"
     master, terminal = pty.openpty()
     try:

@@ -49,7 +49,7 @@ def test_bench_measures_a_pool_of_its_own(backend: Backend) -> None:
     assert not app.extensions["gsocketpool"].started()
 
 
-def test_bench_runs_an_exchange(backend: Backend) -> None:
+def test_bench_runs_an_exchange_and_shows_its_percentiles(backend: Backend) -> None:
     app = make_app(SOCKETPOOL_POOLS={"only": {"factory": backend.connect}})
     arguments = "bench", *QUICK, "--exchange", f"{__name__}:exchange_once"
     found = run_json(app, *arguments)
@@ -68,7 +68,7 @@ def test_bench_runs_an_exchange(backend: Backend) -> None:
     assert not result.stderr
 
 
-def test_percentiles() -> None:
+def test_percentiles_are_taken_from_the_sorted_times() -> None:
     # The times that the command prints are real ones, which no test can foresee.
     times = [float(number) for number in range(200, 0, -1)]
     assert bench._percentile(times, 50) == 100
@@ -76,7 +76,7 @@ def test_percentiles() -> None:
     assert bench._percentile([7.0], 99) == 7
 
 
-def test_bench_of_a_backend_that_refuses() -> None:
+def test_bench_reports_a_backend_that_refuses_connections() -> None:
     with refusing_address() as refusing:
         app = make_app(SOCKETPOOL_URL=url(refusing))
         assert run_json(app, "bench", *QUICK, status=1)["error"]["type"] == "ConnectionRefusedError"
@@ -93,7 +93,7 @@ def test_bench_shows_no_control_characters(backend: Backend) -> None:
     assert result.stderr == '"OSError: \\u001b[31mred"\n'
 
 
-def test_bench_ends_at_an_exchange_that_fails(backend: Backend) -> None:
+def test_bench_ends_at_the_first_exchange_that_fails(backend: Backend) -> None:
     app = make_app(SOCKETPOOL_FACTORY=backend.connect)
     arguments = *QUICK, "--exchange", f"{__name__}:exchange_badly"
     found = run_json(app, "bench", *arguments, status=1)
@@ -102,7 +102,7 @@ def test_bench_ends_at_an_exchange_that_fails(backend: Backend) -> None:
     assert not backend.open
 
 
-def test_bench_ends_though_an_exchange_does_not(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_ends_even_if_an_exchange_hangs(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "GRACE", 0.02)
     app = make_app(SOCKETPOOL_FACTORY=backend.connect)
     arguments = *QUICK, "--exchange", f"{__name__}:exchange_for_ever"
@@ -122,7 +122,7 @@ def test_bench_ends_though_an_exchange_does_not(backend: Backend, monkeypatch: p
         (["--pool", "one", "--seconds", "inf"], "--seconds"),
     ],
 )
-def test_bench_refuses_what_it_can_not_do(backend: Backend, arguments: list[str], complaint: str) -> None:
+def test_bench_refuses_bad_arguments(backend: Backend, arguments: list[str], complaint: str) -> None:
     pool = {"factory": backend.connect}
     result = run(make_app(SOCKETPOOL_POOLS={"one": pool, "two": pool}), "bench", *arguments)
     assert result.exit_code == 2
@@ -130,7 +130,7 @@ def test_bench_refuses_what_it_can_not_do(backend: Backend, arguments: list[str]
     assert not backend.connections
 
 
-def test_bench_of_an_app_without_pools() -> None:
+def test_bench_fails_for_an_app_without_pools() -> None:
     result = run(make_app(), "bench")
     assert result.exit_code == 1
     assert "The app has no pools" in result.stderr

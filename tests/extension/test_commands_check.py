@@ -40,7 +40,7 @@ def test_check_opens_one_connection_of_each_pool_and_closes_it(tmp_path: Path) -
     ]
 
 
-def test_check_says_what_is_so_now_and_leaves_the_apps_pools_alone() -> None:
+def test_check_reports_the_present_and_leaves_the_pools_of_the_app_alone() -> None:
     with FlakyServer() as server:
         app = make_app(SOCKETPOOL_URL=url(server.address))
         assert run(app, "check").exit_code == 0
@@ -51,7 +51,7 @@ def test_check_says_what_is_so_now_and_leaves_the_apps_pools_alone() -> None:
         app.extensions["gsocketpool"].close()
 
 
-def test_check_fails_where_one_pool_does() -> None:
+def test_check_fails_if_one_pool_fails() -> None:
     with FlakyServer() as server, refusing_address() as refusing:
         app = make_app(SOCKETPOOL_URL=url(server.address), SOCKETPOOL_POOLS={"down": {"url": url(refusing)}})
         result = run(app, "check")
@@ -77,13 +77,13 @@ def test_check_is_bounded_in_time(by_option: bool) -> None:
     assert "0.05 s" in found["pools"]["default"]["error"]["message"]
 
 
-def test_check_is_bounded_where_the_handshake_hangs() -> None:
+def test_check_is_bounded_if_the_handshake_hangs() -> None:
     with silent_listener() as silent:
         app = make_app(SOCKETPOOL_URL=f"tls://{silent[0]}:{silent[1]}")
         assert run_json(app, "check", "--timeout", "0.05", status=1)["ok"] is False
 
 
-def test_check_is_bounded_where_closing_hangs(backend: Backend) -> None:
+def test_check_is_bounded_if_closing_hangs(backend: Backend) -> None:
     app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_CLOSE_TIMEOUT=1000)
     backend.closes.clear()
     assert run_json(app, "check", "--timeout", "0.05")["ok"] is True
@@ -119,13 +119,13 @@ def stubborn() -> Iterator[Stubborn]:
     settle()
 
 
-def test_check_is_bounded_where_opening_does_not_heed_its_limit(stubborn: Stubborn) -> None:
+def test_check_is_bounded_if_opening_ignores_interruptions(stubborn: Stubborn) -> None:
     app = make_app(SOCKETPOOL_FACTORY=lambda: stubborn)
     error = run_json(app, "check", "--timeout", "0.05", status=1)["pools"]["default"]["error"]
     assert error == {"type": "TimeoutError", "message": "not open, or no answer to a ping, after 0.05 s"}
 
 
-def test_check_does_not_wait_for_a_closing_that_does_not_heed_its_limit(stubborn: Stubborn) -> None:
+def test_check_does_not_wait_for_a_close_that_ignores_interruptions(stubborn: Stubborn) -> None:
     stubborn.opens.set()
     app = make_app(SOCKETPOOL_FACTORY=lambda: stubborn)
     assert run_json(app, "check", "--timeout", "0.05")["ok"] is True
@@ -133,7 +133,7 @@ def test_check_does_not_wait_for_a_closing_that_does_not_heed_its_limit(stubborn
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "inf", "nan", "soon"])
-def test_check_takes_a_number_of_seconds(backend: Backend, timeout: str) -> None:
+def test_check_refuses_a_bad_timeout(backend: Backend, timeout: str) -> None:
     result = run(make_app(SOCKETPOOL_FACTORY=backend.connect), "check", "--timeout", timeout)
     assert result.exit_code == 2
     assert "--timeout" in result.stderr
@@ -184,7 +184,7 @@ def test_check_of_an_app_without_pools_fails_and_says_why() -> None:
     assert run_json(make_app(), "check", status=1) == {"ok": False, "pools": {}}
 
 
-def test_check_knows_the_secrets_that_a_callable_returns(backend: Backend) -> None:
+def test_check_masks_secrets_that_a_callable_returns(backend: Backend) -> None:
     app = make_app(
         SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_OPTIONS=lambda: {"password": SECRET, "host": "db", "port": 1}
     )

@@ -18,7 +18,7 @@ def seconds_for(request: object) -> float:
     return 1.0
 
 
-def test_config_tells_where_each_setting_comes_from(backend: Backend) -> None:
+def test_config_shows_where_each_setting_comes_from(backend: Backend) -> None:
     app = make_app(
         SOCKETPOOL_URL="tcp://db.example:2000?timeout=2",
         SOCKETPOOL_OPTIONS={"lifetime": 60},
@@ -56,7 +56,7 @@ def test_config_tells_where_each_setting_comes_from(backend: Backend) -> None:
     assert ["pool", "cache"] in lines
 
 
-def test_config_shows_connectors_by_their_classes_and_urls_without_their_secrets() -> None:
+def test_config_shows_the_classes_of_connectors_and_urls_without_secrets() -> None:
     urls = {"db": f"postgresql://me:{SECRET}@localhost/app", "cache": f"valkey://:{SECRET}@localhost:6379/0"}
     app = make_app(SOCKETPOOL_POOLS={name: {"url": url} for name, url in urls.items()})
     found = run_json(app, "config")["pools"]
@@ -69,7 +69,7 @@ def test_config_shows_connectors_by_their_classes_and_urls_without_their_secrets
     assert SECRET not in shown
 
 
-def test_config_tells_of_a_default_timeout() -> None:
+def test_config_marks_a_default_timeout() -> None:
     urls = {"short": "tcp://localhost:2000", "long": "tcp://localhost:2000?timeout=20"}
     found = run_json(make_app(SOCKETPOOL_POOLS={name: {"url": url} for name, url in urls.items()}), "config")["pools"]
     assert found["short"]["options"]["value"]["timeout"] == 10
@@ -117,7 +117,7 @@ def test_config_shows_no_secret(backend: Backend, form: list[str]) -> None:
     assert "tcp://db:2000?pass%77ord=***&timeout=3&extra=***" in result.output
 
 
-def test_config_keeps_to_a_line_for_each_setting(backend: Backend) -> None:
+def test_config_prints_each_setting_on_one_line(backend: Backend) -> None:
     app = make_app(
         SOCKETPOOL_FACTORY=backend.connect,
         SOCKETPOOL_OPTIONS={"greeting": "hello\n  there", "bell": "\x07\x7f\udcff", "key\rboard": 1, "name": "é à"},
@@ -134,7 +134,7 @@ def test_config_keeps_to_a_line_for_each_setting(backend: Backend) -> None:
     assert run_json(app, "config")["pools"]["default"]["options"]["value"]["greeting"] == "hello\n  there"
 
 
-def test_config_of_an_app_without_pools() -> None:
+def test_config_reports_an_app_without_pools() -> None:
     result = run(make_app(SOCKETPOOL_DRAIN_TIMEOUT=3), "config")
     assert result.exit_code == 0
     assert "SOCKETPOOL_DRAIN_TIMEOUT" in result.stdout

@@ -28,7 +28,7 @@ class Options:
         pass
 
 
-def test_without_keys_there_are_no_pools() -> None:
+def test_a_config_without_keys_makes_no_pools() -> None:
     assert read_config({}) == {}
     assert read_config({"DEBUG": True, "POOLS": 1}) == {}
 
@@ -52,7 +52,7 @@ def test_without_keys_there_are_no_pools() -> None:
         ("unix:///run/backend.sock?timeout=3", UnixConnection, {"path": "/run/backend.sock", "timeout": 3}),
     ],
 )
-def test_urls(url: str, factory: type, options: dict[str, Any]) -> None:
+def test_a_url_sets_the_factory_and_its_options(url: str, factory: type, options: dict[str, Any]) -> None:
     pool = default(URL=url)
     assert pool.factory is factory
     assert pool.options == options
@@ -65,13 +65,13 @@ def test_a_tcp_connection_is_the_default_factory() -> None:
 
 
 @pytest.mark.parametrize("factory", [Options, f"{__name__}:Options"])
-def test_a_factory_gets_what_the_url_and_the_options_say(factory: Any) -> None:
+def test_a_factory_gets_the_options_of_the_url_and_of_the_key(factory: Any) -> None:
     pool = default(FACTORY=factory, URL=URL, OPTIONS={"password": "secret"})
     assert pool.factory is Options
     assert pool.options == {"host": "localhost", "port": 2000, "password": "secret"}
 
 
-def test_options_go_before_the_url() -> None:
+def test_options_override_the_url() -> None:
     assert default(URL=URL, OPTIONS={"port": 3000}).options == {"host": "localhost", "port": 3000, "timeout": 10}
 
 
@@ -107,7 +107,7 @@ def connect_with(**options: Any) -> Options:
         pytest.param(dict, None, id="without a signature"),
     ],
 )
-def test_a_factory_that_waits_for_ever_gets_a_timeout(factory: Any, timeout: float | None) -> None:
+def test_a_factory_that_would_wait_for_ever_gets_a_default_timeout(factory: Any, timeout: float | None) -> None:
     pool = default(URL=URL, FACTORY=factory)
     assert isinstance(pool.options, dict)
     assert pool.options.get("timeout") == timeout
@@ -141,7 +141,7 @@ def test_a_factory_may_be_any_callable_with_any_options() -> None:
     assert pool.options == {"whatever": 1}
 
 
-def test_own_context_for_tls() -> None:
+def test_an_ssl_context_may_be_given_as_an_option() -> None:
     context = ssl.create_default_context()
     assert default(URL="tls://localhost:2000", OPTIONS={"ssl_context": context}).options["ssl_context"] is context
 
@@ -168,7 +168,7 @@ VALUES = {
 }
 
 
-def test_there_is_a_key_for_every_argument_of_a_pool() -> None:
+def test_every_argument_of_a_pool_has_a_key() -> None:
     assert set(VALUES) == set(Settings.__dataclass_fields__)
     assert default(URL=URL, **{key.upper(): value for key, value in VALUES.items()}).settings == VALUES
     strings = {key.upper(): str(value) for key, value in VALUES.items()}
@@ -185,12 +185,12 @@ def test_words_for_true_and_false(word: Any, meaning: bool) -> None:
 
 
 @pytest.mark.parametrize("word", ["", "none", "None", "null", " none "])
-def test_words_for_nothing(word: str) -> None:
+def test_none_may_be_given_as_a_word(word: str) -> None:
     assert default(URL=URL, ACQUIRE_TIMEOUT=word).settings["acquire_timeout"] is None
     assert default(URL=URL, MAX_WAITING=word).settings["max_waiting"] is None
 
 
-def test_the_keys_that_were_given_are_those_that_are_used() -> None:
+def test_only_keys_with_a_value_are_recorded() -> None:
     empty = {"URL": "", "OPTIONS": {}}
     assert default(FACTORY=dict, MAX_WAITING=0, ACQUIRE_TIMEOUT="", **empty).keys == {
         "factory": "SOCKETPOOL_FACTORY",
@@ -225,11 +225,11 @@ def test_named_pools() -> None:
     assert pools["search"].settings == {**DEFAULT_SETTINGS, "name": "Search"}
 
 
-def test_the_default_pool_may_be_among_the_named_ones() -> None:
+def test_the_default_pool_may_be_a_named_one() -> None:
     assert list(read_config({"SOCKETPOOL_POOLS": {"default": {"url": URL}}})) == ["default"]
 
 
-def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_key_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in {
         "URL": URL,
         "MAX_CONNECTIONS": "12",
@@ -433,7 +433,7 @@ def test_invalid_keys_are_refused_with_a_reason(config: dict[str, Any], complain
 
 
 @pytest.mark.parametrize(("given", "seconds"), [(20, 20), (0.5, 0.5), ("2.5", 2.5), (None, None), ("none", None)])
-def test_the_drain_timeout_is_the_apps_and_no_pools(given: Any, seconds: float | None) -> None:
+def test_the_drain_timeout_belongs_to_the_app_and_to_no_pool(given: Any, seconds: float | None) -> None:
     config = {"SOCKETPOOL_DRAIN_TIMEOUT": given}
     assert read_app_config(config).drain_timeout == seconds
     assert read_config(config) == {}
@@ -445,7 +445,7 @@ def test_the_drain_timeout_is_off_by_default() -> None:
 
 
 @pytest.mark.parametrize("given", [0, -1, True, "soon", math.inf, math.nan, "inf", [5]])
-def test_a_drain_timeout_that_is_no_number_of_seconds_is_refused(given: Any) -> None:
+def test_a_bad_drain_timeout_is_refused(given: Any) -> None:
     app = Flask("app")
     app.config.update(SOCKETPOOL_URL=URL, SOCKETPOOL_DRAIN_TIMEOUT=given)
     with pytest.raises(ConfigurationError) as caught:
@@ -454,7 +454,7 @@ def test_a_drain_timeout_that_is_no_number_of_seconds_is_refused(given: Any) -> 
     assert caught.value.problem == f"must be a number of seconds above 0, or None for never, not {given!r}"
 
 
-def test_no_complaint_tells_a_secret() -> None:
+def test_no_configuration_error_shows_a_secret() -> None:
     for config in (
         {"URL": "tcp://user:hunter2@h:1"},
         {"URL": "tcp://h?password=hunter2"},

@@ -45,7 +45,7 @@ def make_app(connector: Any, **config: Any) -> Flask:
 # Configuration
 
 
-def test_a_connector_is_a_factory() -> None:
+def test_a_connector_may_be_given_as_the_factory() -> None:
     assert read_config({"SOCKETPOOL_FACTORY": CONNECTOR})["default"].factory is CONNECTOR
     by_name = {"SOCKETPOOL_FACTORY": f"{__name__}:CONNECTOR"}
     assert isinstance(read_config(by_name)["default"].factory, Configured)
@@ -126,7 +126,7 @@ def test_a_request_that_leaves_nothing_open_or_whose_pool_never_resets_is_told_n
         assert connector.steps == []
 
 
-def test_unfinished_work_of_a_failed_request_costs_the_connection() -> None:
+def test_unfinished_work_of_a_failed_request_discards_the_connection() -> None:
     def fail() -> None:
         current_connection.begin()
         raise LookupError
@@ -137,7 +137,7 @@ def test_unfinished_work_of_a_failed_request_costs_the_connection() -> None:
     assert connector.steps == ["cancel", "close"]
 
 
-def test_a_block_in_a_view_completes() -> None:
+def test_a_block_in_a_view_completes_its_work() -> None:
     def view() -> str:
         with current_pool.connection() as client:
             client.begin()
@@ -151,7 +151,7 @@ def test_a_block_in_a_view_completes() -> None:
 # Health checks and commands
 
 
-def test_a_backend_that_answers_no_ping_is_not_healthy() -> None:
+def test_a_backend_that_answers_no_ping_is_not_ready() -> None:
     connector = Configured()
     app = make_app(connector)
     assert app.test_client().get("/health/ready").status_code == 200
@@ -163,7 +163,7 @@ def test_a_backend_that_answers_no_ping_is_not_healthy() -> None:
     assert answer.json["pools"]["default"]["error"] == {"type": "OSError", "message": "no answer"}
 
 
-def test_the_check_command_pings() -> None:
+def test_the_check_command_pings_the_backend() -> None:
     connector = Configured()
     app = make_app(connector)
     assert run(app, "check").exit_code == 0
@@ -173,7 +173,7 @@ def test_the_check_command_pings() -> None:
     assert run_json(app, "check", status=1)["pools"]["default"]["error"]["message"] == "no answer"
 
 
-def test_a_fake_pool_is_pinged_and_its_leases_are_settled() -> None:
+def test_a_fake_pool_can_be_pinged_and_its_leases_are_settled() -> None:
     pool = FakePool(Client(0))
     pool.ping()
     lease = pool.lease()

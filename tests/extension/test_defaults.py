@@ -54,14 +54,14 @@ def test_a_pool_of_an_app_is_swept_every_thirty_seconds() -> None:
     assert in_force["reap_interval"] == {"value": 30, "from": "default"}
 
 
-def test_an_app_may_say_other_numbers() -> None:
+def test_an_app_may_override_the_default_numbers() -> None:
     app = make_app(URL=ANYWHERE, MAX_CONNECTIONS="60", REAP_INTERVAL="200")
     in_force = run_command(app, "config")["pools"]["default"]
     assert in_force["max_connections"] == {"value": 60, "from": "SOCKETPOOL_MAX_CONNECTIONS"}
     assert in_force["reap_interval"] == {"value": 200, "from": "SOCKETPOOL_REAP_INTERVAL"}
 
 
-def test_a_pool_without_an_app_keeps_the_numbers_of_old() -> None:
+def test_a_pool_without_an_app_keeps_the_defaults_of_0_1_6() -> None:
     parameters = inspect.signature(Pool).parameters
     assert parameters["max_connections"].default == 200
     assert parameters["reap_interval"].default == 180
@@ -88,17 +88,17 @@ def timeout_of_connection(kind: str, query: str = "", **options: Any) -> float |
 
 
 @pytest.mark.parametrize("kind", ["tcp", "tls", "unix"])
-def test_a_connection_of_a_url_waits_for_ten_seconds_at_most(kind: str) -> None:
+def test_a_connection_of_a_url_has_a_timeout_of_ten_seconds(kind: str) -> None:
     assert timeout_of_connection(kind) == 10
 
 
 @pytest.mark.parametrize("kind", ["tcp", "tls", "unix"])
-def test_a_url_may_say_that_there_is_no_timeout(kind: str) -> None:
+def test_a_url_may_turn_the_timeout_off(kind: str) -> None:
     assert timeout_of_connection(kind, "?timeout=none") is None
 
 
 @pytest.mark.parametrize("kind", ["tcp", "tls", "unix"])
-def test_a_url_or_the_options_may_say_another_timeout(kind: str) -> None:
+def test_a_url_or_the_options_may_set_another_timeout(kind: str) -> None:
     assert timeout_of_connection(kind, "?timeout=2.5") == 2.5
     assert timeout_of_connection(kind, timeout=2.5) == 2.5
     assert timeout_of_connection(kind, timeout=None) is None
@@ -111,7 +111,7 @@ class Elsewhere(Plain):
         self.place = host, port
 
 
-def test_a_class_that_knows_no_timeout_is_given_none() -> None:
+def test_a_class_without_a_timeout_argument_gets_no_timeout() -> None:
     app = make_app(URL=ANYWHERE, FACTORY=Elsewhere)
     with app.app_context(), current_pool.connection() as connection:
         assert connection.place == ("localhost", 2000)
@@ -170,7 +170,7 @@ def test_a_name_to_import_may_have_dots_only(use: Callable[[str], None], name: t
 # A pool without a server
 
 
-def test_a_fake_pool_gives_its_connection() -> None:
+def test_a_fake_pool_hands_out_its_connection() -> None:
     connection = SimpleNamespace(number=7)
     pool = FakePool(connection)
     with pool.connection() as given:
@@ -187,7 +187,7 @@ def test_a_fake_pool_gives_its_connection() -> None:
         raise LookupError
 
 
-def test_a_fake_pool_takes_the_place_of_a_pool_of_an_app() -> None:
+def test_a_fake_pool_may_replace_a_pool_of_an_app() -> None:
     def view() -> str:
         with current_pool.connection() as connection:
             number = connection.number
@@ -202,7 +202,7 @@ def test_a_fake_pool_takes_the_place_of_a_pool_of_an_app() -> None:
             assert app.test_client().get("/").text == "7 7"
 
 
-def test_any_pool_may_take_the_place_of_one_of_an_app(backend: Backend) -> None:
+def test_any_pool_may_replace_a_pool_of_an_app(backend: Backend) -> None:
     app = make_app(URL="tcp://127.0.0.1:1")
     app.testing = True
     app.add_url_rule("/", "view", lambda: str(current_connection.number))

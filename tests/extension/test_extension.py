@@ -50,7 +50,7 @@ def make_app(backend: Backend, **config: Any) -> Flask:
     return app
 
 
-def test_views_use_the_pool_of_their_app(backend: Backend) -> None:
+def test_a_view_uses_the_pool_of_its_app(backend: Backend) -> None:
     app = make_app(backend, SOCKETPOOL_MAX_CONNECTIONS=3)
     client = app.test_client()
     assert client.get("/").text == "0"
@@ -62,7 +62,7 @@ def test_views_use_the_pool_of_their_app(backend: Backend) -> None:
         assert current_pools["default"] is current_pool._get_current_object()  # type: ignore[attr-defined]
 
 
-def test_a_module_keeps_a_stand_in_for_a_named_pool(backend: Backend) -> None:
+def test_named_pool_stands_for_the_pool_of_the_current_app(backend: Backend) -> None:
     db = named_pool("db", ScriptedConnection)
     with pytest.raises(RuntimeError):
         db.stats()
@@ -76,7 +76,7 @@ def test_a_module_keeps_a_stand_in_for_a_named_pool(backend: Backend) -> None:
         app.extensions["gsocketpool"].close()
 
 
-def test_named_pools(backend: Backend) -> None:
+def test_an_app_may_have_named_pools_beside_the_default_one(backend: Backend) -> None:
     app = make_app(backend, SOCKETPOOL_POOLS={"cache": {"factory": backend.connect, "max_connections": 2}})
     with app.app_context():
         assert list(current_pools) == ["default", "cache"]
@@ -89,7 +89,7 @@ def test_named_pools(backend: Backend) -> None:
         assert cache is not current_pools["default"]
 
 
-def test_several_apps_and_one_extension_object(backend: Backend) -> None:
+def test_one_extension_object_serves_several_apps(backend: Backend) -> None:
     extension = GSocketPool()
     apps = [Flask(name) for name in ("one", "two")]
     for app in apps:
@@ -105,7 +105,7 @@ def test_several_apps_and_one_extension_object(backend: Backend) -> None:
         assert current_pools["default"] is pools[1]
 
 
-def test_nothing_is_made_before_the_first_use(backend: Backend) -> None:
+def test_no_pool_is_made_before_its_first_use(backend: Backend) -> None:
     app = make_app(backend, SOCKETPOOL_MIN_CONNECTIONS=2)
     with app.app_context():
         settle()
@@ -116,7 +116,7 @@ def test_nothing_is_made_before_the_first_use(backend: Backend) -> None:
         current_pool.close()
 
 
-def test_requests_that_come_at_once_make_one_pool(backend: Backend) -> None:
+def test_requests_that_arrive_together_make_one_pool(backend: Backend) -> None:
     app = make_app(backend, SOCKETPOOL_INITIAL_CONNECTIONS=1, SOCKETPOOL_MAX_CONNECTIONS=1)
     backend.opens.clear()
 
@@ -132,7 +132,7 @@ def test_requests_that_come_at_once_make_one_pool(backend: Backend) -> None:
     assert len(backend.connections) == 1
 
 
-def test_a_pool_may_need_another_one_to_be_made(backend: Backend) -> None:
+def test_a_pool_may_use_another_pool_while_it_is_made(backend: Backend) -> None:
     """For a password that is kept behind the other one."""
 
     def options() -> dict[str, str]:
@@ -154,7 +154,7 @@ def test_a_pool_may_need_another_one_to_be_made(backend: Backend) -> None:
         assert connection.options == {"password": "0"}
 
 
-def test_requests_that_come_at_once_get_the_same_error_and_the_next_tries_again(backend: Backend) -> None:
+def test_requests_that_arrive_together_get_the_same_error_and_the_next_one_tries_again(backend: Backend) -> None:
     app = make_app(backend, SOCKETPOOL_INITIAL_CONNECTIONS=1)
     backend.failures.append(OSError("down"))
 
@@ -186,7 +186,7 @@ def test_a_pool_that_fails_to_open_its_initial_connections_leaves_none_open(back
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_killing_the_greenlet_that_makes_a_pool_ends_no_view_without_a_word(backend: Backend, begun: bool) -> None:
+def test_killing_the_greenlet_that_makes_a_pool_raises_a_pool_error_in_each_view(backend: Backend, begun: bool) -> None:
     app = make_app(backend, SOCKETPOOL_INITIAL_CONNECTIONS=2)
     backend.opens.clear()
 
@@ -209,13 +209,13 @@ def test_killing_the_greenlet_that_makes_a_pool_ends_no_view_without_a_word(back
     assert app.test_client().get("/").status_code == 200
 
 
-def test_comparing_makes_no_pool(backend: Backend) -> None:
+def test_comparing_the_registry_makes_no_pool(backend: Backend) -> None:
     app = make_app(backend, SOCKETPOOL_INITIAL_CONNECTIONS=1)
     assert app.extensions["gsocketpool"] != {}
     assert not backend.connections
 
 
-def test_registering_too_late_registers_nothing(backend: Backend) -> None:
+def test_registering_the_extension_after_the_first_request_is_refused(backend: Backend) -> None:
     app = Flask("app")
     app.test_client().get("/")
     with pytest.raises(AssertionError, match=r"after the first request|already handled its first request"):
@@ -223,13 +223,13 @@ def test_registering_too_late_registers_nothing(backend: Backend) -> None:
     assert not app.extensions
 
 
-def test_registering_twice_is_an_error(backend: Backend) -> None:
+def test_registering_the_extension_twice_is_refused(backend: Backend) -> None:
     app = make_app(backend)
     with pytest.raises(RuntimeError, match="GSocketPool is already registered on app 'app'"):
         GSocketPool(app)
 
 
-def test_a_configuration_that_can_not_be_used_is_refused_at_once() -> None:
+def test_a_bad_configuration_is_refused_at_once() -> None:
     app = Flask("app")
     app.config["SOCKETPOOL_URL"] = "http://localhost"
     with pytest.raises(ConfigurationError, match="SOCKETPOOL_URL must start with"):
@@ -237,7 +237,7 @@ def test_a_configuration_that_can_not_be_used_is_refused_at_once() -> None:
     assert not app.extensions
 
 
-def test_outside_an_app_context() -> None:
+def test_using_a_pool_outside_an_app_context_raises_an_error_that_says_what_to_do() -> None:
     for use in (lambda: current_pool.size, lambda: current_pools["default"], lambda: list(current_pools)):
         with pytest.raises(
             RuntimeError, match=r"no application context here.*stream_with_context.*`with app.app_context\(\):`"
@@ -245,13 +245,13 @@ def test_outside_an_app_context() -> None:
             use()
 
 
-def test_an_app_without_the_extension() -> None:
+def test_using_a_pool_of_an_app_without_the_extension_raises() -> None:
     app = Flask("bare")
     with app.app_context(), pytest.raises(RuntimeError, match=r"App 'bare' has no pools. Call GSocketPool\(app\)"):
         current_pool.acquire()
 
 
-def test_an_app_without_a_key() -> None:
+def test_using_a_pool_of_an_app_without_keys_raises_an_error_that_names_the_key() -> None:
     app = Flask("app")
     GSocketPool(app)
     with app.app_context():
@@ -269,7 +269,7 @@ def test_an_app_without_a_key() -> None:
     assert app.test_client().get("/").text == "uses nothing"
 
 
-def test_an_unknown_pool(backend: Backend) -> None:
+def test_using_an_unknown_pool_raises_an_error_that_names_the_known_ones(backend: Backend) -> None:
     app = make_app(backend, SOCKETPOOL_POOLS={"cache": {"factory": backend.connect}})
     with app.app_context():
         with pytest.raises(LookupError, match=r"no pool 'cash': add it to SOCKETPOOL_POOLS \(pools: default, cache\)"):
@@ -279,7 +279,7 @@ def test_an_unknown_pool(backend: Backend) -> None:
             current_pools["cash"]
 
 
-def test_an_app_is_not_kept_alive(backend: Backend) -> None:
+def test_an_app_with_an_idle_connection_can_be_collected(backend: Backend) -> None:
     app = make_app(backend)
     app.test_client().get("/")
     (connection,) = backend.connections
@@ -294,7 +294,7 @@ def test_an_app_is_not_kept_alive(backend: Backend) -> None:
 # Exhaustion
 
 
-def test_exhaustion_is_answered_503(backend: Backend) -> None:
+def test_an_exhausted_pool_is_answered_503(backend: Backend) -> None:
     app = make_app(backend, SOCKETPOOL_MAX_CONNECTIONS=1)
     with app.app_context(), current_pool.connection():
         answer = app.test_client().get("/")
@@ -306,7 +306,7 @@ def test_exhaustion_is_answered_503(backend: Backend) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("kind", [PoolExhaustedError, PoolError, Exception, 503])
-def test_the_apps_own_handler_goes_first(backend: Backend, kind: Any, when: str) -> None:
+def test_an_error_handler_of_the_app_takes_precedence(backend: Backend, kind: Any, when: str) -> None:
     app = Flask("app")
     app.config.update(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_MAX_CONNECTIONS=1)
     if when == "after":
@@ -331,7 +331,7 @@ def test_the_apps_own_handler_goes_first(backend: Backend, kind: Any, when: str)
 
 
 @pytest.mark.parametrize("kind", [PoolExhaustedError, 503])
-def test_a_blueprints_own_handler_goes_first(backend: Backend, kind: Any) -> None:
+def test_an_error_handler_of_a_blueprint_takes_precedence(backend: Backend, kind: Any) -> None:
     app = make_app(backend, SOCKETPOOL_MAX_CONNECTIONS=1)
     blueprint = Blueprint("part", "part")
 
@@ -357,7 +357,7 @@ class NextFlask(Flask):
         raise AssertionError("this is never called with a context")
 
 
-def test_exhaustion_is_answered_by_the_next_flask_too(backend: Backend) -> None:
+def test_an_exhausted_pool_is_answered_503_by_the_next_flask_too(backend: Backend) -> None:
     app = NextFlask("app")
     app.config.update(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_MAX_CONNECTIONS=1)
     GSocketPool(app)
@@ -413,7 +413,7 @@ say("end")
     assert lines == ["end", *["closed True"] * 3]
 
 
-def test_a_close_that_hangs_delays_the_end_by_close_timeout_at_most() -> None:
+def test_a_close_that_hangs_does_not_hold_up_the_end_of_the_process() -> None:
     lines = run("""
 import time
 Told.close = lambda self: gevent.sleep(1000)
@@ -424,7 +424,7 @@ say("end")
     assert lines == ["end"]
 
 
-def test_after_a_fork_every_process_closes_its_own() -> None:
+def test_every_process_closes_its_own_connections_after_a_fork() -> None:
     lines = run("""
 context = app.app_context()
 context.push()
@@ -444,7 +444,7 @@ current_pool.release(held)
     assert lines == ["child", "closed True", "parent", "closed True", "closed True"]
 
 
-def test_a_process_that_never_used_its_pools_ends_without_gevent() -> None:
+def test_a_process_that_never_used_its_pools_ends_cleanly() -> None:
     assert run("say('end')") == ["end"]
 
 
@@ -457,7 +457,7 @@ def run_in_thread(act: Any) -> None:
     thread.join(PATIENCE)
 
 
-def test_every_thread_has_pools_of_its_own(backend: Backend) -> None:
+def test_each_thread_has_pools_of_its_own(backend: Backend) -> None:
     """As under Flask's own server."""
     app = make_app(backend, SOCKETPOOL_FACTORY=Plain)
     seen: list[Any] = []

@@ -46,7 +46,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "READY_TIMEOUT", 0.5)
 
 
-def test_the_blueprint_is_off_until_it_is_registered(backend: Backend) -> None:
+def test_an_app_without_the_blueprint_has_no_health_pages(backend: Backend) -> None:
     app = Flask("app")
     app.config["SOCKETPOOL_FACTORY"] = backend.connect
     GSocketPool(app)
@@ -54,12 +54,12 @@ def test_the_blueprint_is_off_until_it_is_registered(backend: Backend) -> None:
     assert app.test_client().get("/health/live").status_code == 404
 
 
-def test_a_worker_lives_though_its_backends_do_not() -> None:
+def test_a_worker_is_live_even_if_its_backends_are_down() -> None:
     with refusing_address() as refusing:
         assert get(make_app(SOCKETPOOL_URL=url(refusing)), "live")["ok"] is True
 
 
-def test_several_apps_have_their_own(backend: Backend) -> None:
+def test_each_app_reports_its_own_pools(backend: Backend) -> None:
     backend.failures.append(OSError("down"))
     one, two = (make_app(SOCKETPOOL_FACTORY=backend.connect) for _ in range(2))
     assert get(one, "ready", 503)["ok"] is False
@@ -71,7 +71,7 @@ def test_several_apps_have_their_own(backend: Backend) -> None:
 # ready
 
 
-def test_a_worker_is_ready_while_each_pool_gives_a_connection() -> None:
+def test_a_worker_is_ready_while_each_pool_hands_out_a_connection() -> None:
     with FlakyServer() as one, FlakyServer() as two:
         app = make_app(SOCKETPOOL_URL=url(one.address), SOCKETPOOL_POOLS={"other": {"url": url(two.address)}})
         for _ in range(3):
@@ -95,7 +95,7 @@ def test_a_worker_is_ready_while_each_pool_gives_a_connection() -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_a_backend_that_hangs_is_not_waited_for() -> None:
+def test_the_readiness_check_does_not_wait_for_a_backend_that_hangs() -> None:
     with FlakyServer() as server:
         server.fail("hang")
         app = make_app(SOCKETPOOL_URL=url(server.address))
@@ -106,7 +106,7 @@ def test_a_backend_that_hangs_is_not_waited_for() -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_a_pool_that_is_still_being_made_is_not_waited_for(backend: Backend) -> None:
+def test_the_readiness_check_does_not_wait_for_a_pool_that_is_still_being_made(backend: Backend) -> None:
     backend.opens.clear()
     app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_INITIAL_CONNECTIONS=1)
     error = get(app, "ready", 503)["pools"]["default"]["error"]
@@ -130,7 +130,7 @@ def test_a_worker_with_all_connections_in_use_is_not_ready(backend: Backend) -> 
         assert get(app, "ready")["ok"] is True
 
 
-def test_all_pools_are_tried_at_the_same_time(backend: Backend) -> None:
+def test_the_readiness_check_tries_all_pools_at_the_same_time(backend: Backend) -> None:
     pool = {"factory": backend.connect}
     app = make_app(SOCKETPOOL_POOLS={"one": pool, "two": pool})
     backend.opens.clear()
@@ -142,7 +142,7 @@ def test_all_pools_are_tried_at_the_same_time(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("by_callable", [True, False])
-def test_an_error_is_shown_without_its_secrets(backend: Backend, by_callable: bool) -> None:
+def test_the_readiness_check_shows_an_error_without_secrets(backend: Backend, by_callable: bool) -> None:
     options = {"password": SECRET}
     app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_OPTIONS=(lambda: options) if by_callable else options)
     backend.failures.append(OSError(f"{SECRET!r} is wrong"))
@@ -161,7 +161,7 @@ class UnprintableError(OSError):
 
 
 @pytest.mark.parametrize("kind", [FalsyError, UnprintableError])
-def test_an_error_of_any_kind_is_told(backend: Backend, kind: type[OSError]) -> None:
+def test_the_readiness_check_reports_an_error_of_any_kind(backend: Backend, kind: type[OSError]) -> None:
     app = make_app(SOCKETPOOL_FACTORY=backend.connect)
     backend.failures.append(kind("down"))
     error = get(app, "ready", 503)["pools"]["default"]["error"]
@@ -169,7 +169,7 @@ def test_an_error_of_any_kind_is_told(backend: Backend, kind: type[OSError]) -> 
     assert "down" in error["message"]
 
 
-def test_the_time_of_the_request_is_not_that_of_the_probe(backend: Backend) -> None:
+def test_the_request_timeout_does_not_bound_the_readiness_check(backend: Backend) -> None:
     app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_REQUEST_TIMEOUT=lambda request: 0)
     assert get(app, "ready")["ok"] is True
 
@@ -181,7 +181,7 @@ def test_an_app_without_pools_is_not_ready() -> None:
 # pools
 
 
-def test_the_statistics_of_the_pools_that_were_made(backend: Backend) -> None:
+def test_the_pools_page_shows_the_statistics_of_the_pools_made_so_far(backend: Backend) -> None:
     options = {"host": "db.example", "port": 2000, "password": SECRET}
     pool = {"factory": backend.connect, "options": options}
     app = make_app(SOCKETPOOL_POOLS={"used": pool, "unused": pool})
@@ -209,7 +209,7 @@ def require_token() -> None:
         abort(403)
 
 
-def test_a_guard_may_abort(backend: Backend) -> None:
+def test_a_guard_may_abort_a_request_for_the_statistics(backend: Backend) -> None:
     app = make_guarded_app(backend, require_token)
     refused = app.test_client().get("/health/pools")
     assert refused.status_code == 403
@@ -218,23 +218,23 @@ def test_a_guard_may_abort(backend: Backend) -> None:
     assert admitted.json == {"pid": os.getpid(), "pools": {}}
 
 
-def test_a_guard_may_answer_itself(backend: Backend) -> None:
+def test_a_guard_may_answer_a_request_for_the_statistics(backend: Backend) -> None:
     app = make_guarded_app(backend, lambda: Response("log in first", 401))
     answer = app.test_client().get("/health/pools")
     assert (answer.status_code, answer.text) == (401, "log in first")
 
 
-def test_a_guard_leaves_the_checks_alone(backend: Backend) -> None:
+def test_a_guard_does_not_guard_the_checks(backend: Backend) -> None:
     app = make_guarded_app(backend, require_token)
     assert get(app, "live")["ok"] is True
     assert get(app, "ready")["ok"] is True
 
 
-def test_without_a_guard_it_is_the_blueprint_there_is(backend: Backend) -> None:
+def test_a_blueprint_without_a_guard_shows_the_statistics(backend: Backend) -> None:
     assert get(make_guarded_app(backend, None), "pools")["pools"] == {}
 
 
-def test_all_of_it_may_be_guarded(backend: Backend) -> None:
+def test_an_app_may_guard_the_whole_blueprint(backend: Backend) -> None:
     app = Flask("app")
     app.config["SOCKETPOOL_FACTORY"] = backend.connect
     GSocketPool(app)

@@ -51,7 +51,7 @@ def error_in_a_request(app: Flask, **acquire: Any) -> str:
 
 
 @pytest.mark.parametrize("given", [0.03, lambda request: 0.03], ids=["seconds", "callable"])
-def test_a_used_up_request_timeout_is_named_with_its_seconds(backend: Backend, given: Any) -> None:
+def test_an_error_names_a_used_up_request_timeout_with_its_seconds(backend: Backend, given: Any) -> None:
     app = make_app(backend.connect, SOCKETPOOL_REQUEST_TIMEOUT=given, SOCKETPOOL_ACQUIRE_TIMEOUT=TOO_LONG)
     while_waiting, from_the_beginning = error_in_a_request(app).splitlines()
     for said in while_waiting, from_the_beginning:
@@ -59,7 +59,7 @@ def test_a_used_up_request_timeout_is_named_with_its_seconds(backend: Backend, g
         assert re.search(r"\b0\.03\b", said)
 
 
-def test_a_request_timeout_that_is_not_used_up_is_not_named(backend: Backend) -> None:
+def test_an_error_does_not_name_a_request_timeout_that_is_not_used_up(backend: Backend) -> None:
     app = make_app(backend.connect, SOCKETPOOL_REQUEST_TIMEOUT=TOO_LONG)
     assert "SOCKETPOOL_REQUEST_TIMEOUT" not in error_in_a_request(app, timeout=0.001)
 
@@ -120,7 +120,7 @@ def fill_in_vain(app: Flask) -> None:
     ],
     ids=["503", "not given back", "not filled"],
 )
-def test_each_line_in_the_log_names_app_and_pool(
+def test_each_log_line_names_its_app_and_pool(
     backend: Backend, caplog: pytest.LogCaptureFixture, complaint: str, complain: Callable[[Flask], None]
 ) -> None:
     app = make_app(backend.connect, SOCKETPOOL_MIN_CONNECTIONS=1 if complain is fill_in_vain else 0)
@@ -133,14 +133,14 @@ def test_each_line_in_the_log_names_app_and_pool(
     assert "shop" in said[0]
 
 
-def test_requests_answered_503_one_after_the_other_are_one_line(
-    backend: Backend, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_successive_requests_answered_503_are_logged_once(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     answer_503(make_app(backend.connect), times=5)
     assert sum("answered 503" in record.getMessage() for record in caplog.records) == 1
 
 
-def test_each_pool_has_a_line_of_its_own(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_requests_answered_503_are_logged_once_for_each_pool(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
     pools = {name: {"factory": backend.connect, "max_connections": 1} for name in ("cache", "search")}
     app = make_app(backend.connect, SOCKETPOOL_POOLS=pools)
 
@@ -157,9 +157,7 @@ def test_each_pool_has_a_line_of_its_own(backend: Backend, caplog: pytest.LogCap
     assert "'search'" in search
 
 
-def test_attempts_to_fill_a_pool_one_after_the_other_are_one_line(
-    backend: Backend, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_successive_failures_to_fill_a_pool_are_logged_once(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     app = make_app(backend.connect, SOCKETPOOL_MIN_CONNECTIONS=1)
     backend.failures += [OSError("down")] * 100
     with app.app_context():
@@ -206,7 +204,7 @@ def ask(times=1):
     return done.stdout.splitlines(), done.stderr.splitlines()
 
 
-def test_without_a_configuration_of_logging_a_line_has_its_time_and_level() -> None:
+def test_a_log_line_has_its_time_and_level_if_logging_is_not_configured() -> None:
     _, errors = log_of("ask()")
     (line,) = errors
     assert re.match(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\] WARNING in \w+: .*answered 503", line)
@@ -222,7 +220,7 @@ ask()
     assert "answered 503" in line
 
 
-def test_a_complaint_that_was_held_back_is_counted_in_the_next_line() -> None:
+def test_log_lines_that_were_held_back_are_counted_in_the_next_one() -> None:
     lines, _ = log_of("""
 handler = logging.StreamHandler(os.fdopen(1, "w", closefd=False))
 logging.basicConfig(handlers=[handler], format="%(message)s")
@@ -249,7 +247,7 @@ def refusal(**config: Any) -> ConfigurationError:
 
 
 @pytest.mark.parametrize("option", ["timeout", "host", "port"])
-def test_an_option_of_the_connection_among_the_keys_is_told_where_it_belongs(option: str) -> None:
+def test_a_connection_option_among_the_keys_is_refused_with_its_proper_place(option: str) -> None:
     key = option.upper()
     error = refusal(URL="tcp://localhost:2000", **{key: "1"})
     assert error.key == f"SOCKETPOOL_{key}"
@@ -270,7 +268,7 @@ def test_an_option_of_the_connection_among_the_keys_is_told_where_it_belongs(opt
         "mongodb://me:hunter2@localhost/shop",
     ],
 )
-def test_the_url_of_an_unknown_client_library_is_refused_with_the_key_to_set_instead(url: str) -> None:
+def test_a_url_of_an_unknown_client_library_is_refused_with_the_key_to_set_instead(url: str) -> None:
     error = refusal(URL=url)
     assert error.key == "SOCKETPOOL_URL"
     assert "hunter2" not in str(error)

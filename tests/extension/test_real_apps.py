@@ -85,7 +85,7 @@ def of_pool(app: Flask, name: str = "default") -> tuple[int, int, int, int]:
         return numbers(current_pools[name])
 
 
-def test_a_factory_makes_apps_that_share_nothing_but_their_code(environment: LineServer) -> None:
+def test_an_app_factory_makes_apps_with_separate_pools(environment: LineServer) -> None:
     one, two = create_app(), create_app(SOCKETPOOL_MAX_CONNECTIONS=5)
     assert one.test_client().get("/echo/hello").text == "hello"
     assert one.test_client().get("/echo/own/hello").text == "hello"
@@ -103,7 +103,7 @@ def test_a_factory_makes_apps_that_share_nothing_but_their_code(environment: Lin
     close(two)
 
 
-def test_a_blueprint_answers_for_a_backend_that_is_down_and_is_up_again(environment: LineServer) -> None:
+def test_a_blueprint_handles_errors_until_its_backend_is_up_again(environment: LineServer) -> None:
     app = create_app()
     client = app.test_client()
     assert client.get("/echo/own/hello").text == "hello"
@@ -117,7 +117,7 @@ def test_a_blueprint_answers_for_a_backend_that_is_down_and_is_up_again(environm
     close(app)
 
 
-def test_requests_to_both_blueprints_at_the_same_time(
+def test_concurrent_requests_to_two_blueprints_get_their_own_answers(
     environment: LineServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("FLASK_SOCKETPOOL_POOLS__users__url", f"tcp://127.0.0.1:{environment.port}")
@@ -284,7 +284,7 @@ def test_teardown_functions_can_use_the_connection_unless_the_view_has_failed(
     assert [line for line in shop.log if "in use" not in line] == (["closed: error"] if end == "error" else [])
 
 
-def test_a_cached_view_takes_a_connection_the_first_time_only(shop: Shop) -> None:
+def test_a_cached_view_acquires_a_connection_only_the_first_time(shop: Shop) -> None:
     assert [shop.ask("/price") for _ in range(3)] == [(200, "price of 0")] * 3
     assert shop.log.count("asked") == 1
     # There is one connection, and another request has it.
@@ -373,7 +373,7 @@ def test_without_a_server(socketpool_app, client):
 """
 
 
-def test_a_project_with_pytest_flask_and_a_live_server(pytester: pytest.Pytester, server: LineServer) -> None:
+def test_the_fixtures_work_with_pytest_flask_and_a_live_server(pytester: pytest.Pytester, server: LineServer) -> None:
     pytester.makeconftest(CONFTEST.format(port=server.port, patience=PATIENCE))
     pytester.makepyfile(TESTS.format(patience=PATIENCE))
     result = pytester.runpytest_subprocess("-p", "no:randomly", "-W", "error", timeout=6 * PATIENCE)

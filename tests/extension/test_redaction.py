@@ -35,7 +35,7 @@ from flask_gsocketpool._redaction import (
         ({}, None),
     ],
 )
-def test_addresses(options: dict[str, Any], address: str | None) -> None:
+def test_address_of_shows_the_address_in_the_options(options: dict[str, Any], address: str | None) -> None:
     assert address_of(options) == address
 
 
@@ -57,7 +57,7 @@ def test_addresses(options: dict[str, Any], address: str | None) -> None:
         ("f(secret='hunter2', port=1)", "f(secret=***, port=1)"),
     ],
 )
-def test_texts(text: str, shown: str) -> None:
+def test_secrets_in_a_text_are_masked(text: str, shown: str) -> None:
     assert masked_text(text) == shown
 
 
@@ -73,7 +73,7 @@ def test_texts(text: str, shown: str) -> None:
         (271828, "271828 refused"),
     ],
 )
-def test_secrets_of_the_options_in_texts(secret: object, text: str) -> None:
+def test_secrets_of_the_options_are_masked_in_a_text(secret: object, text: str) -> None:
     shown = masked_text(text, {"nested": {"password": secret}, "host": "db"})
     assert "***" in shown
     assert shown.endswith("refused")
@@ -114,7 +114,7 @@ def test_url_secrets_are_masked(url: str, shown: str) -> None:
         ("target", "redis://me@db", "redis://***@db"),
     ],
 )
-def test_options(name: str, value: object, shown: object) -> None:
+def test_secrets_in_the_options_are_masked(name: str, value: object, shown: object) -> None:
     assert masked_value(name, value) == shown
 
 
@@ -145,16 +145,16 @@ PEM = "-----BEGIN KEY-----\nabc  def\n-----END KEY-----"
         ({"passwords": {"hunter2"}}, "refused hunter2", "hunter2"),
     ],
 )
-def test_no_secret_is_in_the_message_of_an_error(options: dict[str, Any], message: str, secret: str) -> None:
+def test_the_message_of_an_error_shows_no_secret(options: dict[str, Any], message: str, secret: str) -> None:
     assert secret not in error_as_dict(ValueError(message), options)["message"]
 
 
-def test_a_secret_number_is_not_looked_for_within_others() -> None:
+def test_a_secret_number_is_not_masked_inside_other_numbers() -> None:
     shown = error_as_dict(ValueError("refused 10.0.0.1:63790, pin 379"), {"key_size": 379, "port": 63790})
     assert shown["message"] == "refused 10.0.0.1:63790, pin ***"
 
 
-def test_a_long_text_takes_no_long_time() -> None:
+def test_masking_a_long_text_takes_a_short_time() -> None:
     began = time.process_time()
     masked_text("://" * 100_000)
     assert time.process_time() - began < 5

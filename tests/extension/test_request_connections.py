@@ -96,7 +96,9 @@ def raise_an_error() -> None:
     ],
     ids=["abort", "raise", "return", "abort with a response"],
 )
-def test_an_aborted_request_holds_no_connection_until_its_page_is_read(site: App, end: Callable[[], Any]) -> None:
+def test_an_aborted_request_gives_its_connection_back_before_its_page_is_read(
+    site: App, end: Callable[[], Any]
+) -> None:
     def view() -> Any:
         touch()
         return end()
@@ -108,7 +110,7 @@ def test_an_aborted_request_holds_no_connection_until_its_page_is_read(site: App
 
 
 @pytest.mark.parametrize("body", ["text", ["two ", "parts"], b"bytes"], ids=["str", "list", "bytes"])
-def test_a_body_that_is_there_holds_no_connection_until_it_is_read(site: App, body: Any) -> None:
+def test_a_complete_body_gives_its_connection_back_before_it_is_read(site: App, body: Any) -> None:
     def view() -> Response:
         touch()
         return Response(body)
@@ -159,7 +161,7 @@ def stream(status: int = 200) -> Response:
 
 
 @pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304)])
-def test_a_stream_that_has_begun_and_is_not_sent_discards_its_connection(site: App, method: str, status: int) -> None:
+def test_a_stream_that_has_begun_but_is_not_sent_discards_its_connection(site: App, method: str, status: int) -> None:
     site.add_url_rule("/", "view", lambda: stream(status))
     assert serve(site, method=method)[0] == status
     assert site.numbers() == (0, 0, 0, 0)
@@ -197,7 +199,7 @@ FAILURES = [
 
 @pytest.mark.parametrize("before", FAILURES)
 @pytest.mark.parametrize("propagate", [True, False])
-def test_a_stream_whose_response_is_lost_to_an_error_ends_with_its_request(
+def test_a_stream_whose_response_an_error_replaces_ends_with_its_request(
     backend: Backend, before: Callable[[Flask], object], propagate: bool
 ) -> None:
     app = App(backend.connect, before=before, PROPAGATE_EXCEPTIONS=propagate)
@@ -224,7 +226,7 @@ def test_a_stream_whose_response_is_lost_to_an_error_ends_with_its_request(
         assert current_pool.stats().discarded == {"error": 1}
 
 
-def test_a_stream_in_whose_place_another_response_is_sent_gives_its_connection_back(backend: Backend) -> None:
+def test_a_stream_that_another_response_replaces_gives_its_connection_back(backend: Backend) -> None:
     app = App(backend.connect, before=lambda app: app.after_request(lambda response: Response("another")))
 
     def view() -> Response:
@@ -238,7 +240,7 @@ def test_a_stream_in_whose_place_another_response_is_sent_gives_its_connection_b
         assert current_pool.stats().discarded == {}
 
 
-def test_a_stream_is_closed_though_a_complaint_about_its_request_is_raised(site: App) -> None:
+def test_a_stream_is_closed_even_if_the_warning_about_its_request_is_raised(site: App) -> None:
     class Parts(list[bytes]):
         def close(self) -> None:
             closings.append(None)
@@ -264,7 +266,7 @@ def test_a_stream_is_closed_though_a_complaint_about_its_request_is_raised(site:
 # A body that is passed through to the server as it is
 
 
-def test_a_stream_that_is_passed_through_keeps_its_connection_until_its_end(site: App) -> None:
+def test_a_stream_with_direct_passthrough_keeps_its_connection_until_its_end(site: App) -> None:
     def view() -> Response:
         connection = current_connection._get_current_object()
         return Response((str(connection.number).encode() for _ in range(3)), direct_passthrough=True)
@@ -294,7 +296,7 @@ class ServerWrapper:
 
 @pytest.mark.parametrize("byte_range", ["", "bytes=1-2"], ids=["whole", "range"])
 @pytest.mark.parametrize("wrapper", [FileWrapper, ServerWrapper, lambda file, size: file])
-def test_a_file_holds_no_connection_while_it_is_sent_and_stays_what_it_is(
+def test_a_file_that_is_sent_holds_no_connection_and_arrives_unchanged(
     site: App, wrapper: Callable[..., Any], byte_range: str
 ) -> None:
     def view() -> Response:
@@ -377,7 +379,7 @@ def test_a_stream_that_gets_no_connection_for_its_first_part_is_answered_503(
     assert numbers(pool) == (0, 2, 0, 0)
 
 
-def test_a_stream_that_gets_no_connection_later_fails_for_it_is_on_its_way(backend: Backend) -> None:
+def test_a_stream_that_gets_no_connection_after_its_first_part_raises(backend: Backend) -> None:
     app, _, _ = exhausted_app(backend)
 
     def view() -> Response:
@@ -399,7 +401,7 @@ def test_a_stream_that_gets_no_connection_later_fails_for_it_is_on_its_way(backe
 # Giving back the request's own connection by hand
 
 
-def test_a_released_current_connection_is_acquired_anew_at_the_next_touch(site: App) -> None:
+def test_a_released_current_connection_is_acquired_again_at_its_next_use(site: App) -> None:
     def view() -> str:
         before = touch()
         current_pool.release(current_connection)
@@ -412,7 +414,7 @@ def test_a_released_current_connection_is_acquired_anew_at_the_next_touch(site: 
     assert site.numbers() == (0, 1, 0, 0)
 
 
-def test_a_discarded_current_connection_is_followed_by_another_one(site: App, backend: Backend) -> None:
+def test_a_discarded_current_connection_is_replaced_at_its_next_use(site: App, backend: Backend) -> None:
     def view() -> str:
         before = touch()
         current_pool.discard(current_connection)
@@ -424,9 +426,7 @@ def test_a_discarded_current_connection_is_followed_by_another_one(site: App, ba
     eventually(lambda: [connection.number for connection in backend.open] == [1])
 
 
-def test_a_detached_current_connection_is_the_callers_and_is_followed_by_another_one(
-    site: App, backend: Backend
-) -> None:
+def test_a_detached_current_connection_stays_open_and_is_replaced_at_its_next_use(site: App, backend: Backend) -> None:
     def view() -> str:
         touch()
         detached.append(current_pool.detach(current_connection))
@@ -441,7 +441,7 @@ def test_a_detached_current_connection_is_the_callers_and_is_followed_by_another
     assert site.numbers() == (0, 1, 0, 0)
 
 
-def test_a_stream_may_give_its_connection_back_and_go_on_with_another_one_later(site: App) -> None:
+def test_a_stream_may_release_its_connection_and_acquire_one_later(site: App) -> None:
     def view() -> Response:
         touch()
         current_pool.release(current_connection)
@@ -464,7 +464,7 @@ def test_a_stream_may_give_its_connection_back_and_go_on_with_another_one_later(
 
 
 @pytest.mark.parametrize("give_back", ["release", "detach"])
-def test_a_connection_that_was_given_back_by_itself_is_acquired_anew(site: App, give_back: str) -> None:
+def test_a_current_connection_given_back_without_its_proxy_is_acquired_again(site: App, give_back: str) -> None:
     def view() -> str:
         getattr(current_pool, give_back)(current_connection._get_current_object())
         assert numbers(current_pool)[0] == 0
@@ -476,7 +476,7 @@ def test_a_connection_that_was_given_back_by_itself_is_acquired_anew(site: App, 
 
 @pytest.mark.parametrize("give_back", ["release", "discard"])
 @pytest.mark.parametrize("kind", [FakePool, Pool])
-def test_current_connection_is_given_back_to_what_has_taken_the_place_of_the_pool(
+def test_current_connection_is_given_back_to_a_replacement_pool(
     site: App, backend: Backend, kind: Any, give_back: str
 ) -> None:
     pool = FakePool(backend.connect()) if kind is FakePool else Pool(backend.connect)
@@ -497,7 +497,7 @@ def test_current_connection_is_given_back_to_what_has_taken_the_place_of_the_poo
     assert dict(pool.stats().discarded) == ({} if give_back == "release" else {"explicit": 1})
 
 
-def test_another_proxy_is_not_taken_for_current_connection(site: App) -> None:
+def test_a_pool_does_not_mistake_another_proxy_for_current_connection(site: App) -> None:
     def view() -> str:
         touch()
         another = current_pool.acquire()
@@ -511,7 +511,7 @@ def test_another_proxy_is_not_taken_for_current_connection(site: App) -> None:
 
 
 @pytest.mark.parametrize("give_back", ["release", "discard", "detach", "drop"])
-def test_without_a_context_there_is_no_current_connection_to_give_back(site: App, give_back: str) -> None:
+def test_giving_back_current_connection_without_a_context_is_refused(site: App, give_back: str) -> None:
     with site.app_context():
         pool: Any = current_pool._get_current_object()  # type: ignore[attr-defined]
     with pytest.raises(ConnectionNotFoundError):
@@ -537,13 +537,13 @@ def use_a_dead_one(port: int, then: Callable[[str], object]) -> None:
     assert app.ask(view).text == "done"
 
 
-def test_a_current_connection_that_has_died_is_not_renewed_by_itself(echo_port: int) -> None:
+def test_a_dead_current_connection_is_not_replaced_automatically(echo_port: int) -> None:
     opened: list[int] = []
     use_a_dead_one(echo_port, lambda said: opened.append(current_pool.stats().opened))
     assert opened == [1]
 
 
-def test_the_error_of_a_current_connection_that_has_died_says_how_to_get_a_new_one(echo_port: int) -> None:
+def test_the_error_of_a_dead_current_connection_says_how_to_get_a_new_one(echo_port: int) -> None:
     def renew(said: str) -> None:
         assert re.search(r"\bdiscard\(", said)
         current_pool.discard(current_connection)
@@ -637,14 +637,14 @@ def settled_numbers() -> tuple[int, int, int, int]:
     return numbers(current_pool)
 
 
-def test_a_connection_acquired_in_another_thread_is_given_back_there() -> None:
+def test_a_connection_acquired_in_another_thread_is_given_back_in_that_thread() -> None:
     with lasting_thread() as (app, call):
         for _ in range(2):
             assert app.ask(use_own_in_a_thread).text == "0"
             assert call(settled_numbers)[0] == 0
 
 
-def test_a_connection_forgotten_in_another_thread_is_closed_there() -> None:
+def test_a_connection_forgotten_in_another_thread_is_closed_in_that_thread() -> None:
     with lasting_thread() as (app, call):
         assert app.ask(forget_one_in_a_thread).text == "0"
         assert call(settled_numbers) == (0, 0, 0, 0)

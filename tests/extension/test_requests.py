@@ -88,7 +88,7 @@ def site(backend: Backend) -> App:
 # The request's own connection
 
 
-def test_a_request_has_one_connection_of_its_own_from_the_first_touch_to_its_end(site: App) -> None:
+def test_a_request_has_one_connection_of_its_own_from_the_first_use_to_its_end(site: App) -> None:
     def view() -> str:
         assert site.numbers()[0] == 0
         first = current_connection.number
@@ -101,7 +101,7 @@ def test_a_request_has_one_connection_of_its_own_from_the_first_touch_to_its_end
     assert site.ask(view).text == "0 0"
 
 
-def test_a_request_that_touches_none_has_none(site: App) -> None:
+def test_a_request_that_uses_no_connection_opens_none(site: App) -> None:
     assert site.ask(lambda: "nothing").text == "nothing"
     assert site.stats().opened == 0
 
@@ -160,7 +160,7 @@ def test_a_request_gets_another_connection_after_a_discard_by_hand(site: App) ->
 
 
 @pytest.mark.parametrize("propagate", [True, False])
-def test_an_unhandled_exception_discards_it(site: App, propagate: bool) -> None:
+def test_an_unhandled_exception_discards_the_current_connection(site: App, propagate: bool) -> None:
     site.testing = propagate
 
     def view() -> str:
@@ -222,7 +222,7 @@ def test_an_exception_in_a_request_without_connections_changes_nothing(site: App
     assert site.stats().opened == 0
 
 
-def test_outside_of_a_request_it_lasts_as_long_as_the_app_context(site: App) -> None:
+def test_a_current_connection_outside_a_request_lasts_as_long_as_the_app_context(site: App) -> None:
     with site.app_context():
         assert current_connection.number == 0
         assert site.ask(lambda: str(current_connection.number)).text == "1"
@@ -233,21 +233,21 @@ def test_outside_of_a_request_it_lasts_as_long_as_the_app_context(site: App) -> 
         touch()
 
 
-def test_in_a_pushed_request_context_it_lasts_as_long_as_that(site: App) -> None:
+def test_a_current_connection_in_a_pushed_request_context_lasts_as_long_as_the_context(site: App) -> None:
     with site.test_request_context():
         assert current_connection.number == 0
         assert site.numbers() == (1, 0, 0, 0)
     assert site.numbers() == (0, 1, 0, 0)
 
 
-def test_with_an_app_context_from_outside_each_request_has_its_own_end(site: App) -> None:
+def test_each_request_inside_an_outer_app_context_gives_its_connection_back_at_its_end(site: App) -> None:
     with site.app_context():
         for _ in range(3):
             assert site.ask(lambda: str(current_connection.number)).text == "0"
             assert site.numbers() == (0, 1, 0, 0)
 
 
-def test_a_request_within_a_request_has_its_own(site: App) -> None:
+def test_a_request_within_a_request_has_a_connection_of_its_own(site: App) -> None:
     def inner() -> str:
         return str(current_connection.number)
 
@@ -264,7 +264,7 @@ def test_a_request_within_a_request_has_its_own(site: App) -> None:
     assert site.numbers() == (0, 2, 0, 0)
 
 
-def test_a_client_that_keeps_the_context_keeps_the_connection(site: App) -> None:
+def test_a_test_client_that_keeps_the_context_keeps_the_connection(site: App) -> None:
     site.testing = True
     with site.test_client() as client:
         site.ask(lambda: str(touch()))
@@ -277,7 +277,7 @@ def test_a_client_that_keeps_the_context_keeps_the_connection(site: App) -> None
     assert site.numbers() == (0, 1, 0, 0)
 
 
-def test_in_a_context_that_is_pushed_twice_it_lasts_until_the_second_pop(site: App) -> None:
+def test_a_current_connection_in_a_context_pushed_twice_lasts_until_the_second_pop(site: App) -> None:
     context = site.test_request_context()
     context.push()
     context.push()
@@ -289,7 +289,7 @@ def test_in_a_context_that_is_pushed_twice_it_lasts_until_the_second_pop(site: A
     assert site.numbers() == (0, 1, 0, 0)
 
 
-def test_a_request_to_another_app_within_a_request(backend: Backend) -> None:
+def test_a_request_to_another_app_within_a_request_uses_the_pool_of_that_app(backend: Backend) -> None:
     one, two = App(backend), App(backend)
 
     def inner() -> str:
@@ -306,7 +306,7 @@ def test_a_request_to_another_app_within_a_request(backend: Backend) -> None:
     assert (one.numbers(), two.numbers()) == ((0, 1, 0, 0), (0, 1, 0, 0))
 
 
-def test_a_request_of_one_app_within_that_of_another(backend: Backend) -> None:
+def test_an_app_context_of_another_app_within_a_request_has_a_connection_of_its_own(backend: Backend) -> None:
     one, two = App(backend), App(backend)
 
     def view() -> str:
@@ -322,7 +322,7 @@ def test_a_request_of_one_app_within_that_of_another(backend: Backend) -> None:
     assert one.numbers() == (0, 1, 0, 0)
 
 
-def test_a_greenlet_with_a_copy_of_the_context_has_its_own(site: App) -> None:
+def test_a_greenlet_with_a_copy_of_the_request_context_has_a_connection_of_its_own(site: App) -> None:
     def view() -> str:
         @copy_current_request_context
         def other() -> int:
@@ -361,7 +361,7 @@ def use_own() -> bool:
 
 
 @pytest.mark.parametrize("use", [use_block, use_by_hand, use_own])
-def test_a_greenlet_that_shares_the_context_keeps_what_it_gets_after_the_end(
+def test_a_connection_acquired_by_a_greenlet_after_the_end_of_its_request_is_taken_back(
     backend: Backend, use: Callable[[], bool]
 ) -> None:
     app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1)
@@ -384,7 +384,7 @@ def test_a_greenlet_that_shares_the_context_keeps_what_it_gets_after_the_end(
     assert numbers(pool)[0] == 0
 
 
-def test_greenlets_that_share_a_context_share_its_own_connection(backend: Backend) -> None:
+def test_greenlets_that_share_a_context_share_its_current_connection(backend: Backend) -> None:
     app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=3)
     app.testing = True
 
@@ -396,7 +396,7 @@ def test_greenlets_that_share_a_context_share_its_own_connection(backend: Backen
     assert app.numbers()[0] == 0
 
 
-def test_current_pool_asks_a_replacement_pool_for_a_block(site: App) -> None:
+def test_current_connection_enters_a_block_of_a_replacement_pool(site: App) -> None:
     class Block:
         def __enter__(self) -> str:
             log.append("enter")
@@ -411,7 +411,7 @@ def test_current_pool_asks_a_replacement_pool_for_a_block(site: App) -> None:
     assert log == ["enter", None]
 
 
-def test_a_replacement_pool_gets_the_arguments_of_the_call(site: App) -> None:
+def test_a_replacement_pool_is_called_with_the_arguments_of_the_view(site: App) -> None:
     class Bare:
         @contextmanager
         def connection(self) -> Iterator[str]:
@@ -421,7 +421,7 @@ def test_a_replacement_pool_gets_the_arguments_of_the_call(site: App) -> None:
         assert connection == "scripted"
 
 
-def test_a_replacement_pool_is_seen_at_once_and_so_is_its_end(site: App) -> None:
+def test_a_replacement_pool_takes_effect_and_ends_at_once(site: App) -> None:
     def view() -> str:
         own = current_connection.number
         with override_pool(site, "default", FakePool(SimpleNamespace(number="another"))):
@@ -451,7 +451,7 @@ def stream(*, touch_first: bool) -> Any:
 
 
 @pytest.mark.parametrize("touch_first", [True, False])
-def test_a_streamed_body_keeps_it_until_its_end(site: App, touch_first: bool) -> None:
+def test_a_streamed_body_keeps_its_connection_until_its_end(site: App, touch_first: bool) -> None:
     response = site.ask(stream(touch_first=touch_first), buffered=False)
     parts = response.iter_encoded()
     assert next(parts) == b"0"
@@ -462,7 +462,7 @@ def test_a_streamed_body_keeps_it_until_its_end(site: App, touch_first: bool) ->
     assert site.stats().discarded == {}
 
 
-def test_between_the_view_and_its_body_no_other_request_can_have_it(site: App) -> None:
+def test_no_other_request_gets_a_connection_between_its_view_and_its_body(site: App) -> None:
     assert site.ask(stream(touch_first=True)).text == "000"
     # A client of Flask's asks for the first piece at once.
     body: Any = site.wsgi_app(create_environ("/"), lambda *arguments: len)
@@ -473,7 +473,7 @@ def test_between_the_view_and_its_body_no_other_request_can_have_it(site: App) -
 
 
 @pytest.mark.parametrize("touch_first", [True, False])
-def test_a_body_that_is_closed_before_its_end_discards_it(site: App, touch_first: bool) -> None:
+def test_a_body_that_is_closed_before_its_end_discards_its_connection(site: App, touch_first: bool) -> None:
     response = site.ask(stream(touch_first=touch_first), buffered=False)
     next(response.iter_encoded())
     response.close()
@@ -482,7 +482,7 @@ def test_a_body_that_is_closed_before_its_end_discards_it(site: App, touch_first
 
 
 @pytest.mark.parametrize("end", ["read", "closed"])
-def test_a_body_that_runs_without_a_context_may_use_what_the_view_has_touched(site: App, end: str) -> None:
+def test_a_body_without_a_context_may_use_a_connection_of_its_view(site: App, end: str) -> None:
     def view() -> Response:
         # Not the proxy, which is nothing there.
         connection = current_connections["default"]
@@ -499,7 +499,7 @@ def test_a_body_that_runs_without_a_context_may_use_what_the_view_has_touched(si
     assert site.stats().discarded == ({} if end == "read" else {"error": 1})
 
 
-def test_a_body_that_is_never_read_keeps_it(site: App) -> None:
+def test_a_body_that_is_never_read_gives_its_connection_back(site: App) -> None:
     assert site.ask(stream(touch_first=True)).text == "000"
     before = site.stats().opened
     site.test_client().head("/").close()
@@ -508,7 +508,7 @@ def test_a_body_that_is_never_read_keeps_it(site: App) -> None:
     assert site.numbers() == (0, 1, 0, 0)
 
 
-def test_a_body_that_fails_discards_it(site: App) -> None:
+def test_a_body_that_fails_discards_its_connection(site: App) -> None:
     def view() -> Response:
         def body() -> Iterator[str]:
             yield str(current_connection.number)
@@ -523,7 +523,7 @@ def test_a_body_that_fails_discards_it(site: App) -> None:
     assert site.stats().discarded == {"error": 1}
 
 
-def test_an_error_after_a_streamed_response_was_made_ends_it(site: App) -> None:
+def test_an_error_after_a_streamed_response_was_made_discards_its_connection(site: App) -> None:
     site.testing = True
 
     @site.after_request
@@ -546,7 +546,7 @@ def test_an_error_after_a_streamed_response_was_made_ends_it(site: App) -> None:
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_request_that_would_wait_for_itself_is_told_so_at_once(backend: Backend, own: bool) -> None:
+def test_a_request_that_would_wait_for_itself_gets_an_error_at_once(backend: Backend, own: bool) -> None:
     app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1)
     errors = []
 
@@ -570,7 +570,7 @@ def test_a_request_that_would_wait_for_itself_is_told_so_at_once(backend: Backen
     assert error.held_by_caller == 1
 
 
-def test_a_request_is_told_so_when_it_enters_a_block_that_it_has_made_before(backend: Backend) -> None:
+def test_a_request_that_would_wait_for_itself_in_a_block_made_before_gets_an_error_at_once(backend: Backend) -> None:
     app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1)
 
     def view() -> str:
@@ -640,7 +640,9 @@ def calls_of(function: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("by_block", [True, False])
-def test_the_cost_of_an_acquire_does_not_grow_with_the_requests_connections(backend: Backend, by_block: bool) -> None:
+def test_the_cost_of_an_acquire_does_not_grow_with_the_connections_of_its_request(
+    backend: Backend, by_block: bool
+) -> None:
     app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1000)
     with app.app_context():
         current_pool.fill(400)
@@ -657,7 +659,7 @@ def test_the_cost_of_an_acquire_does_not_grow_with_the_requests_connections(back
     assert hold(400) < 3 * hold(200)
 
 
-def test_an_error_names_what_a_request_holds_though_that_is_given_back_meanwhile(
+def test_an_error_names_the_connections_of_a_request_even_if_they_are_given_back_meanwhile(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=2)
@@ -681,7 +683,7 @@ def test_an_error_names_what_a_request_holds_though_that_is_given_back_meanwhile
     assert "this request holds <connection 1>" in said
 
 
-def test_a_request_waits_for_what_others_hold(backend: Backend) -> None:
+def test_a_request_waits_for_a_connection_that_another_caller_holds(backend: Backend) -> None:
     app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=2)
     with app.app_context():
         held = current_pool.acquire()
@@ -696,7 +698,7 @@ def test_a_request_waits_for_what_others_hold(backend: Backend) -> None:
     assert app.ask(view).text == "0"
 
 
-def test_a_request_waits_for_what_its_own_greenlets_give_back(backend: Backend) -> None:
+def test_a_request_waits_for_connections_that_its_own_greenlets_give_back(backend: Backend) -> None:
     app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=2)
 
     def view() -> str:
@@ -714,7 +716,7 @@ def forget() -> str:
 
 
 @pytest.mark.parametrize("mode", ["testing", "debug"])
-def test_forgotten_connections_are_taken_back_and_reported_once_per_place(site: App, mode: str) -> None:
+def test_a_forgotten_connection_is_taken_back_each_time_and_reported(site: App, mode: str) -> None:
     setattr(site, mode, True)
     with pytest.warns(UnreleasedConnectionWarning, match=r"a request has not given back <connection 0> .* in forget"):
         site.ask(forget)
@@ -724,7 +726,7 @@ def test_forgotten_connections_are_taken_back_and_reported_once_per_place(site: 
     assert site.stats().discarded == {"not_released": 2}
 
 
-def test_each_place_is_reported_by_itself(site: App, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_place_that_forgets_a_connection_is_reported_once(site: App, caplog: pytest.LogCaptureFixture) -> None:
     def view() -> str:
         current_pool.acquire()
         current_pool.acquire()
@@ -741,7 +743,7 @@ def test_each_place_is_reported_by_itself(site: App, caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("what", ["own", "forgotten"])
-def test_the_end_of_a_request_waits_for_no_connection_to_be_closed(backend: Backend, what: str) -> None:
+def test_the_end_of_a_request_does_not_wait_until_its_connections_are_closed(backend: Backend, what: str) -> None:
     names = ["default", "one", "two"]
     app = App(backend, SOCKETPOOL_POOLS={name: {"factory": backend.connect} for name in names[1:]})
 
@@ -763,7 +765,7 @@ def test_the_end_of_a_request_waits_for_no_connection_to_be_closed(backend: Back
     assert not backend.open
 
 
-def test_a_connection_taken_back_is_not_taken_from_the_next_caller(backend: Backend) -> None:
+def test_a_connection_that_was_taken_back_can_not_be_released_by_its_request(backend: Backend) -> None:
     """While the first one is closed, no caller can have got the second."""
     app = App(backend)
 
@@ -794,7 +796,7 @@ def abandon(context: Any) -> None:
         context.__exit__(None, None, None)
 
 
-def test_a_connection_that_was_not_given_back_is_taken_back_with_its_context(site: App) -> None:
+def test_a_forgotten_connection_is_taken_back_when_its_abandoned_context_is_collected(site: App) -> None:
     @site.teardown_request
     def fail(error: Any) -> None:
         raise ZeroDivisionError
@@ -806,16 +808,14 @@ def test_a_connection_that_was_not_given_back_is_taken_back_with_its_context(sit
     assert site.stats().discarded["not_released"]
 
 
-def test_a_body_that_is_never_closed_is_ended_with_its_context(site: App) -> None:
+def test_a_connection_of_a_response_that_is_never_closed_is_taken_back(site: App) -> None:
     site.ask(lambda: abort(418) if touch() == 0 else "never")
     gc.collect()
     settle()
     assert site.numbers()[0] == 0
 
 
-def test_forgetting_in_a_request_that_is_aborted_is_reported_without_a_context(
-    site: App, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_connection_forgotten_in_an_aborted_request_is_reported(site: App, caplog: pytest.LogCaptureFixture) -> None:
     def view() -> str:
         forget()
         abort(404)
@@ -826,7 +826,7 @@ def test_forgetting_in_a_request_that_is_aborted_is_reported_without_a_context(
     assert "has not given back" in caplog.text
 
 
-def test_a_copy_of_the_context_in_the_same_greenlet_ends_only_itself(site: App) -> None:
+def test_a_copied_request_context_in_the_same_greenlet_leaves_the_outer_connection_alone(site: App) -> None:
     def view() -> str:
         own = touch()
         assert copy_current_request_context(touch)() != own
@@ -837,7 +837,7 @@ def test_a_copy_of_the_context_in_the_same_greenlet_ends_only_itself(site: App) 
     assert site.ask(view).text == "ok"
 
 
-def test_the_teardown_functions_of_the_app_are_not_called_for_what_the_pool_does(site: App) -> None:
+def test_steps_of_a_connection_do_not_call_the_teardown_functions_of_the_app(site: App) -> None:
     @site.teardown_appcontext
     def use(error: Any) -> None:
         calls.append(touch())
@@ -856,7 +856,7 @@ def test_a_long_request_does_not_remember_every_use(site: App) -> None:
     assert site.ask(view).text == "True"
 
 
-def test_in_production_that_is_a_line_in_the_log(site: App, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_forgotten_connection_is_logged_once_in_production(site: App, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         site.ask(forget)
     (record,) = caplog.records
@@ -891,7 +891,7 @@ def test_connections_held_outside_of_requests_are_left_alone(site: App) -> None:
 # The request's time
 
 
-def test_a_request_has_so_much_time_for_all_of_its_acquires(backend: Backend) -> None:
+def test_request_timeout_bounds_all_acquires_of_a_request_together(backend: Backend) -> None:
     app = App(backend, SOCKETPOOL_REQUEST_TIMEOUT="0.05", SOCKETPOOL_MAX_CONNECTIONS=1)
     with app.app_context():
         held = current_pool.acquire()
@@ -915,7 +915,7 @@ def test_a_request_has_so_much_time_for_all_of_its_acquires(backend: Backend) ->
         assert current_connection.number == 0, "outside of a request, the time is not limited"
 
 
-def test_an_acquire_gets_what_others_have_left_of_the_time(
+def test_an_acquire_gets_the_rest_of_the_request_timeout(
     backend: Backend, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_clock_for_requests(monkeypatch, clock)
@@ -984,7 +984,7 @@ def test_a_block_gets_what_is_left_of_the_time_when_it_is_entered(
     assert app.ask(view).text == "over"
 
 
-def test_the_time_of_a_request_may_be_told_by_the_request(backend: Backend) -> None:
+def test_the_request_timeout_may_be_a_function_of_the_request(backend: Backend) -> None:
     def seconds() -> float | None:
         header = request.headers.get("X-Seconds")
         return None if header is None else float(header)
@@ -1012,7 +1012,7 @@ def tell(request: Any) -> float:
     return 0.01
 
 
-def test_the_time_may_be_named_by_where_it_is_told() -> None:
+def test_the_request_timeout_may_be_the_name_of_a_function() -> None:
     app = Flask("app")
     app.config.update(SOCKETPOOL_URL="tcp://localhost:1", SOCKETPOOL_REQUEST_TIMEOUT=f"{__name__}:tell")
     GSocketPool(app)
@@ -1022,7 +1022,7 @@ def test_the_time_may_be_named_by_where_it_is_told() -> None:
 
 
 @pytest.mark.parametrize("given", ["soon", 0, -1, [], f"{__name__}:missing"])
-def test_a_time_that_cannot_be_used_is_refused(given: Any) -> None:
+def test_a_bad_request_timeout_is_refused(given: Any) -> None:
     app = Flask("app")
     app.config.update(SOCKETPOOL_URL="tcp://localhost:1", SOCKETPOOL_REQUEST_TIMEOUT=given)
     with pytest.raises(ConfigurationError) as caught:
@@ -1033,7 +1033,7 @@ def test_a_time_that_cannot_be_used_is_refused(given: Any) -> None:
 # The app's context and its signals
 
 
-def test_everything_of_a_connection_runs_in_the_apps_context(backend: Backend) -> None:
+def test_every_step_of_a_connection_runs_in_the_app_context(backend: Backend) -> None:
     class Asking(CheckedConnection):
         def __init__(self, backend: Backend, options: dict[str, Any]) -> None:
             names.append(f"make {current_app.name}")
@@ -1104,7 +1104,7 @@ def test_everything_of_a_connection_runs_in_the_apps_context(backend: Backend) -
     assert names == [*opening, "close app"]
 
 
-def test_signals_tell_what_happens_in_the_apps_context(backend: Backend) -> None:
+def test_signals_are_sent_in_the_app_context(backend: Backend) -> None:
     app = App(backend, SOCKETPOOL_MAX_CONNECTIONS=1)
     told: list[Any] = []
 
@@ -1173,7 +1173,7 @@ def test_a_connection_closed_as_soon_as_it_is_open_is_signalled_in_order(backend
 
 
 @pytest.mark.parametrize("command", [["check"], ["bench", "--seconds", "0.01"]], ids=["check", "bench"])
-def test_pools_that_commands_make_send_no_signals(site: App, command: list[str]) -> None:
+def test_pools_made_by_commands_send_no_signals(site: App, command: list[str]) -> None:
     def note(sender: Flask, **what: Any) -> None:
         told.append(what)
 
@@ -1184,7 +1184,7 @@ def test_pools_that_commands_make_send_no_signals(site: App, command: list[str])
     assert told == []
 
 
-def test_a_receiver_that_waits_holds_up_no_other_request(site: App) -> None:
+def test_a_receiver_that_waits_does_not_hold_up_a_request(site: App) -> None:
     def wait(sender: Flask, **what: Any) -> None:
         gevent.sleep(PATIENCE)
 
@@ -1211,7 +1211,7 @@ def run(coroutine: Any) -> None:
         coroutine.send(None)
 
 
-def test_the_pools_are_there_in_the_shell(site: App) -> None:
+def test_the_shell_context_has_the_pools(site: App) -> None:
     names = site.make_shell_context()
     assert names["current_pool"] is current_pool
     assert names["current_pools"] is current_pools

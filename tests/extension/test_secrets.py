@@ -258,7 +258,7 @@ def use(pool: Pool[Any]) -> None:
 
 
 @pytest.mark.parametrize("options", [{"password": SECRET}, [("password", SECRET)], lambda: f"password={SECRET}"])
-def test_options_of_the_wrong_kind_are_not_shown(options: Any) -> None:
+def test_an_error_about_options_of_the_wrong_type_does_not_show_them(options: Any) -> None:
     connector = ValkeyConnector("valkey://db")
     factories: Mapping[str, Any] = {"a connector": connector, "a class": Pool}
     for factory in factories.values():

@@ -91,7 +91,9 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("path", ["/", "/own", "/in-a-greenlet", "/in-a-thread"])
-def test_the_first_use_warns_and_no_other(site: Flask, caplog: pytest.LogCaptureFixture, path: str) -> None:
+def test_only_the_first_use_of_a_connection_logs_a_warning(
+    site: Flask, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
     client = site.test_client()
     for _ in range(3):
         assert client.get(path, environ_overrides=SERVER).status_code == 200
@@ -103,7 +105,7 @@ def test_the_first_use_warns_and_no_other(site: Flask, caplog: pytest.LogCapture
     assert "gunicorn -k gevent" in said
 
 
-def test_threads_that_come_at_the_same_time_warn_once(site: Flask, caplog: pytest.LogCaptureFixture) -> None:
+def test_threads_that_arrive_together_log_one_warning(site: Flask, caplog: pytest.LogCaptureFixture) -> None:
     together = threading.Barrier(8)
 
     def look_together() -> None:
@@ -116,20 +118,20 @@ def test_threads_that_come_at_the_same_time_warn_once(site: Flask, caplog: pytes
     assert len(warnings(caplog)) == 1
 
 
-def test_a_server_that_tells_its_name_in_its_own_way(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_warning_names_uwsgi(caplog: pytest.LogCaptureFixture) -> None:
     _server_check.check_server(begun({"uwsgi.version": b"2.0"}))
     (said,) = warnings(caplog)
     assert "under uWSGI" in said
 
 
-def test_a_request_that_uses_no_connection_does_not_warn(site: Flask, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_that_uses_no_connection_logs_no_warning(site: Flask, caplog: pytest.LogCaptureFixture) -> None:
     assert site.test_client().get("/nothing", environ_overrides=SERVER).status_code == 200
     assert not warnings(caplog)
     assert site.test_client().get("/", environ_overrides=SERVER).status_code == 200
     assert warnings(caplog)
 
 
-def test_without_a_server_there_is_no_warning_and_nothing_is_known(
+def test_a_request_without_a_server_logs_no_warning_and_leaves_the_server_unchecked(
     site: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert site.test_client().get("/").text == "used"
@@ -143,7 +145,9 @@ def test_without_a_server_there_is_no_warning_and_nothing_is_known(
 
 
 @pytest.mark.parametrize("path", ["/", "/in-a-greenlet", "/in-a-thread"])
-def test_in_a_greenlet_there_is_no_warning(site: Flask, caplog: pytest.LogCaptureFixture, path: str) -> None:
+def test_a_request_in_a_gevent_greenlet_logs_no_warning(
+    site: Flask, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
     def ask() -> str:
         return site.test_client().get(path, environ_overrides=SERVER).text
 
@@ -152,7 +156,9 @@ def test_in_a_greenlet_there_is_no_warning(site: Flask, caplog: pytest.LogCaptur
     assert not _server_check.is_unchecked
 
 
-def test_there_is_no_warning_in_a_plain_greenlet_within_one_of_gevents(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_in_a_plain_greenlet_within_a_gevent_greenlet_logs_no_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     gevent.spawn(lambda: greenlet.greenlet(look).switch()).get(timeout=PATIENCE)
     assert not caplog.records
     greenlet.greenlet(look).switch()
@@ -162,7 +168,7 @@ def test_there_is_no_warning_in_a_plain_greenlet_within_one_of_gevents(caplog: p
 # Servers
 
 
-def test_under_pywsgi_there_is_no_warning(site: Flask, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_under_pywsgi_logs_no_warning(site: Flask, caplog: pytest.LogCaptureFixture) -> None:
     server = WSGIServer(("127.0.0.1", 0), site, log=None)
     server.start()
     client = TcpConnection("127.0.0.1", server.server_port, timeout=PATIENCE)
@@ -186,7 +192,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 @pytest.mark.parametrize(
     ("kind", "warnings"), [("gevent", 0), ("sync", 1), ("gthread", 1)], ids=["gevent", "sync", "gthread"]
 )
-def test_a_gunicorn_worker_warns_once_unless_it_is_gevents(start: Start, kind: str, warnings: int) -> None:
+def test_a_gunicorn_worker_without_gevent_logs_one_warning(start: Start, kind: str, warnings: int) -> None:
     gunicorn = start("--workers", "1", "--worker-class", kind, "--threads", "3" if kind == "gthread" else "1")
     assert not wrong(gunicorn.ask_all(*(f"text-{number}" for number in range(5))))
     assert not wrong(gunicorn.ask_all("another"))
@@ -255,7 +261,7 @@ def ask(port: int, text: str) -> str:
 
 
 @pytest.mark.parametrize("how", ["--with-threads", "--without-threads"])
-def test_flasks_own_server_works_and_warns_once(tmp_path: Path, how: str) -> None:
+def test_a_request_under_the_server_of_flask_works_and_logs_one_warning(tmp_path: Path, how: str) -> None:
     with flask_run(tmp_path, how) as (port, log):
         texts = [f"text-{number}" for number in range(4)]
         with ThreadPoolExecutor(2) as clients:
@@ -265,7 +271,7 @@ def test_flasks_own_server_works_and_warns_once(tmp_path: Path, how: str) -> Non
         assert "Traceback" not in log.read_text()
 
 
-def test_flasks_own_server_that_was_patched_does_not_warn(tmp_path: Path) -> None:
+def test_the_server_of_flask_logs_no_warning_if_python_is_patched(tmp_path: Path) -> None:
     patched = "import gevent.monkey\ngevent.monkey.patch_all()\n" + DEVELOPED
     with flask_run(tmp_path, program=patched) as (port, log):
         assert [ask(port, "one"), ask(port, "two")] == ["one\n", "two\n"]

@@ -56,7 +56,7 @@ def wait() -> None:
     gevent.spawn_later(SOON, settle).join(PATIENCE)
 
 
-def test_all_pools_are_closed_under_their_users(
+def test_sigterm_closes_all_pools_after_the_drain_timeout(
     backend: Backend, heard: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     others = {name: {"factory": backend.connect, "initial_connections": 1} for name in ("idle", "unused")}
@@ -79,7 +79,9 @@ def test_all_pools_are_closed_under_their_users(
     assert len(backend.connections) == 2
 
 
-def test_a_request_that_waits_for_an_answer_gets_an_os_error(echo_port: int, heard: list[int]) -> None:
+def test_a_request_that_waits_for_an_answer_gets_an_os_error_when_its_pool_closes(
+    echo_port: int, heard: list[int]
+) -> None:
     app = Flask("app")
     app.config.update(SOCKETPOOL_URL=f"tcp://127.0.0.1:{echo_port}", SOCKETPOOL_DRAIN_TIMEOUT=SOON)
     GSocketPool(app)
@@ -89,7 +91,7 @@ def test_a_request_that_waits_for_an_answer_gets_an_os_error(echo_port: int, hea
             connection.recv()
 
 
-def test_before_the_drain_timeout_connections_stay_open(backend: Backend, heard: list[int]) -> None:
+def test_connections_stay_open_before_the_drain_timeout(backend: Backend, heard: list[int]) -> None:
     app = make_app(backend.connect, NEVER)
     with app.app_context(), current_pool.connection() as first:
         send_term()
@@ -100,7 +102,7 @@ def test_before_the_drain_timeout_connections_stay_open(backend: Backend, heard:
     assert len(backend.open) == 2
 
 
-def test_a_pool_that_is_being_made_then_is_closed_as_well(backend: Backend, heard: list[int]) -> None:
+def test_a_pool_that_is_still_being_made_is_closed_too(backend: Backend, heard: list[int]) -> None:
     slow = {"factory": backend.connect, "initial_connections": 1}
     app = make_app(Plain, SOON, SOCKETPOOL_POOLS={"slow": slow})
     pools = app.extensions["gsocketpool"]
@@ -116,7 +118,7 @@ def test_a_pool_that_is_being_made_then_is_closed_as_well(backend: Backend, hear
     assert not backend.open
 
 
-def test_a_handler_that_raises_still_does(backend: Backend, term: None) -> None:
+def test_a_sigterm_handler_that_raises_still_raises(backend: Backend, term: None) -> None:
     def leave(number: int, frame: object) -> None:
         raise SystemExit(3)
 
@@ -134,7 +136,7 @@ def test_a_handler_that_raises_still_does(backend: Backend, term: None) -> None:
 
 @pytest.mark.parametrize("seconds", [None, NEVER])
 @pytest.mark.parametrize("meaning", [signal.SIG_DFL, signal.SIG_IGN])
-def test_default_and_ignored_sigterm_are_unchanged(
+def test_the_default_and_the_ignored_action_of_sigterm_stay_unchanged(
     backend: Backend, term: None, meaning: signal.Handlers, seconds: float | None
 ) -> None:
     signal.signal(signal.SIGTERM, meaning)
@@ -143,14 +145,14 @@ def test_default_and_ignored_sigterm_are_unchanged(
         assert signal.getsignal(signal.SIGTERM) is meaning
 
 
-def test_drain_timeout_is_off_by_default(backend: Backend, heard: list[int]) -> None:
+def test_no_sigterm_handler_is_installed_by_default(backend: Backend, heard: list[int]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     app = make_app(backend.connect, None)
     with app.app_context(), current_pool.connection():
         assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_handler_of_the_event_loops_is_left_alone(backend: Backend, term: None) -> None:
+def test_a_sigterm_handler_of_the_event_loop_is_left_alone(backend: Backend, term: None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     heard: list[str] = []
     watcher = gevent.signal_handler(signal.SIGTERM, heard.append, "TERM")
@@ -164,7 +166,7 @@ def test_a_handler_of_the_event_loops_is_left_alone(backend: Backend, term: None
     assert len(backend.open) == 1
 
 
-def test_in_another_thread_nothing_is_installed_and_nothing_fails(heard: list[int]) -> None:
+def test_an_app_in_another_thread_installs_no_sigterm_handler(heard: list[int]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     seen: list[object] = []
 
@@ -185,7 +187,7 @@ def test_in_another_thread_nothing_is_installed_and_nothing_fails(heard: list[in
 
 
 @pytest.mark.parametrize("before", [signal.SIG_DFL, lambda number, frame: None], ids=["none", "another"])
-def test_a_handler_that_comes_after_the_app_is_called_as_well(backend: Backend, term: None, before: Any) -> None:
+def test_a_sigterm_handler_installed_after_the_app_is_called_too(backend: Backend, term: None, before: Any) -> None:
     """As under ``--preload``: the server has its handlers after the import, and its workers have others."""
     signal.signal(signal.SIGTERM, before)
     app = make_app(backend.connect, SOON)
@@ -198,7 +200,7 @@ def test_a_handler_that_comes_after_the_app_is_called_as_well(backend: Backend, 
         eventually(lambda: not backend.open)
 
 
-def test_many_apps_have_one_handler(backend: Backend, heard: list[int]) -> None:
+def test_many_apps_share_one_sigterm_handler(backend: Backend, heard: list[int]) -> None:
     apps = [make_app(backend.connect, SOON)]
     handler = signal.getsignal(signal.SIGTERM)
     apps += [make_app(backend.connect, SOON) for _ in range(5)]
@@ -212,7 +214,7 @@ def test_many_apps_have_one_handler(backend: Backend, heard: list[int]) -> None:
 
 
 @pytest.mark.parametrize("is_told", [False, True], ids=["before", "after"])
-def test_an_app_is_not_kept_alive(backend: Backend, heard: list[int], is_told: bool) -> None:
+def test_a_sigterm_handler_does_not_keep_an_app_alive(backend: Backend, heard: list[int], is_told: bool) -> None:
     app = make_app(backend.connect, NEVER)
     with app.app_context(), current_pool.connection():
         pass
@@ -227,7 +229,7 @@ def test_an_app_is_not_kept_alive(backend: Backend, heard: list[int], is_told: b
     assert not backend.open
 
 
-def test_told_twice_it_closes_when_the_first_time_is_up(backend: Backend, heard: list[int]) -> None:
+def test_a_second_sigterm_does_not_postpone_the_close(backend: Backend, heard: list[int]) -> None:
     app = make_app(backend.connect, SOON)
     with app.app_context():
         current_pool.acquire()
@@ -240,7 +242,7 @@ def test_told_twice_it_closes_when_the_first_time_is_up(backend: Backend, heard:
     assert heard == [signal.SIGTERM] * 2
 
 
-def test_a_child_forked_meanwhile_keeps_its_pools(heard: list[int]) -> None:
+def test_a_child_forked_before_the_close_keeps_its_pools(heard: list[int]) -> None:
     """It has copies of the handler and of what the handler has arranged."""
     app = make_app(Plain, SOON)
     with app.app_context():
