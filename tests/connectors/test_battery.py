@@ -48,7 +48,7 @@ def made(subject: str, servers: Servers) -> Subject:
 
 @patched
 @everyone
-def test_after_a_restart_no_request_fails_for_a_connection_that_was_idle(own_servers: Servers, subject: str) -> None:
+def test_no_request_fails_after_a_restart_with_idle_connections(own_servers: Servers, subject: str) -> None:
     it = made(subject, own_servers)
     with it.pool() as pool:
         pool.fill(4)
@@ -59,7 +59,7 @@ def test_after_a_restart_no_request_fails_for_a_connection_that_was_idle(own_ser
 
 @patched
 @everyone
-def test_after_an_administrator_has_ended_all_sessions_no_request_fails(own_servers: Servers, subject: str) -> None:
+def test_no_request_fails_after_an_administrator_has_ended_all_sessions(own_servers: Servers, subject: str) -> None:
     it = made(subject, own_servers)
     with it.pool() as pool:
         pool.fill(4)
@@ -70,7 +70,7 @@ def test_after_an_administrator_has_ended_all_sessions_no_request_fails(own_serv
 
 @patched
 @everyone
-def test_a_restart_costs_only_the_exchanges_that_are_under_way(own_servers: Servers, subject: str) -> None:
+def test_a_restart_fails_only_exchanges_under_way(own_servers: Servers, subject: str) -> None:
     it = made(subject, own_servers)
     with it.pool() as pool:
         with it.hanging():
@@ -87,7 +87,7 @@ def test_a_restart_costs_only_the_exchanges_that_are_under_way(own_servers: Serv
 @patched
 @everyone
 @pytest.mark.parametrize("reset", ["unsettled", "always"])
-def test_a_password_that_changes_costs_no_request(own_servers: Servers, subject: str, reset: str) -> None:
+def test_no_request_fails_after_a_change_of_the_password(own_servers: Servers, subject: str, reset: str) -> None:
     it = made(subject, own_servers)
     known = [it.word()]
     it.password = lambda: known[-1]
@@ -189,7 +189,7 @@ def interrupt_everywhere(it: Subject, pool: Any, use: str, how: str) -> None:
 @patched
 @everyone
 @pytest.mark.parametrize("how", INTERRUPTIONS)
-def test_after_an_interruption_at_any_switch_the_next_user_sees_nothing_of_it(
+def test_the_next_user_sees_nothing_of_an_interruption_at_any_switch(
     own_servers: Servers, subject: str, how: str
 ) -> None:
     it = made(subject, own_servers)
@@ -206,7 +206,7 @@ def test_after_an_interruption_at_any_switch_the_next_user_sees_nothing_of_it(
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("reset", ["unsettled", "always"])
 @pytest.mark.parametrize("piece", [23, 5000])
-def test_after_an_interruption_in_the_middle_of_a_reply_the_next_user_sees_nothing_of_it(
+def test_the_next_user_sees_nothing_of_an_interruption_in_the_middle_of_a_reply(
     own_servers: Servers, subject: str, use: str, how: str, reset: str, piece: int
 ) -> None:
     it = made(subject, own_servers)
@@ -292,7 +292,7 @@ def interrupt_at_random(it: Subject, seed: int, **settings: Any) -> None:
 
 @patched
 @everyone
-def test_under_kills_and_timeouts_the_limit_holds_and_nothing_is_lost(own_servers: Servers, subject: str) -> None:
+def test_kills_and_timeouts_neither_exceed_the_limit_nor_lose_capacity(own_servers: Servers, subject: str) -> None:
     """At every look, the server shows no more sessions than the limit, but for those that the pool has given up.
 
     A session that the pool has given up is being cancelled or closed, which takes a moment, and does not count: else
@@ -307,7 +307,7 @@ def test_under_kills_and_timeouts_the_limit_holds_and_nothing_is_lost(own_server
 @pytest.mark.torture
 @pytest.mark.parametrize("reset", ["unsettled", "always"])
 @pytest.mark.parametrize("seed", range(2, 12))
-def test_under_many_kills_and_timeouts_the_limit_holds_and_nothing_is_lost(
+def test_many_kills_and_timeouts_neither_exceed_the_limit_nor_lose_capacity(
     own_servers: Servers, subject: str, seed: int, reset: str
 ) -> None:
     interrupt_at_random(made(subject, own_servers), seed, reset=reset)
@@ -347,13 +347,13 @@ def leave_open(it: Subject, what: str) -> None:
 
 @patched
 @pytest.mark.parametrize(("subject", "what"), names_of_what_is_left())
-def test_the_next_user_finds_nothing_left_open(own_servers: Servers, subject: str, what: str) -> None:
+def test_the_next_user_finds_no_unfinished_work(own_servers: Servers, subject: str, what: str) -> None:
     leave_open(made(subject, own_servers), what)
 
 
 @patched
 @everyone
-def test_a_request_that_is_aborted_keeps_its_connection_and_is_rolled_back(own_servers: Servers, subject: str) -> None:
+def test_an_aborted_request_is_rolled_back_and_keeps_its_connection(own_servers: Servers, subject: str) -> None:
     it = made(subject, own_servers)
     leave, is_left, _ = next(iter(it.left_open.values()))
     with it.pool(1) as pool:
@@ -371,7 +371,7 @@ def test_a_request_that_is_aborted_keeps_its_connection_and_is_rolled_back(own_s
 
 @patched
 @everyone
-def test_an_error_of_the_server_is_an_answer_and_keeps_the_connection(own_servers: Servers, subject: str) -> None:
+def test_an_error_reply_of_the_server_keeps_the_connection(own_servers: Servers, subject: str) -> None:
     it = made(subject, own_servers)
     with it.pool(1) as pool:
         with pool.connection() as connection:
@@ -392,7 +392,7 @@ def hang_for_ever(connection: Any) -> None:
 
 @patched
 @everyone
-def test_a_close_that_hangs_costs_neither_a_place_nor_the_caller(own_servers: Servers, subject: str) -> None:
+def test_a_close_that_hangs_takes_no_place_and_does_not_block_the_caller(own_servers: Servers, subject: str) -> None:
     it = made(subject, own_servers)
     with it.pool(1, steps={"close": hang_for_ever}, close_timeout=0.5) as pool:
         first = pool.acquire()
@@ -405,7 +405,9 @@ def test_a_close_that_hangs_costs_neither_a_place_nor_the_caller(own_servers: Se
 
 @patched
 @everyone
-def test_a_reset_that_hangs_costs_a_place_for_its_time_and_never_the_caller(own_servers: Servers, subject: str) -> None:
+def test_a_reset_that_hangs_takes_a_place_until_its_timeout_and_does_not_block_the_caller(
+    own_servers: Servers, subject: str
+) -> None:
     it = made(subject, own_servers)
     leave, is_left, _ = next(iter(it.left_open.values()))
     with it.relayed() as relay, it.pool(1, reset_timeout=0.2) as pool:
@@ -425,9 +427,7 @@ def test_a_reset_that_hangs_costs_a_place_for_its_time_and_never_the_caller(own_
 
 @patched
 @everyone
-def test_after_a_fork_the_parent_goes_on_and_the_child_has_sessions_of_its_own(
-    own_servers: Servers, subject: str
-) -> None:
+def test_a_fork_leaves_the_parent_its_sessions_and_the_child_opens_its_own(own_servers: Servers, subject: str) -> None:
     it = made(subject, own_servers)
     with it.pool() as pool, it.hanging() as let_go:
         pool.fill(4)
@@ -449,7 +449,7 @@ def test_after_a_fork_the_parent_goes_on_and_the_child_has_sessions_of_its_own(
 
 @patched
 @everyone
-def test_a_fork_in_the_middle_of_an_opening_leaves_that_to_the_parent(own_servers: Servers, subject: str) -> None:
+def test_a_fork_during_an_opening_leaves_the_opening_to_the_parent(own_servers: Servers, subject: str) -> None:
     it = made(subject, own_servers)
     word = it.word()
     with it.pool(1) as pool:
@@ -467,7 +467,7 @@ def test_a_fork_in_the_middle_of_an_opening_leaves_that_to_the_parent(own_server
 
 
 @patched
-def test_a_fork_while_a_session_is_configured_does_not_end_it(own_servers: Servers) -> None:
+def test_a_fork_while_a_session_is_configured_does_not_end_the_session(own_servers: Servers) -> None:
     it: Postgres = Postgres(own_servers, configure=lambda connection: it.hang(connection))
     word = it.word()
     with it.pool(1) as pool, it.hanging() as let_go:
@@ -523,7 +523,7 @@ def in_child(act: Callable[[], object]) -> None:
 @patched
 @everyone
 @pytest.mark.parametrize("seconds", [0, pytest.param(3, marks=pytest.mark.torture)])
-def test_after_a_server_has_stood_still_all_heals(own_servers: Servers, subject: str, seconds: int) -> None:
+def test_a_pool_recovers_after_its_server_has_stood_still(own_servers: Servers, subject: str, seconds: int) -> None:
     it = made(subject, own_servers)
     with it.pool(open_timeout=1, close_timeout=1) as pool:
         pool.fill(4)
@@ -559,7 +559,7 @@ def torture_it(it: Subject, seed: int, rounds: int, reset: str) -> None:
 
 @patched
 @everyone
-def test_a_torture(own_servers: Servers, subject: str) -> None:
+def test_a_subject_passes_the_torture(own_servers: Servers, subject: str) -> None:
     torture_it(made(subject, own_servers), seed=1, rounds=200, reset="unsettled")
 
 
@@ -568,7 +568,7 @@ def test_a_torture(own_servers: Servers, subject: str) -> None:
 @pytest.mark.torture
 @pytest.mark.parametrize("reset", ["unsettled", "always"])
 @pytest.mark.parametrize("seed", range(2, 12))
-def test_a_long_torture(own_servers: Servers, subject: str, seed: int, reset: str) -> None:
+def test_a_subject_passes_a_long_torture(own_servers: Servers, subject: str, seed: int, reset: str) -> None:
     torture_it(made(subject, own_servers), seed, rounds=1000, reset=reset)
 
 
@@ -577,7 +577,7 @@ def test_a_long_torture(own_servers: Servers, subject: str, seed: int, reset: st
 
 @patched
 @pytest.mark.parametrize("blow", ["interrupted", "left open"])
-def test_the_battery_finds_out_a_connector_that_keeps_everything(own_servers: Servers, blow: str) -> None:
+def test_the_battery_catches_a_connector_that_keeps_every_connection(own_servers: Servers, blow: str) -> None:
     def strike() -> None:
         it = made("careless", own_servers)
         if blow == "left open":

@@ -191,10 +191,10 @@ globals().update(
         ["pymysql", "pymysql-autocommit"],
         left_open=["transaction", "failed transaction", "row lock", "advisory lock", "setting"],
         in_the_suite={
-            "test_under_kills_and_timeouts_the_limit_holds_and_nothing_is_lost": ["pymysql"],
-            "test_after_an_interruption_at_any_switch_the_next_user_sees_nothing_of_it": ["pymysql"],
+            "test_kills_and_timeouts_neither_exceed_the_limit_nor_lose_capacity": ["pymysql"],
+            "test_the_next_user_sees_nothing_of_an_interruption_at_any_switch": ["pymysql"],
             "test_a_query_that_is_cut_short_ends_on_the_server": ["pymysql-autocommit"],
-            "test_a_fork_in_the_middle_of_an_opening_leaves_that_to_the_parent": ["pymysql"],
+            "test_a_fork_during_an_opening_leaves_the_opening_to_the_parent": ["pymysql"],
         },
     )
 )

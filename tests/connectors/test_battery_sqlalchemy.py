@@ -116,15 +116,15 @@ globals().update(
         # SQLAlchemy ends transactions, and nothing else.
         left_open=["transaction", "failed transaction"],
         in_the_suite={
-            "test_after_an_interruption_at_any_switch_the_next_user_sees_nothing_of_it": ["sqlalchemy"],
-            "test_a_fork_in_the_middle_of_an_opening_leaves_that_to_the_parent": ["sqlalchemy"],
+            "test_the_next_user_sees_nothing_of_an_interruption_at_any_switch": ["sqlalchemy"],
+            "test_a_fork_during_an_opening_leaves_the_opening_to_the_parent": ["sqlalchemy"],
         },
         # The steps of an engine can't be replaced, and the torture is one of pools.
         without=[
-            "test_a_close_that_hangs_costs_neither_a_place_nor_the_caller",
-            "test_a_reset_that_hangs_costs_a_place_for_its_time_and_never_the_caller",
-            "test_a_torture",
-            "test_a_long_torture",
+            "test_a_close_that_hangs_takes_no_place_and_does_not_block_the_caller",
+            "test_a_reset_that_hangs_takes_a_place_until_its_timeout_and_does_not_block_the_caller",
+            "test_a_subject_passes_the_torture",
+            "test_a_subject_passes_a_long_torture",
         ],
     )
 )

@@ -63,7 +63,7 @@ class SocketConnector(Connector[gevent.socket.socket]):
         return True
 
 
-def test_two_steps_make_a_connector() -> None:
+def test_a_connector_needs_only_two_steps() -> None:
     with Server(echo) as server, Pool(SocketConnector(server.port)) as pool:
         with pool.connection() as client:
             assert type(client) is gevent.socket.socket
@@ -100,7 +100,7 @@ def test_a_connection_that_died_while_idle_is_closed_by_a_sweep() -> None:
 
 
 @pytest.mark.parametrize("step", ["connect", "is_settled"])
-def test_a_step_that_must_be_written_is_missed_at_once(step: str) -> None:
+def test_a_connector_without_a_required_step_is_refused_at_once(step: str) -> None:
     steps = {one: lambda *_: True for one in ("connect", "is_settled") if one != step}
     with pytest.raises(TypeError, match=step):
         type("Unfinished", (Connector,), steps)()
@@ -109,18 +109,18 @@ def test_a_step_that_must_be_written_is_missed_at_once(step: str) -> None:
 # Bad input
 
 
-def test_the_class_of_a_connector_is_refused() -> None:
+def test_a_connector_class_instead_of_an_instance_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="factory must be an instance of a connector, not its class"):
         Pool(ScriptedConnector)
 
 
 @pytest.mark.parametrize("options", [{}, {"host": "x"}, dict])
-def test_options_beside_a_connector_are_refused(options: Any) -> None:
+def test_options_for_a_connector_are_refused(options: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="options must be left out for a connector, which has its own"):
         Pool(ScriptedConnector(), options)
 
 
-def test_a_connector_that_connects_to_nothing_is_told_so() -> None:
+def test_a_connector_whose_connect_returns_none_is_refused() -> None:
     class Nothing(ScriptedConnector):
         def connect(self) -> Any:
             return None
@@ -132,19 +132,19 @@ def test_a_connector_that_connects_to_nothing_is_told_so() -> None:
 
 
 @pytest.mark.parametrize("given", ["", "Always", None, True, 1, ["always"]])
-def test_a_wrong_reset_is_refused(given: Any) -> None:
+def test_a_bad_reset_is_refused(given: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="reset must be 'unsettled' or 'always' or 'never'"):
         Pool(Plain, reset=given)
 
 
 @pytest.mark.parametrize("given", [0, -1, None, "1", True, float("inf"), float("nan")])
 @pytest.mark.parametrize("name", ["reset_timeout", "ping_timeout"])
-def test_a_wrong_time_is_refused(name: str, given: Any) -> None:
+def test_a_bad_timeout_of_a_step_is_refused(name: str, given: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=f"{name} must be a number of seconds above 0"):
         Pool(Plain, **{name: given})
 
 
-def test_a_connector_names_its_pool() -> None:
+def test_a_pool_is_named_after_its_connector() -> None:
     assert Pool(ScriptedConnector()).name == "ScriptedConnector"
 
 
@@ -161,7 +161,7 @@ def test_an_error_of_connect_reaches_the_caller(kind: Callable[[], BaseException
     assert numbers(pool) == (0, 0, 0, 0)
 
 
-def test_connect_has_the_open_timeout() -> None:
+def test_connect_is_bounded_by_open_timeout() -> None:
     pool = Pool(ScriptedConnector(connect=lambda client: gevent.sleep(100)), open_timeout=0.01)
     with pytest.raises(TimeoutError, match="open_timeout"):
         pool.acquire()
@@ -187,7 +187,7 @@ def test_a_block_that_ends_well_is_completed_before_it_is_left() -> None:
     assert not client.is_begun
 
 
-def test_a_block_that_an_error_leaves_is_not_completed() -> None:
+def test_a_block_left_by_an_error_is_not_completed() -> None:
     connector = ScriptedConnector()
     pool = Pool(connector)
     with pytest.raises(LookupError), pool.connection():
@@ -210,7 +210,7 @@ def test_a_connection_that_was_given_back_in_its_block_is_not_completed() -> Non
 
 @pytest.mark.parametrize("in_context", [False, True])
 @pytest.mark.parametrize("kind", errors())
-def test_an_error_of_complete_leaves_the_block_and_costs_the_connection(
+def test_an_error_of_complete_leaves_the_block_and_discards_the_connection(
     kind: Callable[[], BaseException], in_context: bool
 ) -> None:
     error = kind()
@@ -225,7 +225,7 @@ def test_an_error_of_complete_leaves_the_block_and_costs_the_connection(
     use(pool)
 
 
-def test_a_context_does_not_hide_that_completing_or_a_ping_has_failed() -> None:
+def test_a_context_can_not_hide_an_error_of_complete_or_ping() -> None:
     connector = ScriptedConnector(complete=raising(ValueError("boom")), ping=raising(ValueError("boom")))
     pool = Pool(connector, context=lambda: suppress(ValueError))
     with pytest.raises(Exception, match=r"has suppressed the error that complete\(\) raised"):
@@ -237,7 +237,7 @@ def test_a_context_does_not_hide_that_completing_or_a_ping_has_failed() -> None:
     assert numbers(pool) == (0, 0, 0, 0)
 
 
-def test_a_connection_completes_in_its_own_time_while_others_wait() -> None:
+def test_a_waiter_waits_until_the_connection_has_been_completed() -> None:
     done = gevent.event.Event()
     connector = ScriptedConnector(complete=lambda client: done.wait())
     pool = Pool(connector, max_connections=1)
@@ -291,7 +291,7 @@ def test_a_connection_that_is_reusable_after_an_error_is_kept() -> None:
 @pytest.mark.parametrize("step", ["is_reusable", "is_settled"])
 @pytest.mark.parametrize("kind", errors())
 @pytest.mark.parametrize("untold", [False, True])
-def test_a_connection_that_does_not_say_whether_it_can_be_kept_is_closed(
+def test_a_connection_whose_check_fails_at_the_end_of_its_block_is_closed(
     kind: Callable[[], BaseException], step: str, untold: bool
 ) -> None:
     error = kind()
@@ -308,7 +308,7 @@ def test_a_connection_that_does_not_say_whether_it_can_be_kept_is_closed(
 
 
 @pytest.mark.parametrize("kind", errors())
-def test_releasing_by_hand_what_does_not_say_whether_it_is_settled(kind: Callable[[], BaseException]) -> None:
+def test_a_released_connection_whose_is_settled_fails_is_closed(kind: Callable[[], BaseException]) -> None:
     error = kind()
     connector = ScriptedConnector(is_settled=raising(error))
     pool = Pool(connector, max_connections=1)
@@ -348,7 +348,7 @@ def test_an_unsettled_connection_that_can_not_be_reset_is_discarded(reset: str) 
     assert not pool.stats().resetting
 
 
-def test_the_reset_that_is_missing_says_so() -> None:
+def test_a_missing_reset_is_named_in_the_error() -> None:
     with pytest.raises(NotImplementedError, match="Unmendable has no reset"):
         Unmendable().reset_session(Client(0))
 
@@ -364,7 +364,9 @@ def a_pair() -> Iterator[tuple[Any, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["socket", "descriptor", "neither"])
-def test_an_idle_connection_is_looked_at(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pool_peeks_at_an_idle_connection_through_its_peek_target(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG, "gsocketpool")
     with a_pair() as (sock, peer):
         targets = {"socket": sock, "descriptor": sock.fileno(), "neither": None}
@@ -387,7 +389,7 @@ def test_an_idle_connection_is_looked_at(kind: str, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("kind", errors()[:1])
-def test_a_connection_that_can_not_be_peeked_is_not_handed_out(kind: Callable[[], BaseException]) -> None:
+def test_a_connection_whose_peek_target_raises_is_not_handed_out(kind: Callable[[], BaseException]) -> None:
     connector = ScriptedConnector()
     pool = Pool(connector)
     first = use(pool, begin=False)
@@ -396,7 +398,7 @@ def test_a_connection_that_can_not_be_peeked_is_not_handed_out(kind: Callable[[]
     assert pool.stats().discarded == {"unusable": 1}
 
 
-def test_by_default_the_client_shows_what_to_look_at() -> None:
+def test_the_default_peek_target_is_the_socket_or_the_descriptor_of_the_client() -> None:
     class Own(Client):
         def fileno(self) -> int:
             return 7
@@ -410,7 +412,7 @@ def test_by_default_the_client_shows_what_to_look_at() -> None:
         assert steps.peek_target(sock) is sock, "TLS could not be looked through otherwise"
 
 
-def test_a_tls_client_is_looked_through() -> None:
+def test_a_pool_does_not_take_the_session_tickets_of_a_tls_client_for_a_message() -> None:
     """A server sends session tickets when it likes, and they are no message."""
     with serving("tls") as (connection, server):
         connection.open()
@@ -441,7 +443,7 @@ class Wrapping(Classic):
     """What its get() returns is given to it."""
 
 
-def test_a_descriptor_that_get_returns_is_looked_at() -> None:
+def test_a_pool_peeks_at_a_descriptor_that_get_returns() -> None:
     with a_pair() as (sock, peer):
         raws = [sock.fileno(), None]
         pool: Pool[Any] = Pool(lambda: Wrapping(raws.pop(0)))
@@ -499,7 +501,7 @@ def made_by(backend: Backend, kind: type[ScriptedConnection]) -> Callable[[], An
     return lambda: backend.add(kind(backend, {}))
 
 
-def test_a_class_with_is_settled_completes_and_resets(backend: Backend) -> None:
+def test_a_class_with_is_settled_is_completed_and_reset(backend: Backend) -> None:
     pool: Pool[Any] = Pool(made_by(backend, Transaction), reset="always")
     with pool.connection() as connection:
         connection.begin()
@@ -522,7 +524,7 @@ class Unrelated(Transaction):
 
 
 @pytest.mark.parametrize("reset", ["unsettled", "always", "never"])
-def test_a_class_without_is_settled_is_left_alone(backend: Backend, reset: str) -> None:
+def test_a_class_without_is_settled_is_neither_completed_nor_reset(backend: Backend, reset: str) -> None:
     pool: Pool[Any] = Pool(made_by(backend, Unrelated), reset=reset)
     with pool.connection() as connection:
         connection.begin()
@@ -548,7 +550,7 @@ STEPS = ("is_settled", "complete", "reset", "reset_session", "ping", "cancel", "
 
 
 @pytest.mark.parametrize("reset", ["unsettled", "always"])
-def test_a_foreign_class_is_left_alone(reset: str) -> None:
+def test_a_pool_calls_no_new_steps_of_a_foreign_class(reset: str) -> None:
     with Pool(Odd, reset=reset) as pool:
         with pool.connection() as connection:
             pass
@@ -564,7 +566,7 @@ def test_a_foreign_class_is_left_alone(reset: str) -> None:
 
 @pytest.mark.parametrize("reset", ["unsettled", "always"])
 @pytest.mark.parametrize("spec", [None, Connection, Transaction])
-def test_a_stand_in_is_left_alone(spec: Any, reset: str) -> None:
+def test_a_pool_calls_no_new_steps_of_a_mock(spec: Any, reset: str) -> None:
     connection = Mock(spec=spec)
     with Pool(lambda: connection, reset=reset) as pool:
         with pool.connection() as acquired:
@@ -594,7 +596,7 @@ def test_a_close_that_fails_is_followed_by_an_abort(
 
 
 @pytest.mark.parametrize("kind", errors())
-def test_an_abort_may_raise_anything(kind: Callable[[], BaseException]) -> None:
+def test_a_connection_whose_abort_raises_is_closing_no_more(kind: Callable[[], BaseException]) -> None:
     connector = ScriptedConnector(close=raising(ValueError("boom")), abort=raising(kind()))
     pool = Pool(connector)
     clients = [pool.acquire(), pool.acquire()]
@@ -603,7 +605,7 @@ def test_an_abort_may_raise_anything(kind: Callable[[], BaseException]) -> None:
     eventually(lambda: connector.steps.count("abort") == 2 and not pool.stats().closing)
 
 
-def test_an_abort_puts_another_file_in_the_place_of_the_descriptor() -> None:
+def test_abort_replaces_the_file_behind_the_descriptor() -> None:
     """Whatever the client's object closes later is no descriptor of another object."""
     one, other = socket.socketpair()
     with one, other:
@@ -620,7 +622,7 @@ def test_an_abort_puts_another_file_in_the_place_of_the_descriptor() -> None:
             Connector.abort(connector, Client(0))
 
 
-def test_a_close_that_hangs_ends_by_an_abort() -> None:
+def test_a_close_that_hangs_is_followed_by_an_abort() -> None:
     connector = ScriptedConnector(close=lambda client: gevent.sleep(100))
     pool = Pool(connector, close_timeout=0.01)
     pool.discard(pool.acquire())
@@ -760,7 +762,7 @@ def test_a_connection_outside_of_an_exchange_is_not_cancelled(
     assert "cancel" not in connector.steps
 
 
-def test_the_caller_does_not_wait_for_a_cancel_and_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_caller_does_not_wait_for_a_cancel_which_counts_as_closing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CANCEL_TIMEOUT, 1000.0)
     done = gevent.event.Event()
     connector = ScriptedConnector(cancel=lambda client: done.wait())
@@ -776,7 +778,7 @@ def test_the_caller_does_not_wait_for_a_cancel_and_it_is_seen(monkeypatch: pytes
     assert pool.stats().closing == 0
 
 
-def test_a_cancel_has_a_limit_of_its_own_and_the_close_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancel_has_a_time_limit_of_its_own_and_is_followed_by_a_close(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CANCEL_TIMEOUT, 0.01)
     connector = ScriptedConnector(cancel=lambda client: gevent.sleep(100))
     pool = Pool(connector)
@@ -785,7 +787,7 @@ def test_a_cancel_has_a_limit_of_its_own_and_the_close_follows(monkeypatch: pyte
     assert connector.steps == ["cancel", "close"]
 
 
-def test_ending_a_pool_waits_for_what_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_a_pool_waits_for_a_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
     """However short the time to close is: cancelling has a time of its own."""
     monkeypatch.setattr(CLOSER_GRACE, 0.01)
     connector = ScriptedConnector(cancel=lambda client: gevent.sleep(0.05))
@@ -798,7 +800,7 @@ def test_ending_a_pool_waits_for_what_is_cancelled(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("kind", errors())
-def test_a_cancel_may_raise_anything(kind: Callable[[], BaseException]) -> None:
+def test_a_cancel_that_raises_is_followed_by_a_close(kind: Callable[[], BaseException]) -> None:
     connector = ScriptedConnector(cancel=raising(kind()))
     pool = Pool(connector)
     pool.discard(pool.acquire())
@@ -820,7 +822,7 @@ def test_a_cancel_that_is_killed_is_followed_by_a_close() -> None:
 # ping()
 
 
-def test_a_ping_exchanges_something() -> None:
+def test_a_ping_of_a_pool_calls_ping_and_complete() -> None:
     connector = ScriptedConnector()
     pool = Pool(connector)
     pool.ping()
@@ -829,7 +831,7 @@ def test_a_ping_exchanges_something() -> None:
 
 
 @pytest.mark.parametrize("kind", errors())
-def test_an_error_of_ping_is_raised(kind: Callable[[], BaseException]) -> None:
+def test_an_error_of_ping_reaches_the_caller(kind: Callable[[], BaseException]) -> None:
     error = kind()
     connector = ScriptedConnector(ping=raising(error))
     pool = Pool(connector)
@@ -839,7 +841,7 @@ def test_an_error_of_ping_is_raised(kind: Callable[[], BaseException]) -> None:
     eventually(lambda: not connector.open)
 
 
-def test_a_ping_has_a_limit() -> None:
+def test_a_ping_is_bounded_by_ping_timeout() -> None:
     connector = ScriptedConnector(ping=lambda client: gevent.sleep(100))
     pool = Pool(connector, ping_timeout=0.01)
     with pytest.raises(TimeoutError, match=r"did not answer a ping within 0\.01 s"):

@@ -113,7 +113,7 @@ def test_greenlets_share_connections_which_share_sessions(conninfo: str, thresho
         assert not pool.stats().discarded
 
 
-def test_statements_that_psycopg_prepares_need_a_pgbouncer_that_tracks_them(conninfo: str) -> None:
+def test_prepared_statements_fail_with_a_pgbouncer_that_does_not_track_them(conninfo: str) -> None:
     """What the guide warns of."""
 
     def use() -> None:
@@ -131,7 +131,7 @@ def test_statements_that_psycopg_prepares_need_a_pgbouncer_that_tracks_them(conn
         use()
 
 
-def test_no_request_fails_for_a_restart_while_connections_are_idle(conninfo: str) -> None:
+def test_no_request_fails_after_a_restart_with_idle_connections(conninfo: str) -> None:
     def use(number: int) -> Any:
         with pool.connection() as conn:
             gevent.sleep(0)
@@ -148,7 +148,7 @@ def test_no_request_fails_for_a_restart_while_connections_are_idle(conninfo: str
         assert pool.stats().discarded == {"unusable": 4}
 
 
-def test_a_timeout_cancels_the_query_by_way_of_pgbouncer(conninfo: str) -> None:
+def test_a_timeout_cancels_the_query_through_pgbouncer(conninfo: str) -> None:
     # By a name of its own, for other tests have the server sleep, too.
     query = "SELECT pg_sleep(600) AS bounced"
     running = f"SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = '{query}'"

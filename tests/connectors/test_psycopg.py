@@ -120,7 +120,7 @@ def test_reset_rolls_back(conninfo: str) -> None:
 
 
 @patched
-def test_a_transaction_in_which_a_statement_failed_is_rolled_back_by_complete_too(conninfo: str) -> None:
+def test_complete_rolls_back_a_transaction_with_a_failed_statement(conninfo: str) -> None:
     with table(conninfo) as name, connected(conninfo) as (connector, connection):
         connection.execute(f"INSERT INTO {name} VALUES (1)")
         with pytest.raises(psycopg.errors.UndefinedColumn) as raised:
@@ -134,7 +134,7 @@ def test_a_transaction_in_which_a_statement_failed_is_rolled_back_by_complete_to
 
 
 @patched
-def test_an_error_of_commit_leaves_complete(conninfo: str) -> None:
+def test_complete_raises_an_error_of_commit(conninfo: str) -> None:
     with table(conninfo) as name, connected(conninfo) as (connector, connection):
         connection.execute(f"ALTER TABLE {name} ADD UNIQUE (value) DEFERRABLE INITIALLY DEFERRED")
         connection.execute(f"INSERT INTO {name} VALUES (1), (1)")
@@ -152,7 +152,7 @@ def test_a_ping_leaves_nothing_open(conninfo: str, autocommit: bool) -> None:
 
 
 @patched
-def test_a_ping_asks_the_server(conninfo: str) -> None:
+def test_a_ping_fails_after_the_server_has_ended_the_session(conninfo: str) -> None:
     with connected(conninfo) as (connector, connection):
         terminate(conninfo, connection)
         with pytest.raises(psycopg.OperationalError):
@@ -160,7 +160,7 @@ def test_a_ping_asks_the_server(conninfo: str) -> None:
 
 
 @patched
-def test_complete_raises_if_the_block_has_caught_a_timeout_that_may_have_cost_its_writes(conninfo: str) -> None:
+def test_complete_raises_if_the_block_has_caught_a_timeout_that_may_have_lost_its_writes(conninfo: str) -> None:
     with table(conninfo) as name, connected(conninfo) as (connector, connection):
         connection.execute(f"INSERT INTO {name} VALUES (1)")
         interrupt(lambda: sleeping(connection))
@@ -172,7 +172,7 @@ def test_complete_raises_if_the_block_has_caught_a_timeout_that_may_have_cost_it
 
 
 @patched
-def test_complete_passes_over_a_connection_that_the_block_has_closed(conninfo: str) -> None:
+def test_complete_ignores_a_connection_that_the_block_has_closed(conninfo: str) -> None:
     connector = PsycopgConnector(conninfo)
     connection = connector.connect()
     connection.execute("SELECT 1")
@@ -195,7 +195,7 @@ def test_complete_raises_for_a_lost_connection_unless_in_autocommit_mode(conninf
 
 
 @patched
-def test_complete_passes_over_a_caught_timeout_in_autocommit_mode(conninfo: str) -> None:
+def test_complete_ignores_a_caught_timeout_in_autocommit_mode(conninfo: str) -> None:
     with connected(conninfo, autocommit=True) as (connector, connection):
         interrupt(lambda: sleeping(connection))
         connector.complete(connection)
@@ -289,7 +289,7 @@ def waiting_for_a_lock(connection: Any) -> None:
 @patched
 @pytest.mark.parametrize("autocommit", [False, True])
 @pytest.mark.parametrize("act", ["sleeping", "copying_out", "fetching_by_a_server_side_cursor", "waiting_for_a_lock"])
-def test_a_timeout_in_the_middle_of_an_exchange_leaves_no_reusable_connection(
+def test_a_connection_is_not_reusable_after_a_timeout_during_an_exchange(
     conninfo: str, act: str, autocommit: bool
 ) -> None:
     with observer(conninfo) as other, connected(conninfo, autocommit=autocommit) as (connector, connection):
@@ -306,7 +306,7 @@ def test_a_timeout_in_the_middle_of_an_exchange_leaves_no_reusable_connection(
 
 
 @patched
-def test_a_kill_in_the_middle_of_an_exchange_leaves_no_reusable_connection(conninfo: str) -> None:
+def test_a_connection_is_not_reusable_after_a_kill_during_an_exchange(conninfo: str) -> None:
     with connected(conninfo) as (connector, connection):
         greenlet = gevent.spawn(sleeping, connection)
         eventually(lambda: is_running(conninfo, connection.info.backend_pid))
@@ -315,7 +315,7 @@ def test_a_kill_in_the_middle_of_an_exchange_leaves_no_reusable_connection(conni
 
 
 @patched
-def test_a_timeout_in_a_pipeline_leaves_no_reusable_connection(conninfo: str) -> None:
+def test_a_connection_is_not_reusable_after_a_timeout_in_a_pipeline(conninfo: str) -> None:
     with connected(conninfo) as (connector, connection):
 
         def act() -> None:
@@ -351,7 +351,7 @@ def test_a_connection_is_reusable_after_a_pipeline(conninfo: str) -> None:
 
 
 @patched
-def test_a_copy_that_psycopg_ends_by_itself_leaves_a_reusable_connection(conninfo: str) -> None:
+def test_a_connection_is_reusable_after_an_interrupted_copy_that_psycopg_has_ended(conninfo: str) -> None:
     with table(conninfo) as name, connected(conninfo) as (connector, connection):
 
         def act() -> None:
@@ -368,7 +368,7 @@ def test_a_copy_that_psycopg_ends_by_itself_leaves_a_reusable_connection(conninf
 
 
 @patched
-def test_a_copy_that_goes_on_is_not_reusable(conninfo: str) -> None:
+def test_a_connection_with_an_unfinished_copy_is_not_reusable(conninfo: str) -> None:
     with connected(conninfo) as (connector, connection):
         with connection.cursor().copy("COPY (SELECT generate_series(1, 1000)) TO STDOUT") as copy:
             copy.read()
@@ -378,7 +378,7 @@ def test_a_copy_that_goes_on_is_not_reusable(conninfo: str) -> None:
 
 
 @patched
-def test_a_copy_that_has_been_read_is_reusable(conninfo: str) -> None:
+def test_a_connection_is_reusable_after_its_copy_was_read(conninfo: str) -> None:
     with connected(conninfo) as (connector, connection):
         with connection.cursor().copy("COPY (SELECT generate_series(1, 1000)) TO STDOUT") as copy:
             while copy.read():
@@ -387,7 +387,7 @@ def test_a_copy_that_has_been_read_is_reusable(conninfo: str) -> None:
 
 
 @patched
-def test_a_stream_that_psycopg_cancels_by_itself_leaves_a_reusable_connection(conninfo: str) -> None:
+def test_a_connection_is_reusable_after_an_interrupted_stream_that_psycopg_has_cancelled(conninfo: str) -> None:
     with connected(conninfo) as (connector, connection):
         interrupt(lambda: next(connection.cursor().stream(f"SELECT pg_sleep({FOR_EVER})")))
         assert not is_running(conninfo, connection.info.backend_pid)
@@ -397,7 +397,7 @@ def test_a_stream_that_psycopg_cancels_by_itself_leaves_a_reusable_connection(co
 
 
 @patched
-def test_rows_that_are_still_streamed_are_not_reusable(conninfo: str) -> None:
+def test_a_connection_with_an_unfinished_stream_is_not_reusable(conninfo: str) -> None:
     with connected(conninfo) as (connector, connection):
         stream = connection.cursor().stream("SELECT generate_series(1, 1000)")
         next(stream)
@@ -407,7 +407,7 @@ def test_rows_that_are_still_streamed_are_not_reusable(conninfo: str) -> None:
 
 
 @patched
-def test_a_generator_that_still_waits_for_notifications_makes_the_connection_not_reusable(conninfo: str) -> None:
+def test_a_connection_with_an_open_generator_of_notifications_is_not_reusable(conninfo: str) -> None:
     with connected(conninfo, autocommit=True) as (connector, connection):
         connection.execute("LISTEN channel")
         with observer(conninfo) as other:
@@ -423,7 +423,7 @@ def test_a_generator_that_still_waits_for_notifications_makes_the_connection_not
 
 
 @patched
-def test_within_a_transaction_block_a_connection_is_not_reusable(conninfo: str) -> None:
+def test_a_connection_inside_a_transaction_block_is_not_reusable(conninfo: str) -> None:
     with connected(conninfo) as (connector, connection):
         with connection.transaction():
             assert not connector.is_reusable(connection, None)
@@ -431,7 +431,7 @@ def test_within_a_transaction_block_a_connection_is_not_reusable(conninfo: str) 
 
 
 @patched
-def test_a_two_phase_transaction_that_is_not_finished_makes_the_connection_not_reusable(conninfo: str) -> None:
+def test_a_connection_with_an_unfinished_two_phase_transaction_is_not_reusable(conninfo: str) -> None:
     with connected(conninfo) as (connector, connection):
         connection.tpc_begin("a transaction")
         assert not connector.is_reusable(connection, None)
@@ -441,7 +441,7 @@ def test_a_two_phase_transaction_that_is_not_finished_makes_the_connection_not_r
 
 @patched
 @pytest.mark.parametrize("error", ["an application's", "a timeout", "a query's"])
-def test_an_error_between_exchanges_leaves_a_reusable_connection(conninfo: str, error: str) -> None:
+def test_a_connection_is_reusable_after_an_error_between_exchanges(conninfo: str, error: str) -> None:
     with connected(conninfo) as (connector, connection):
         connection.execute("SELECT 1")
         left = {"an application's": AppError(), "a timeout": gevent.Timeout(1), "a query's": psycopg.DataError()}[error]
@@ -461,7 +461,7 @@ def terminate(conninfo: str, connection: Any) -> None:
 
 
 @patched
-def test_the_descriptor_tells_that_an_idle_connection_has_died(conninfo: str) -> None:
+def test_the_descriptor_of_an_idle_connection_becomes_readable_when_its_session_ends(conninfo: str) -> None:
     with connected(conninfo) as (connector, connection):
         target = connector.peek_target(connection)
         assert target == connection.fileno()
@@ -503,7 +503,7 @@ def test_close_ends_the_session(conninfo: str) -> None:
 
 @patched
 @pytest.mark.parametrize("listens", [False, True])
-def test_abort_says_nothing_to_the_server(conninfo: str, listens: bool) -> None:
+def test_abort_sends_nothing_to_the_server(conninfo: str, listens: bool) -> None:
     """As in a forked child: the parent's session goes on."""
     with connected(conninfo, listens=listens) as (connector, connection):
         held = os.dup(connection.fileno())
@@ -522,7 +522,7 @@ def test_abort_says_nothing_to_the_server(conninfo: str, listens: bool) -> None:
 
 
 @patched
-def test_cancel_does_nothing_where_nothing_runs(conninfo: str) -> None:
+def test_cancel_does_nothing_if_no_query_runs(conninfo: str) -> None:
     with connected(conninfo) as (connector, connection):
         connection.execute("SELECT 1")
         connector.cancel(connection)
@@ -530,7 +530,7 @@ def test_cancel_does_nothing_where_nothing_runs(conninfo: str) -> None:
 
 
 @patched
-def test_cancel_asks_again_where_the_server_had_not_begun_yet(conninfo: str) -> None:
+def test_cancel_tries_again_if_the_server_had_not_begun_the_query(conninfo: str) -> None:
     """A cancellation that comes before its query is passed over."""
     with connected(conninfo) as (connector, connection):
         # Begins the transaction, which would be another exchange.
@@ -551,7 +551,7 @@ def test_cancel_asks_again_where_the_server_had_not_begun_yet(conninfo: str) -> 
 
 
 @patched
-def test_cancel_gives_up_in_time_and_lets_others_run() -> None:
+def test_cancel_gives_up_in_time_and_lets_other_greenlets_run() -> None:
     """A server that opens a session and never ends a query, nor answers a cancellation."""
     with (
         mute_server() as port,
@@ -656,7 +656,9 @@ def left_over(connection: Any) -> object:
         *("leave_a_cursor", "leave_a_statement", "leave_a_sequence"),
     ],
 )
-def test_reset_session_ends_what_a_caller_has_left(conninfo: str, leave: str, autocommit: bool) -> None:
+def test_reset_session_removes_what_a_caller_has_left_in_the_session(
+    conninfo: str, leave: str, autocommit: bool
+) -> None:
     with connected(conninfo, autocommit=autocommit) as (connector, connection):
         fresh = left_over(connection)
         globals()[leave](connection)
@@ -680,7 +682,7 @@ def test_reset_session_ends_a_transaction_too(conninfo: str) -> None:
 
 @patched
 @pytest.mark.parametrize("autocommit", [False, True])
-def test_statements_that_psycopg_has_prepared_outlive_many_resets(conninfo: str, autocommit: bool) -> None:
+def test_prepared_statements_of_psycopg_survive_many_resets(conninfo: str, autocommit: bool) -> None:
     with connected(conninfo, autocommit=autocommit, prepare_threshold=1) as (connector, connection):
         for number in range(10):
             assert connection.execute("SELECT %s::int", [number]).fetchone() == (number,)
@@ -692,7 +694,7 @@ def test_statements_that_psycopg_has_prepared_outlive_many_resets(conninfo: str,
 
 @patched
 @pytest.mark.parametrize("autocommit", [False, True])
-def test_statements_that_psycopg_has_prepared_never_meet_another_temporary_table(
+def test_prepared_statements_of_psycopg_are_not_used_for_another_temporary_table(
     conninfo: str, autocommit: bool
 ) -> None:
     with connected(conninfo, autocommit=autocommit, prepare_threshold=0) as (connector, connection):
@@ -705,7 +707,7 @@ def test_statements_that_psycopg_has_prepared_never_meet_another_temporary_table
 
 
 @patched
-def test_reset_session_keeps_what_the_connection_was_opened_with(conninfo: str) -> None:
+def test_reset_session_keeps_the_options_of_the_connection(conninfo: str) -> None:
     with connected(conninfo, options="-c search_path=mine") as (connector, connection):
         connection.execute("SET search_path = other")
         connection.commit()
@@ -714,7 +716,7 @@ def test_reset_session_keeps_what_the_connection_was_opened_with(conninfo: str) 
 
 
 @patched
-def test_notifications_for_the_last_caller_are_forgotten(conninfo: str) -> None:
+def test_reset_session_forgets_notifications_for_the_last_caller(conninfo: str) -> None:
     with connected(conninfo, autocommit=True) as (connector, connection):
         connection.execute("LISTEN channel")
         connection.execute("NOTIFY channel, 'for the last caller'")
@@ -737,7 +739,7 @@ def test_a_connection_that_is_closed_while_idle_is_not_handed_out(conninfo: str)
 
 
 @patched
-def test_connections_that_listen_keep_their_channels_and_are_not_peeked_at(conninfo: str) -> None:
+def test_a_connection_that_listens_keeps_its_channels_and_is_not_peeked_at(conninfo: str) -> None:
     with connected(conninfo, autocommit=True, listens=True) as (connector, connection):
         connection.execute("LISTEN channel")
         connector.reset_session(connection)
@@ -780,7 +782,7 @@ def seen_on(connection: Any) -> list[object]:
 @patched
 @pytest.mark.parametrize("reset", ["reset", "reset_session"])
 @pytest.mark.parametrize("what", list(SET_ON_CLIENT))
-def test_settings_that_a_caller_changes_on_the_client_are_restored(conninfo: str, what: str, reset: str) -> None:
+def test_reset_restores_settings_that_a_caller_changed_on_the_client(conninfo: str, what: str, reset: str) -> None:
     with connected(conninfo) as (connector, connection):
         before = seen_on(connection)
         assert connector.is_settled(connection)
@@ -794,7 +796,7 @@ def test_settings_that_a_caller_changes_on_the_client_are_restored(conninfo: str
 
 
 @patched
-def test_settings_given_to_the_connector_stay(conninfo: str) -> None:
+def test_reset_keeps_settings_given_to_the_connector(conninfo: str) -> None:
     def configure(connection: Any) -> None:
         connection.read_only = True
         connection.add_notice_handler(ignore)
@@ -813,7 +815,7 @@ def test_settings_given_to_the_connector_stay(conninfo: str) -> None:
 
 
 @patched
-def test_a_connection_that_can_not_be_configured_is_closed(conninfo: str) -> None:
+def test_a_connection_whose_configure_raises_is_closed(conninfo: str) -> None:
     seen = []
 
     def configure(connection: Any) -> None:
@@ -829,7 +831,7 @@ def test_a_connection_that_can_not_be_configured_is_closed(conninfo: str) -> Non
 
 
 @patched
-def test_connect_asks_callables_anew_each_time(conninfo: str) -> None:
+def test_connect_calls_callables_each_time(conninfo: str) -> None:
     names = iter(["first", "second"])
     connector = PsycopgConnector(lambda: conninfo, application_name=lambda: next(names), autocommit=lambda: True)
     for name in ("first", "second"):
@@ -839,14 +841,14 @@ def test_connect_asks_callables_anew_each_time(conninfo: str) -> None:
 
 
 @patched
-def test_factories_are_passed_on_and_not_called(conninfo: str) -> None:
+def test_connect_passes_factories_on_without_calling_them(conninfo: str) -> None:
     with connected(conninfo, row_factory=dict_row, cursor_factory=psycopg.ClientCursor) as (_, connection):
         assert connection.execute("SELECT 1 AS one").fetchone() == {"one": 1}
         assert isinstance(connection.cursor(), psycopg.ClientCursor)
 
 
 @patched
-def test_an_error_of_a_callable_leaves_connect(conninfo: str) -> None:
+def test_connect_raises_an_error_of_a_callable(conninfo: str) -> None:
     def read_password() -> str:
         raise AppError
 
@@ -855,7 +857,7 @@ def test_an_error_of_a_callable_leaves_connect(conninfo: str) -> None:
 
 
 @patched
-def test_connecting_lets_others_run_and_an_interrupted_one_leaves_no_socket() -> None:
+def test_an_interrupted_connect_leaves_no_socket() -> None:
     with silent_listener() as (host, port):
         connector = PsycopgConnector(host=host, port=port)
         before = open_sockets()
@@ -864,7 +866,7 @@ def test_connecting_lets_others_run_and_an_interrupted_one_leaves_no_socket() ->
 
 
 @patched
-def test_an_open_that_fails_raises_the_clients_own_error() -> None:
+def test_a_failed_connect_raises_the_error_of_psycopg() -> None:
     with pytest.raises(psycopg.OperationalError):
         PsycopgConnector(host="/nowhere").connect()
 
@@ -873,7 +875,7 @@ def test_an_open_that_fails_raises_the_clients_own_error() -> None:
 
 
 @patched
-def test_a_pool_of_a_url_asks_for_its_options_at_each_connect_and_keeps_its_connections(conninfo: str) -> None:
+def test_a_pool_of_a_url_calls_its_options_at_each_connect_and_keeps_its_connections(conninfo: str) -> None:
     names = iter(["first", "second"])
     where = conninfo_to_dict(conninfo)
     with Pool.from_url("postgresql:///", lambda: {**where, "application_name": next(names)}) as pool:
@@ -929,7 +931,9 @@ SECRET = "hunter2"
         ("configure", {"configure": "SET search_path = mine"}),
     ],
 )
-def test_bad_input_is_refused_by_name_and_without_its_secret(argument: str, arguments: dict[str, Any]) -> None:
+def test_a_bad_argument_is_refused_with_its_name_and_without_its_secret(
+    argument: str, arguments: dict[str, Any]
+) -> None:
     with pytest.raises(InvalidArgumentError) as raised:
         PsycopgConnector(**arguments)
     check_refused(raised.value, argument, SECRET)
@@ -944,7 +948,7 @@ def test_bad_input_is_refused_by_name_and_without_its_secret(argument: str, argu
         ("autocommit", {"autocommit": lambda: "yes"}),
     ],
 )
-def test_bad_input_from_a_callable_is_refused_when_it_is_asked(argument: str, arguments: dict[str, Any]) -> None:
+def test_a_bad_value_from_a_callable_is_refused_when_it_is_called(argument: str, arguments: dict[str, Any]) -> None:
     connector = PsycopgConnector(**arguments)
     with pytest.raises(InvalidArgumentError) as raised:
         connector.connect()
@@ -979,7 +983,7 @@ def test_bad_input_from_a_callable_is_refused_when_it_is_asked(argument: str, ar
         ),
     ],
 )
-def test_its_repr_tells_where_it_leads_and_no_secret(arguments: dict[str, Any], shown: str) -> None:
+def test_the_repr_shows_the_server_and_no_secret(arguments: dict[str, Any], shown: str) -> None:
     assert repr(PsycopgConnector(**arguments)) == shown
 
 
@@ -988,5 +992,5 @@ def test_without_psycopg_the_import_says_what_to_install() -> None:
     assert said.endswith("PsycopgConnector needs psycopg: pip install 'gsocketpool[psycopg]'")
 
 
-def test_the_pool_does_not_import_it() -> None:
+def test_the_pool_does_not_import_psycopg() -> None:
     assert not is_imported_by_the_pool("psycopg")

@@ -13,7 +13,7 @@ from tests.support.scripted import eventually
 pytestmark = pytest.mark.patched
 
 
-def test_notifications_that_libpq_has_read_are_not_the_next_callers(conninfo: str) -> None:
+def test_the_next_caller_gets_no_notifications_that_libpq_has_read(conninfo: str) -> None:
     pool = Pool(PsycopgConnector(conninfo), max_connections=1, reset="always")
     with pool.connection() as connection, psycopg.connect(conninfo, autocommit=True) as other:
         connection.execute("LISTEN leftovers")

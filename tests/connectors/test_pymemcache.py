@@ -65,7 +65,7 @@ def two_idle(pool: Pool[Any]) -> list[Any]:
 # Exchanges
 
 
-def test_a_client_works_and_closes(connector: PymemcacheConnector) -> None:
+def test_a_client_works_and_leaves_no_socket_when_it_is_closed(connector: PymemcacheConnector) -> None:
     before = open_sockets()
     with connected(connector) as client:
         assert isinstance(client, Client)
@@ -83,7 +83,7 @@ def test_a_client_works_and_closes(connector: PymemcacheConnector) -> None:
     assert connector.peek_target(client) == -1
 
 
-def test_a_write_has_happened_when_its_call_returns(
+def test_a_write_waits_for_its_reply_unless_the_caller_wants_none(
     client: Any, connector: PymemcacheConnector, memcached: RestartableServer
 ) -> None:
     for write in (
@@ -118,7 +118,7 @@ ACTS: list[Callable[[Any], object]] = [
 
 @pytest.mark.parametrize("act", ACTS, ids=["get", "set", "delete", "stats", "a write"])
 @pytest.mark.parametrize("error", [gevent.Timeout(), gevent.GreenletExit()], ids=["timeout", "kill"])
-def test_an_exchange_that_is_cut_short_leaves_no_reusable_connection(
+def test_a_connection_is_not_reusable_after_an_exchange_that_was_cut_short(
     client: Any,
     connector: PymemcacheConnector,
     memcached: RestartableServer,
@@ -147,7 +147,7 @@ def test_an_exchange_that_is_cut_short_leaves_no_reusable_connection(
     assert not connector.is_reusable(client, None)
 
 
-def test_a_timeout_of_pymemcaches_own_leaves_no_reusable_connection(memcached: RestartableServer) -> None:
+def test_a_connection_is_not_reusable_after_a_timeout_of_pymemcache(memcached: RestartableServer) -> None:
     connector = PymemcacheConnector(f"{port_of(memcached)}?timeout=0.05")
     with connected(connector) as client, memcached.stopped():
         with pytest.raises(TimeoutError) as raised:
@@ -156,7 +156,7 @@ def test_a_timeout_of_pymemcaches_own_leaves_no_reusable_connection(memcached: R
 
 
 @pytest.mark.parametrize("error", [None, AppError(), gevent.Timeout(1), OSError()])
-def test_an_error_between_exchanges_leaves_a_reusable_connection(
+def test_a_connection_is_reusable_after_an_error_between_exchanges(
     client: Any, connector: PymemcacheConnector, error: BaseException | None
 ) -> None:
     with pytest.raises(MemcacheIllegalInputError):
@@ -165,13 +165,13 @@ def test_an_error_between_exchanges_leaves_a_reusable_connection(
     assert connector.is_reusable(client, error)
 
 
-def test_an_error_of_the_server_leaves_no_reusable_connection(client: Any, connector: PymemcacheConnector) -> None:
+def test_a_connection_is_not_reusable_after_an_error_reply(client: Any, connector: PymemcacheConnector) -> None:
     with pytest.raises(MemcacheError):
         client.set("key", b"x" * 2_000_000)
     assert not connector.is_reusable(client, None)
 
 
-def test_an_error_that_no_caller_waits_for_is_not_read_by_the_next_user(client: Any) -> None:
+def test_the_next_command_does_not_read_an_error_that_no_caller_waited_for(client: Any) -> None:
     client.set("key", b"x" * 2_000_000, noreply=True)
     assert client.get("key") is None
     assert client.set("key", b"value")
@@ -179,7 +179,7 @@ def test_an_error_that_no_caller_waits_for_is_not_read_by_the_next_user(client: 
 
 
 @pytest.mark.parametrize("end", ["quit", "close"])
-def test_a_client_that_was_closed_is_not_reusable(client: Any, connector: PymemcacheConnector, end: str) -> None:
+def test_a_closed_client_is_not_reusable(client: Any, connector: PymemcacheConnector, end: str) -> None:
     getattr(client, end)()
     assert not connector.is_reusable(client, None)
 
@@ -187,7 +187,7 @@ def test_a_client_that_was_closed_is_not_reusable(client: Any, connector: Pymemc
 # In a pool
 
 
-def test_after_a_timeout_that_the_block_has_caught_the_next_user_reads_its_own_reply(
+def test_the_next_user_reads_its_own_reply_after_a_timeout_caught_in_a_block(
     pool: Pool[Any], memcached: RestartableServer
 ) -> None:
     with pool.connection() as first:
@@ -248,13 +248,15 @@ def test_a_connection_that_dies_in_use_is_discarded(pool: Pool[Any], memcached: 
         assert client.get("key") is None
 
 
-def test_a_ping_asks_the_server(client: Any, connector: PymemcacheConnector, memcached: RestartableServer) -> None:
+def test_a_ping_fails_after_a_restart_of_the_server(
+    client: Any, connector: PymemcacheConnector, memcached: RestartableServer
+) -> None:
     memcached.restart()
     with pytest.raises((MemcacheUnexpectedCloseError, OSError)):
         connector.ping(client)
 
 
-def test_an_abort_leaves_the_connection_to_the_parent_process(client: Any, connector: PymemcacheConnector) -> None:
+def test_abort_leaves_the_connection_to_the_parent_process(client: Any, connector: PymemcacheConnector) -> None:
     with closing(gevent.socket.socket(fileno=os.dup(client.sock.fileno()))) as parents:
         connector.abort(client)
         connector.close(client)
@@ -263,7 +265,7 @@ def test_an_abort_leaves_the_connection_to_the_parent_process(client: Any, conne
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_a_forked_child_leaves_the_connections_in_peace(pool: Pool[Any]) -> None:
+def test_a_forked_child_leaves_the_connections_of_its_parent_alone(pool: Pool[Any]) -> None:
     two_idle(pool)
     with pool.connection() as used:
         used.set("key", b"value")
@@ -284,7 +286,7 @@ def test_a_forked_child_leaves_the_connections_in_peace(pool: Pool[Any]) -> None
 # Connecting
 
 
-def test_a_pool_from_a_url(memcached: RestartableServer) -> None:
+def test_a_pool_can_be_made_from_a_url_and_a_callable_of_options(memcached: RestartableServer) -> None:
     url = f"{port_of(memcached)}?key_prefix=mine:&timeout=2.5&no_delay=false"
     with Pool.from_url(url, options=lambda: {"allow_unicode_keys": True}, max_connections=1) as pool:
         for _ in range(2):
@@ -295,7 +297,7 @@ def test_a_pool_from_a_url(memcached: RestartableServer) -> None:
         assert pool.stats().opened == 1
 
 
-def test_a_callable_url_is_asked_at_each_connect(memcached: RestartableServer) -> None:
+def test_a_callable_url_is_called_at_each_connect(memcached: RestartableServer) -> None:
     with refusing_address() as (host, port):
         urls = [f"memcached://{host}:{port}", port_of(memcached)]
         connector = PymemcacheConnector(lambda: urls.pop(0))
@@ -310,7 +312,7 @@ def answer_version(peer: Any) -> None:
         peer.sendall(b"VERSION 1\r\n")
 
 
-def test_a_unix_socket_and_tls(tmp_path: Path) -> None:
+def test_a_client_connects_over_a_unix_socket_and_over_tls(tmp_path: Path) -> None:
     with Server(answer_version, path=f"{tmp_path}/a socket") as server:
         with connected(PymemcacheConnector(f"memcached://{tmp_path}/a%20socket")) as client:
             assert client.version() == b"1"
@@ -324,7 +326,7 @@ def test_a_unix_socket_and_tls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [gevent.Timeout(), gevent.GreenletExit()], ids=["timeout", "kill"])
-def test_an_open_that_is_interrupted_leaves_no_socket(error: BaseException) -> None:
+def test_an_interrupted_connect_leaves_no_socket(error: BaseException) -> None:
     with hanging_address() as (host, port):
         before = open_sockets()
         caught: list[object] = []
@@ -345,7 +347,7 @@ def test_an_open_that_is_interrupted_leaves_no_socket(error: BaseException) -> N
 # The documentation
 
 
-def test_the_guides_examples_run(memcached: RestartableServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_of_the_guide_run(memcached: RestartableServer, capsys: pytest.CaptureFixture[str]) -> None:
     source = joined(blocks(ROOT / "docs" / "clients" / "memcached.rst")).replace("11211", str(memcached.port))
     names: dict[str, Any] = {"__name__": "example"}
     exec(compile(source, "memcached.rst", "exec"), names)
@@ -375,7 +377,7 @@ def test_the_guides_examples_run(memcached: RestartableServer, capsys: pytest.Ca
         ("socket_keepalive", {"socket_keepalive": True}),
     ],
 )
-def test_bad_input_is_refused_by_name(argument: str, arguments: dict[str, Any]) -> None:
+def test_a_bad_argument_is_refused_with_its_name(argument: str, arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError, match=f"^{argument} must be ") as raised:
         PymemcacheConnector(**arguments)
     assert raised.value.argument == argument
@@ -383,7 +385,7 @@ def test_bad_input_is_refused_by_name(argument: str, arguments: dict[str, Any]) 
     assert "hunter2" not in repr(raised.value)
 
 
-def test_its_repr_tells_where_it_leads() -> None:
+def test_the_repr_shows_the_server() -> None:
     assert repr(PymemcacheConnector()) == "PymemcacheConnector(('127.0.0.1', 11211))"
     assert repr(PymemcacheConnector("memcached:///a/socket")) == "PymemcacheConnector('/a/socket')"
     assert repr(PymemcacheConnector(lambda: "memcached://host")) == "PymemcacheConnector()"

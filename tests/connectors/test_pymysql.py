@@ -148,7 +148,7 @@ def test_reset_rolls_back(connector: PyMySQLConnector, connection: Any, table: s
 
 
 @pytest.mark.parametrize("end", ["complete", "reset"])
-def test_a_transaction_that_only_reads_has_an_end(
+def test_complete_and_reset_end_a_transaction_that_only_reads(
     connector: PyMySQLConnector, connection: Any, table: str, other: Any, end: str
 ) -> None:
     run(other, f"INSERT INTO {table} VALUES (1)")
@@ -162,7 +162,7 @@ def test_a_transaction_that_only_reads_has_an_end(
     connection.rollback()
 
 
-def test_with_autocommit_a_query_leaves_nothing_to_commit(arguments: dict[str, Any]) -> None:
+def test_a_query_in_autocommit_mode_leaves_the_connection_settled(arguments: dict[str, Any]) -> None:
     connector = PyMySQLConnector(**arguments, autocommit=True)
     with connected(connector) as connection:
         run(connection, "SELECT 1")
@@ -174,7 +174,9 @@ def test_with_autocommit_a_query_leaves_nothing_to_commit(arguments: dict[str, A
         assert connector.is_settled(connection)
 
 
-def test_an_error_may_have_left_a_transaction_open(arguments: dict[str, Any], table: str, other: Any) -> None:
+def test_a_connection_is_unsettled_after_an_error_that_may_leave_a_transaction_open(
+    arguments: dict[str, Any], table: str, other: Any
+) -> None:
     procedure = f"p{table}"
     run(
         other,
@@ -196,7 +198,7 @@ def test_an_error_may_have_left_a_transaction_open(arguments: dict[str, Any], ta
     run(other, f"DROP PROCEDURE {procedure}")
 
 
-def test_a_statement_that_fails_takes_nothing_else_back(
+def test_complete_commits_the_other_statements_after_one_has_failed(
     connector: PyMySQLConnector, connection: Any, table: str, other: Any
 ) -> None:
     run(connection, f"INSERT INTO {table} VALUES (1)")
@@ -209,14 +211,14 @@ def test_a_statement_that_fails_takes_nothing_else_back(
 
 
 @pytest.mark.parametrize("error", [None, AppError(), gevent.Timeout(1), pymysql.err.DataError()])
-def test_an_error_between_exchanges_leaves_a_reusable_connection(
+def test_a_connection_is_reusable_after_an_error_between_exchanges(
     connector: PyMySQLConnector, connection: Any, error: BaseException | None
 ) -> None:
     run(connection, "SELECT 1")
     assert connector.is_reusable(connection, error)
 
 
-def test_settings_that_a_caller_changes_on_the_client_are_restored(
+def test_reset_restores_settings_that_a_caller_changed_on_the_client(
     connector: PyMySQLConnector, connection: Any
 ) -> None:
     settings = connection.settings()
@@ -256,7 +258,7 @@ ACTS = [sleeping, streaming, calling_what_has_another_result]
 
 
 @pytest.mark.parametrize("act", ACTS)
-def test_an_exchange_that_is_cut_short_is_cancelled_and_not_reusable(
+def test_a_connection_whose_exchange_is_cut_short_is_not_reusable_and_can_be_cancelled(
     connector: PyMySQLConnector, connection: Any, other: Any, act: Callable[[Any], None]
 ) -> None:
     interrupt(lambda: act(connection))
@@ -270,7 +272,7 @@ def test_an_exchange_that_is_cut_short_is_cancelled_and_not_reusable(
     eventually(lambda: not is_there(other, connection))
 
 
-def test_a_write_that_is_cut_short_is_cancelled_and_not_reusable(
+def test_a_connection_whose_write_is_cut_short_is_not_reusable_and_can_be_cancelled(
     connector: PyMySQLConnector, other: Any, mariadb: KeptMariaDB
 ) -> None:
     with connected(connector) as connection:
@@ -281,7 +283,9 @@ def test_a_write_that_is_cut_short_is_cancelled_and_not_reusable(
         eventually(lambda: not is_there(other, connection))
 
 
-def test_a_limit_of_pymysqls_own_that_cuts_an_exchange_short_cancels_it(arguments: dict[str, Any], other: Any) -> None:
+def test_a_connection_is_not_reusable_after_read_timeout_and_can_be_cancelled(
+    arguments: dict[str, Any], other: Any
+) -> None:
     connector = PyMySQLConnector(**arguments, read_timeout=0.1)
     with connected(connector) as connection:
         with pytest.raises(pymysql.err.OperationalError):
@@ -292,7 +296,7 @@ def test_a_limit_of_pymysqls_own_that_cuts_an_exchange_short_cancels_it(argument
         eventually(lambda: not is_there(other, connection))
 
 
-def test_rows_that_could_not_be_converted_leave_no_reusable_connection(arguments: dict[str, Any]) -> None:
+def test_a_connection_is_not_reusable_after_rows_that_could_not_be_converted(arguments: dict[str, Any]) -> None:
     def refuse(value: object) -> None:
         raise AppError
 
@@ -304,9 +308,7 @@ def test_rows_that_could_not_be_converted_leave_no_reusable_connection(arguments
         assert not connector.is_reusable(connection, None)
 
 
-def test_rows_and_results_that_are_not_read_leave_no_reusable_connection(
-    connector: PyMySQLConnector, other: Any
-) -> None:
+def test_a_connection_with_unread_rows_or_results_is_not_reusable(connector: PyMySQLConnector, other: Any) -> None:
     for statement, kind in (
         ("SELECT * FROM seq_1_to_1000000", SSCursor),
         ("BEGIN NOT ATOMIC SELECT 1; SELECT 2; END", pymysql.cursors.Cursor),
@@ -327,7 +329,7 @@ def test_rows_and_results_that_are_not_read_leave_no_reusable_connection(
         assert connector.is_reusable(connection, None)
 
 
-def test_while_another_greenlet_waits_for_a_reply_the_connection_is_not_reusable(
+def test_a_connection_is_not_reusable_while_another_greenlet_waits_for_a_reply(
     connector: PyMySQLConnector, connection: Any, other: Any
 ) -> None:
     greenlet = gevent.spawn(outcome, sleeping, connection)
@@ -339,7 +341,7 @@ def test_while_another_greenlet_waits_for_a_reply_the_connection_is_not_reusable
 
 
 @pytest.mark.parametrize("written", [0, 1])
-def test_complete_raises_if_the_block_has_caught_a_timeout_that_cost_its_writes(
+def test_complete_raises_if_the_block_has_caught_a_timeout_that_lost_its_writes(
     connector: PyMySQLConnector, connection: Any, table: str, other: Any, written: int
 ) -> None:
     for value in range(written):
@@ -351,7 +353,7 @@ def test_complete_raises_if_the_block_has_caught_a_timeout_that_cost_its_writes(
     assert values(other, table) == []
 
 
-def test_complete_passes_over_a_caught_timeout_in_autocommit_mode(arguments: dict[str, Any], other: Any) -> None:
+def test_complete_ignores_a_caught_timeout_in_autocommit_mode(arguments: dict[str, Any], other: Any) -> None:
     connector = PyMySQLConnector(**arguments, autocommit=True)
     for statement in ("SELECT 1", "BEGIN"):
         with connected(connector) as connection:
@@ -362,9 +364,7 @@ def test_complete_passes_over_a_caught_timeout_in_autocommit_mode(arguments: dic
             connector.cancel(connection)
 
 
-def test_complete_reads_no_rows_that_the_block_has_left_in_autocommit_mode(
-    arguments: dict[str, Any], other: Any
-) -> None:
+def test_complete_does_not_read_unread_rows_in_autocommit_mode(arguments: dict[str, Any], other: Any) -> None:
     connector = PyMySQLConnector(**arguments, autocommit=True)
     with connected(connector) as connection:
         cursor = connection.cursor(SSCursor)
@@ -376,7 +376,7 @@ def test_complete_reads_no_rows_that_the_block_has_left_in_autocommit_mode(
         eventually(lambda: not is_there(other, connection))
 
 
-def test_complete_passes_over_a_connection_that_the_block_has_committed_and_closed(
+def test_complete_ignores_a_connection_that_the_block_has_committed_and_closed(
     connector: PyMySQLConnector, table: str, other: Any
 ) -> None:
     with connected(connector) as connection:
@@ -388,14 +388,14 @@ def test_complete_passes_over_a_connection_that_the_block_has_committed_and_clos
     assert values(other, table) == [1]
 
 
-def test_only_a_session_at_work_is_cancelled(connector: PyMySQLConnector, connection: Any, other: Any) -> None:
+def test_cancel_does_nothing_if_no_query_runs(connector: PyMySQLConnector, connection: Any, other: Any) -> None:
     run(connection, "SELECT 1")
     connector.cancel(connection)
     assert connector.is_reusable(connection, None)
     run(connection, "SELECT 1")
 
 
-def test_the_session_of_another_client_is_not_cancelled(
+def test_cancel_leaves_the_session_of_another_client_alone(
     arguments: dict[str, Any], mariadb: KeptMariaDB, other: Any
 ) -> None:
     """Behind the same address there may be another server, where another client has a session of the same number."""
@@ -448,7 +448,9 @@ def test_a_connection_that_dies_in_use_is_discarded(pool: Pool[Any], other: Any)
         assert run(another, "SELECT 1") == ((1,),)
 
 
-def test_a_ping_asks_the_server(connector: PyMySQLConnector, connection: Any, other: Any) -> None:
+def test_a_ping_fails_after_the_server_has_ended_the_session(
+    connector: PyMySQLConnector, connection: Any, other: Any
+) -> None:
     run(other, f"KILL {connection.thread_id()}")
     with pytest.raises(pymysql.err.OperationalError):
         connector.ping(connection)
@@ -457,7 +459,7 @@ def test_a_ping_asks_the_server(connector: PyMySQLConnector, connection: Any, ot
     connector.cancel(connection)
 
 
-def test_an_abort_leaves_the_session_to_the_parent_process(
+def test_abort_leaves_the_session_to_the_parent_process(
     connector: PyMySQLConnector, connection: Any, other: Any
 ) -> None:
     cursor = connection.cursor(SSCursor)
@@ -472,7 +474,7 @@ def test_an_abort_leaves_the_session_to_the_parent_process(
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_a_forked_child_leaves_the_sessions_in_peace(pool: Pool[Any], other: Any) -> None:
+def test_a_forked_child_leaves_the_sessions_of_its_parent_alone(pool: Pool[Any], other: Any) -> None:
     before = {one.thread_id() for one in two_idle(pool)}
     with pool.connection() as used, closing(used.cursor(SSCursor)) as cursor:
         cursor.execute("SELECT * FROM seq_1_to_1000")
@@ -495,7 +497,9 @@ def test_a_forked_child_leaves_the_sessions_in_peace(pool: Pool[Any], other: Any
 # In a pool
 
 
-def test_a_block_is_a_transaction(connector: PyMySQLConnector, table: str, other: Any) -> None:
+def test_a_block_commits_while_an_error_or_a_release_rolls_back(
+    connector: PyMySQLConnector, table: str, other: Any
+) -> None:
     with Pool(connector, max_connections=1) as pool:
         with pool.connection() as first:
             run(first, f"INSERT INTO {table} VALUES (1)")
@@ -533,7 +537,7 @@ def test_a_ping_commits_nothing_that_a_failed_block_has_left_in_a_pool_without_r
 
 
 @pytest.mark.parametrize("act", [sleeping, streaming])
-def test_after_a_timeout_that_the_block_has_caught_the_next_user_is_alone(
+def test_the_next_user_gets_another_connection_after_a_timeout_caught_in_a_block(
     arguments: dict[str, Any], other: Any, act: Callable[[Any], None]
 ) -> None:
     with Pool(PyMySQLConnector(**arguments, autocommit=True), max_connections=1) as pool:
@@ -574,7 +578,7 @@ LEAVE = [
 ]
 
 
-def test_session_state_is_reset(arguments: dict[str, Any], table: str, other: Any) -> None:
+def test_reset_session_restores_the_state_of_a_new_session(arguments: dict[str, Any], table: str, other: Any) -> None:
     options = {**arguments, "init_command": "SET @greeting = 'hello'", "sql_mode": "ANSI", "collation": "utf8mb4_bin"}
     with Pool(PyMySQLConnector(**options), max_connections=1, reset="always") as pool:
         with pool.connection() as first:
@@ -608,7 +612,7 @@ def test_session_state_is_reset(arguments: dict[str, Any], table: str, other: An
         ({"init_command": "DO 1"}, ["", "SET NAMES utf8mb4, autocommit = 0", "app", "DO 1"]),
     ],
 )
-def test_a_reset_of_the_session_takes_few_round_trips(
+def test_reset_session_takes_few_round_trips(
     arguments: dict[str, Any], options: dict[str, Any], commands: list[str]
 ) -> None:
     connector = PyMySQLConnector(**arguments, **options)
@@ -626,7 +630,7 @@ def test_a_reset_of_the_session_takes_few_round_trips(
         assert connector.is_settled(connection)
 
 
-def test_a_database_that_was_selected_and_can_not_be_left_costs_the_connection(arguments: dict[str, Any]) -> None:
+def test_reset_session_raises_if_a_selected_database_can_not_be_left(arguments: dict[str, Any]) -> None:
     connector = PyMySQLConnector(**{**arguments, "database": None})
     with connected(connector) as connection:
         connector.reset_session(connection)
@@ -636,7 +640,7 @@ def test_a_database_that_was_selected_and_can_not_be_left_costs_the_connection(a
             connector.reset_session(connection)
 
 
-def test_a_server_without_autocommit(arguments: dict[str, Any], other: Any) -> None:
+def test_reset_session_works_on_a_server_without_autocommit(arguments: dict[str, Any], other: Any) -> None:
     run(other, "SET GLOBAL autocommit = 0")
     try:
         with connected(PyMySQLConnector(**{**arguments, "database": None}, autocommit=None)) as connection:
@@ -651,7 +655,7 @@ def test_a_server_without_autocommit(arguments: dict[str, Any], other: Any) -> N
 # Connecting
 
 
-def test_callables_are_asked_at_each_connect_and_cancel(arguments: dict[str, Any], other: Any) -> None:
+def test_callables_are_called_at_each_connect_and_cancel(arguments: dict[str, Any], other: Any) -> None:
     password = ["first"]
     connector = PyMySQLConnector(**{**arguments, "user": lambda: "app"}, password=lambda: password[-1])
     try:
@@ -671,7 +675,7 @@ def test_callables_are_asked_at_each_connect_and_cancel(arguments: dict[str, Any
 
 
 @pytest.mark.parametrize("scheme", ["mysql", "mariadb", "mysql+pymysql"])
-def test_a_pool_from_a_url(mariadb: KeptMariaDB, other: Any, scheme: str) -> None:
+def test_a_pool_can_be_made_from_a_url_and_a_callable_of_options(mariadb: KeptMariaDB, other: Any, scheme: str) -> None:
     url = f"{scheme}://app:first@localhost/app?unix_socket={mariadb.path}&autocommit=true&ssl_disabled=1"
     with Pool.from_url(url, options=lambda: {"charset": "utf8"}, max_connections=1) as pool:
         for _ in range(2):
@@ -684,7 +688,7 @@ def test_a_pool_from_a_url(mariadb: KeptMariaDB, other: Any, scheme: str) -> Non
         eventually(lambda: not is_there(other, connection))
 
 
-def test_tls(arguments: dict[str, Any]) -> None:
+def test_a_client_connects_over_tls(arguments: dict[str, Any]) -> None:
     del arguments["ssl_disabled"]
     context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -697,7 +701,7 @@ def test_tls(arguments: dict[str, Any]) -> None:
         assert pool.stats().opened == 1
 
 
-def test_the_context_of_connections_that_ask_for_no_tls_is_made_once(arguments: dict[str, Any]) -> None:
+def test_connections_without_tls_arguments_share_one_context(arguments: dict[str, Any]) -> None:
     """From version 1.2 on, PyMySQL takes what TLS it gets, and loads the certificates of the system at each connect."""
     del arguments["ssl_disabled"]
     connector = PyMySQLConnector(**arguments)
@@ -706,7 +710,7 @@ def test_the_context_of_connections_that_ask_for_no_tls_is_made_once(arguments: 
         assert isinstance(first._sock, gevent.ssl.SSLSocket) is hasattr(first, "ctx")
 
 
-def test_an_error_of_opening_comes_as_it_is() -> None:
+def test_a_failed_connect_raises_the_error_of_pymysql() -> None:
     before = open_sockets()
     with refusing_address() as (host, port), pytest.raises(pymysql.err.OperationalError, match="refused"):
         PyMySQLConnector(host=host, port=port).connect()
@@ -735,7 +739,7 @@ def greeting_listener(greeting: bytes) -> Iterator[tuple[str, int]]:
 
 @pytest.mark.parametrize("address", [hanging_address, silent_listener, greeting_listener])
 @pytest.mark.parametrize("error", [gevent.Timeout(), gevent.GreenletExit()], ids=["timeout", "kill"])
-def test_an_open_that_is_interrupted_leaves_no_socket(address: Any, error: BaseException, greeting: bytes) -> None:
+def test_an_interrupted_connect_leaves_no_socket(address: Any, error: BaseException, greeting: bytes) -> None:
     context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     with address(*(greeting for _ in range(address is greeting_listener))) as (host, port):
         before = open_sockets()
@@ -757,7 +761,7 @@ def test_an_open_that_is_interrupted_leaves_no_socket(address: Any, error: BaseE
         eventually(lambda: open_sockets() == before)
 
 
-def test_closing_twice_is_no_error(connector: PyMySQLConnector) -> None:
+def test_a_connection_may_be_closed_twice(connector: PyMySQLConnector) -> None:
     before = open_sockets()
     connection = connector.connect()
     connector.close(connection)
@@ -768,7 +772,7 @@ def test_closing_twice_is_no_error(connector: PyMySQLConnector) -> None:
 # The documentation
 
 
-def test_the_guides_examples_run(arguments: dict[str, Any], mariadb: KeptMariaDB, other: Any) -> None:
+def test_the_examples_of_the_guide_run(arguments: dict[str, Any], mariadb: KeptMariaDB, other: Any) -> None:
     source = joined(blocks(ROOT / "docs" / "clients" / "mysql.rst"))
     source = source.replace("monkey.patch_all()", "").replace("app:secret@localhost", "app:first@localhost")
     source = source.replace("/app?charset=utf8mb4", f"/app?charset=utf8mb4&unix_socket={mariadb.path}")
@@ -805,7 +809,9 @@ SECRET = "hunter2"
         ("password", {"password": f"€{SECRET}"}),
     ],
 )
-def test_bad_input_is_refused_by_name_and_without_its_secret(argument: str, arguments: dict[str, Any]) -> None:
+def test_a_bad_argument_is_refused_with_its_name_and_without_its_secret(
+    argument: str, arguments: dict[str, Any]
+) -> None:
     with pytest.raises(InvalidArgumentError) as raised:
         PyMySQLConnector(**arguments)
     check_refused(raised.value, argument, SECRET)
@@ -819,7 +825,7 @@ def test_bad_input_is_refused_by_name_and_without_its_secret(argument: str, argu
         ("port", {"port": lambda: "3306", "password": lambda: SECRET}),
     ],
 )
-def test_bad_input_from_a_callable_is_refused_when_it_is_asked(argument: str, arguments: dict[str, Any]) -> None:
+def test_a_bad_value_from_a_callable_is_refused_when_it_is_called(argument: str, arguments: dict[str, Any]) -> None:
     connector = PyMySQLConnector(**arguments)
     with pytest.raises(InvalidArgumentError) as raised:
         connector.connect()
@@ -839,7 +845,7 @@ def test_bad_input_from_a_callable_is_refused_when_it_is_asked(argument: str, ar
         ({"url": lambda: SECRET, "host": lambda: SECRET, "port": 3307}, "PyMySQLConnector(port=3307)"),
     ],
 )
-def test_its_repr_tells_where_it_leads_and_no_secret(arguments: dict[str, Any], shown: str) -> None:
+def test_the_repr_shows_the_server_and_no_secret(arguments: dict[str, Any], shown: str) -> None:
     assert repr(PyMySQLConnector(**arguments)) == shown
 
 

@@ -425,7 +425,7 @@ def made(subject: str, servers: Servers, **options: Any) -> Any:
 
 @patched
 @everyone
-def test_after_a_restart_no_request_fails_for_a_connection_that_was_idle(own_servers: Servers, subject: str) -> None:
+def test_no_request_fails_after_a_restart_with_idle_connections(own_servers: Servers, subject: str) -> None:
     it = made(subject, own_servers)
     with it.pool() as pool:
         pool.fill(4)
@@ -437,7 +437,7 @@ def test_after_a_restart_no_request_fails_for_a_connection_that_was_idle(own_ser
 @patched
 @everyone
 @pytest.mark.parametrize("how", battery.INTERRUPTIONS)
-def test_after_an_interruption_at_any_switch_the_next_user_sees_nothing_of_it(
+def test_the_next_user_sees_nothing_of_an_interruption_at_any_switch(
     own_servers: Servers, subject: str, how: str
 ) -> None:
     it = made(subject, own_servers)
@@ -452,7 +452,7 @@ def test_after_an_interruption_at_any_switch_the_next_user_sees_nothing_of_it(
 @pytest.mark.parametrize("how", battery.INTERRUPTIONS)
 @pytest.mark.parametrize("use", ["ask", "ask_long", "ask_late"])
 @pytest.mark.parametrize("piece", [11, 23, 5000])
-def test_after_an_interruption_in_the_middle_of_a_reply_the_next_user_sees_nothing_of_it(
+def test_the_next_user_sees_nothing_of_an_interruption_in_the_middle_of_a_reply(
     own_servers: Servers, subject: str, use: str, how: str, piece: int
 ) -> None:
     it = made(subject, own_servers)
@@ -463,7 +463,9 @@ def test_after_an_interruption_in_the_middle_of_a_reply_the_next_user_sees_nothi
 
 @patched
 @everyone
-def test_a_block_that_goes_on_after_a_caught_timeout_affects_no_other_user(own_servers: Servers, subject: str) -> None:
+def test_a_block_that_continues_after_a_caught_timeout_affects_no_other_user(
+    own_servers: Servers, subject: str
+) -> None:
     it = made(subject, own_servers)
     with it.pool(1) as pool, it.hanging() as let_go:
 
@@ -484,7 +486,7 @@ def test_a_block_that_goes_on_after_a_caught_timeout_affects_no_other_user(own_s
 
 @patched
 @of_a_peer
-def test_a_timeout_of_the_client_itself_that_a_block_has_caught_costs_the_connection(
+def test_a_timeout_of_the_client_that_a_block_has_caught_discards_the_connection(
     own_servers: Servers, subject: str
 ) -> None:
     it = made(subject, own_servers)
@@ -501,7 +503,7 @@ def test_a_timeout_of_the_client_itself_that_a_block_has_caught_costs_the_connec
 
 @patched
 @everyone
-def test_a_call_that_is_still_under_way_when_the_block_ends_costs_the_connection(
+def test_a_call_still_under_way_at_the_end_of_the_block_discards_the_connection(
     own_servers: Servers, subject: str
 ) -> None:
     it = made(subject, own_servers)
@@ -524,7 +526,7 @@ def test_a_call_that_is_still_under_way_when_the_block_ends_costs_the_connection
 
 @patched
 @everyone
-def test_an_error_of_the_server_is_an_answer_and_keeps_the_connection(own_servers: Servers, subject: str) -> None:
+def test_an_error_reply_of_the_server_keeps_the_connection(own_servers: Servers, subject: str) -> None:
     it = made(subject, own_servers)
     with it.pool(1) as pool:
         with pool.connection() as connection:
@@ -542,7 +544,7 @@ def test_an_error_of_the_server_is_an_answer_and_keeps_the_connection(own_server
 @patched
 @everyone
 @pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.torture) for seed in range(8)])
-def test_under_kills_and_timeouts_the_limit_holds_and_nothing_is_lost(
+def test_kills_and_timeouts_neither_exceed_the_limit_nor_lose_capacity(
     own_servers: Servers, subject: str, seed: int
 ) -> None:
     battery.interrupt_at_random(made(subject, own_servers), seed)
@@ -553,9 +555,7 @@ def test_under_kills_and_timeouts_the_limit_holds_and_nothing_is_lost(
 
 @patched
 @pytest.mark.parametrize("what", ["last", "early"])
-def test_http_after_a_reply_that_ends_the_connection_the_next_user_gets_another_one(
-    own_servers: Servers, what: str
-) -> None:
+def test_http_the_next_user_gets_another_connection_after_a_reply_that_ends_it(own_servers: Servers, what: str) -> None:
     it = made("http", own_servers)
     with it.pool(1) as pool:
         with pool.connection() as connection, suppress(http.client.HTTPException):
@@ -566,7 +566,7 @@ def test_http_after_a_reply_that_ends_the_connection_the_next_user_gets_another_
 
 
 @patched
-def test_http_a_request_that_is_not_sent_for_the_reply_before_is_no_new_connection(own_servers: Servers) -> None:
+def test_http_a_client_does_not_connect_again_after_a_reply_that_ends_its_connection(own_servers: Servers) -> None:
     it = made("http", own_servers)
     with it.pool(1) as pool, pool.connection() as connection:
         it.act(connection, "last", "word")
@@ -577,7 +577,7 @@ def test_http_a_request_that_is_not_sent_for_the_reply_before_is_no_new_connecti
 
 
 @patched
-def test_psycopg2_without_a_wait_callback_is_refused(own_servers: Servers) -> None:
+def test_psycopg2_a_connection_without_a_wait_callback_is_refused(own_servers: Servers) -> None:
     it = made("psycopg2", own_servers)
     recipes()
     callback = extensions.get_wait_callback()
@@ -592,7 +592,7 @@ def test_psycopg2_without_a_wait_callback_is_refused(own_servers: Servers) -> No
 
 
 @patched
-def test_psycopg2_waits_cooperatively_also_between_statements_of_one_call(own_servers: Servers) -> None:
+def test_psycopg2_a_call_of_several_statements_waits_cooperatively(own_servers: Servers) -> None:
     it = made("psycopg2", own_servers)
     statements = f"SELECT 1; SELECT pg_advisory_xact_lock_shared({it.number})"
     with it.pool(1) as pool, it.hanging() as let_go, pool.connection() as connection:
@@ -626,7 +626,7 @@ def test_psycopg2_a_block_that_ends_well_commits_and_an_error_rolls_back(own_ser
         *("autocommit", "isolation", "cursor_factory", "committed by SQL", "prepared"),
     ],
 )
-def test_psycopg2_what_a_user_leaves_the_next_one_does_not_find(own_servers: Servers, what: str) -> None:
+def test_psycopg2_the_next_user_finds_nothing_that_a_user_left(own_servers: Servers, what: str) -> None:
     it = made("psycopg2", own_servers)
     if what in it.left_open:
         battery.leave_open(it, what)
@@ -661,7 +661,7 @@ def prepare(connection: Any) -> None:
 
 
 @patched
-def test_psycopg2_a_statement_that_is_cut_short_does_not_run_on(own_servers: Servers) -> None:
+def test_psycopg2_a_statement_that_is_cut_short_ends_on_the_server(own_servers: Servers) -> None:
     it = made("psycopg2", own_servers)
     with it.pool() as pool, it.hanging():
         assert isinstance(outcome(battery.give_up, it, pool, "hang"), gevent.Timeout)
@@ -669,7 +669,7 @@ def test_psycopg2_a_statement_that_is_cut_short_does_not_run_on(own_servers: Ser
 
 
 @patched
-def test_psycopg2_a_block_that_catches_what_cut_a_statement_short_raises_and_commits_nothing(
+def test_psycopg2_a_block_that_catches_a_timeout_raises_at_its_end_and_commits_nothing(
     own_servers: Servers,
 ) -> None:
     it = made("psycopg2", own_servers)
@@ -688,7 +688,7 @@ def test_psycopg2_a_block_that_catches_what_cut_a_statement_short_raises_and_com
 
 @patched
 @pytest.mark.parametrize("how", ["close", "discard"])
-def test_psycopg2_a_connection_is_closed_under_a_statement_without_blocking(own_servers: Servers, how: str) -> None:
+def test_psycopg2_closing_a_connection_during_a_statement_does_not_block(own_servers: Servers, how: str) -> None:
     it = made("psycopg2", own_servers)
     with it.pool(1) as pool, it.hanging():
         connection = pool.acquire()
@@ -705,7 +705,7 @@ def test_psycopg2_a_connection_is_closed_under_a_statement_without_blocking(own_
 
 #: Those blows of the battery that need nothing but a subject. The suite strikes one that nothing else comes near.
 BLOWS = [
-    pytest.param(name, marks=() if "fork_in_the_middle" in name else pytest.mark.torture)
+    pytest.param(name, marks=() if "fork_during_an_opening" in name else pytest.mark.torture)
     for name, blow in vars(battery).items()
     if name.startswith("test_") and inspect.signature(blow).parameters.keys() == {"own_servers", "subject"}
 ]
@@ -713,7 +713,7 @@ BLOWS = [
 
 @patched
 @pytest.mark.parametrize("blow", BLOWS)
-def test_psycopg2_a_blow_of_the_battery(own_servers: Servers, blow: str) -> None:
+def test_psycopg2_the_recipe_passes_the_battery(own_servers: Servers, blow: str) -> None:
     getattr(battery, blow)(own_servers, "psycopg2")
 
 
@@ -739,7 +739,7 @@ if HAS_THRIFT:
 
 @patched
 @pytest.mark.parametrize("what", ["twice", "another"])
-def test_msgpack_a_reply_too_many_costs_the_connection(own_servers: Servers, what: str) -> None:
+def test_msgpack_a_surplus_reply_discards_the_connection(own_servers: Servers, what: str) -> None:
     it = made("msgpack", own_servers)
     with it.pool(1) as pool:
         with pool.connection() as connection:
@@ -749,7 +749,7 @@ def test_msgpack_a_reply_too_many_costs_the_connection(own_servers: Servers, wha
 
 
 @patched
-def test_msgpack_what_can_not_be_packed_keeps_the_connection(own_servers: Servers) -> None:
+def test_msgpack_an_argument_that_can_not_be_packed_keeps_the_connection(own_servers: Servers) -> None:
     it = made("msgpack", own_servers)
     with it.pool(1) as pool:
         with pool.connection() as connection:
@@ -762,7 +762,7 @@ def test_msgpack_what_can_not_be_packed_keeps_the_connection(own_servers: Server
 
 
 @patched
-def test_the_examples_run(own_servers: Servers) -> None:
+def test_the_examples_of_the_recipes_run(own_servers: Servers) -> None:
     conninfo = own_servers["postgres"]["conninfo"]
     source = joined(runnable()).replace("monkey.patch_all()", "").replace(POSTGRESQL, conninfo)
     for place, kind in {'"localhost", 9090': ThriftPeer, '"port": 8080': HttpPeer, '"port": 6000': MsgpackPeer}.items():

@@ -13,19 +13,19 @@ from gsocketpool.connectors.valkey import ValkeyConnector
 
 @pytest.mark.parametrize("url", ["redis://[::1/0?password=hunter2", "redis://:hunter2@[::1/0"])
 @pytest.mark.parametrize("kind", [ValkeyConnector, RedisConnector])
-def test_a_malformed_url_is_named_and_its_password_is_not_shown(kind: Any, url: str) -> None:
+def test_a_malformed_url_is_refused_without_its_password(kind: Any, url: str) -> None:
     with pytest.raises(InvalidArgumentError, match="url must be a") as caught:
         kind(url)
     assert "hunter2" not in str(caught.value)
 
 
-def test_options_whose_fault_the_library_does_not_name_are_listed() -> None:
+def test_an_error_of_the_library_that_names_no_option_lists_all_options() -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         ValkeyConnector(host="localhost", port="x")  # type: ignore[arg-type]
     assert str(caught.value) == "options must be valid for valkey.Valkey, not ['host', 'port']"
 
 
-def test_a_library_that_sends_no_greeting_is_not_made_to_send_one_by_a_reset(valkey_url: str) -> None:
+def test_a_reset_sends_no_greeting_that_connect_did_not_send(valkey_url: str) -> None:
     pool = Pool(ValkeyConnector(valkey_url, lib_name=None, lib_version=None), max_connections=1, reset="always")
     for _ in range(2):
         with pool.connection() as client:
@@ -34,7 +34,7 @@ def test_a_library_that_sends_no_greeting_is_not_made_to_send_one_by_a_reset(val
     pool.close()
 
 
-def test_a_connect_function_of_the_callers_own_greets_again_after_a_reset(valkey_url: str) -> None:
+def test_a_reset_calls_the_connect_function_of_the_caller_again(valkey_url: str) -> None:
     greeted = []
 
     def greet(connection: Any) -> None:
@@ -52,7 +52,7 @@ def test_a_connect_function_of_the_callers_own_greets_again_after_a_reset(valkey
     assert pool.stats().opened == 1
 
 
-def test_a_client_can_be_told_to_disconnect_when_its_block_has_ended(valkey_url: str) -> None:
+def test_disconnecting_a_client_after_its_block_does_not_close_the_connection(valkey_url: str) -> None:
     pool = Pool(ValkeyConnector(valkey_url), max_connections=1)
     with pool.connection() as client:
         kept = client.connection_pool
@@ -63,7 +63,7 @@ def test_a_client_can_be_told_to_disconnect_when_its_block_has_ended(valkey_url:
     pool.close()
 
 
-def test_a_command_may_be_given_as_a_memoryview(valkey_url: str) -> None:
+def test_a_select_given_as_a_memoryview_is_reset(valkey_url: str) -> None:
     pool = Pool(ValkeyConnector(valkey_url), max_connections=1)
     with pool.connection() as client:
         client.execute_command("SELECT", memoryview(b"1"))

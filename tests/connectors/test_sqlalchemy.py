@@ -216,7 +216,9 @@ def in_child(act: Callable[[], Any]) -> Any:
         ("keepalive_interval", {"keepalive_interval": 0}),
     ],
 )
-def test_arguments_without_a_meaning_are_refused_by_name(driver: Driver, name: str, options: dict[str, Any]) -> None:
+def test_an_argument_without_a_meaning_is_refused_with_its_name(
+    driver: Driver, name: str, options: dict[str, Any]
+) -> None:
     with pytest.raises(InvalidArgumentError, match=f"^{name} must be ") as raised:
         engine_of(driver, **options)
     assert raised.value.argument == name
@@ -230,12 +232,12 @@ def test_arguments_without_a_meaning_are_refused_by_name(driver: Driver, name: s
         (TypeError, "max_connections", {"max_connections": 5}),
     ],
 )
-def test_sqlalchemy_refuses_the_rest(driver: Driver, error: Any, name: str, options: dict[str, Any]) -> None:
+def test_sqlalchemy_refuses_other_bad_arguments(driver: Driver, error: Any, name: str, options: dict[str, Any]) -> None:
     with pytest.raises(error, match=name):
         engine_of(driver, **options)
 
 
-def test_all_other_arguments_for_a_pool_work(driver: Driver) -> None:
+def test_an_engine_takes_all_other_arguments_of_a_pool(driver: Driver) -> None:
     told: list[str] = []
     engine = engine_of(
         driver,
@@ -262,13 +264,13 @@ def test_all_other_arguments_for_a_pool_work(driver: Driver) -> None:
         assert pool.checkedout() == 1
 
 
-def test_its_defaults_are_those_of_queuepool(driver: Driver) -> None:
+def test_an_engine_has_the_defaults_of_queuepool(driver: Driver) -> None:
     ours, theirs = GeventPool(driver.connect), QueuePool(driver.connect)
     assert (ours.size(), ours.timeout(), ours.overflow()) == (theirs.size(), theirs.timeout(), theirs.overflow())
     assert ours.gevent_pool.settings.max_connections == theirs.size() + theirs._max_overflow
 
 
-def test_a_pool_that_is_made_again_has_the_same_arguments(driver: Driver) -> None:
+def test_a_disposed_engine_makes_a_pool_with_the_same_arguments(driver: Driver) -> None:
     options = {"pool_size": 2, "max_overflow": 3, "pool_timeout": 0, "pool_recycle": 60, "max_waiting": 4}
     engine = engine_of(
         driver,
@@ -287,7 +289,7 @@ def test_a_pool_that_is_made_again_has_the_same_arguments(driver: Driver) -> Non
     assert pool_of(engine).timeout() == 0
 
 
-def test_it_keeps_pool_size_connections_and_closes_those_above(driver: Driver) -> None:
+def test_an_engine_keeps_pool_size_connections_and_closes_the_others(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=2, max_overflow=2)
     connections = [engine.connect() for _ in range(4)]
     assert pool_of(engine).overflow() == 2
@@ -314,7 +316,7 @@ def test_a_connection_above_pool_size_is_kept_for_a_waiter(driver: Driver) -> No
         connection.close()
 
 
-def test_waiting_callers_are_served_in_the_order_in_which_they_came(driver: Driver) -> None:
+def test_waiters_are_served_in_the_order_of_their_arrival(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
     served: list[int] = []
 
@@ -329,7 +331,7 @@ def test_waiting_callers_are_served_in_the_order_in_which_they_came(driver: Driv
 
 
 @pytest.mark.parametrize("options", [{"pool_timeout": 0.01}, {"pool_timeout": 0}, {"max_waiting": 0}])
-def test_exhaustion_is_an_error_of_both_sides(driver: Driver, options: dict[str, Any]) -> None:
+def test_an_exhausted_engine_raises_an_error_of_both_libraries(driver: Driver, options: dict[str, Any]) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=1, **options)
     with engine.connect(), engine.connect():
         with pytest.raises(sqlalchemy.exc.TimeoutError) as raised:
@@ -371,7 +373,7 @@ def test_opening_is_bounded_by_open_timeout(driver: Driver) -> None:
         assert numbers(engine) == (1, 0, 0)
 
 
-def test_errors_of_opening_are_raised_as_by_any_pool(driver: Driver) -> None:
+def test_an_error_of_opening_is_raised_as_an_error_of_sqlalchemy(driver: Driver) -> None:
     engine = engine_of(driver)
 
     def fail(name: str) -> None:
@@ -386,7 +388,7 @@ def test_errors_of_opening_are_raised_as_by_any_pool(driver: Driver) -> None:
 # What SQLAlchemy does to its connections
 
 
-def test_a_connection_that_is_invalidated_is_replaced(driver: Driver) -> None:
+def test_an_invalidated_connection_is_replaced(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
     with engine.connect() as connection:
         connection.invalidate()
@@ -427,7 +429,7 @@ def test_connections_opened_before_a_lost_one_are_replaced_within_the_limits(
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_a_raw_connection_that_is_invalidated_is_replaced(driver: Driver, soft: bool) -> None:
+def test_an_invalidated_raw_connection_is_replaced(driver: Driver, soft: bool) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
     raw = engine.raw_connection()
     raw.invalidate(soft=soft)
@@ -449,7 +451,7 @@ def test_a_connection_whose_driver_has_closed_it_is_replaced(driver: Driver) -> 
     assert len(driver.connections) == 2
 
 
-def test_a_connection_that_is_detached_leaves_its_place(driver: Driver) -> None:
+def test_a_detached_connection_makes_room_for_another(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
     kept = engine.connect()
     kept.detach()
@@ -462,7 +464,7 @@ def test_a_connection_that_is_detached_leaves_its_place(driver: Driver) -> None:
     assert numbers(engine) == (0, 1, 0)
 
 
-def test_a_failed_ping_replaces_what_is_idle(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_ping_replaces_all_idle_connections(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(driver, pool_size=2, max_overflow=0, pool_pre_ping=True)
     first, second = engine.connect(), engine.connect()
     for connection in (first, second):
@@ -476,7 +478,7 @@ def test_a_failed_ping_replaces_what_is_idle(driver: Driver, monkeypatch: pytest
     eventually(lambda: driver.open == 2)
 
 
-def test_dispose_closes_the_idle_at_once_and_the_others_when_they_return(driver: Driver) -> None:
+def test_dispose_closes_idle_connections_at_once_and_others_on_their_return(driver: Driver) -> None:
     engine = engine_of(driver)
     kept = engine.connect()
     with engine.connect():
@@ -493,7 +495,7 @@ def test_dispose_closes_the_idle_at_once_and_the_others_when_they_return(driver:
     assert before() is None
 
 
-def test_its_events_are_told(driver: Driver) -> None:
+def test_listeners_of_sqlalchemy_hear_events_in_order(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=1)
     told: list[str] = []
     for name in ("connect", "checkout", "reset", "checkin", "close"):
@@ -505,7 +507,7 @@ def test_its_events_are_told(driver: Driver) -> None:
     assert told[4:] == ["close"]
 
 
-def test_a_session_of_the_orm_uses_it(driver: Driver) -> None:
+def test_a_session_of_the_orm_uses_the_pool(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
     for _ in range(3):
         with Session(engine) as session:
@@ -535,7 +537,7 @@ def lose_one(engine: Engine) -> None:
     connection.itself = connection
 
 
-def test_a_connection_that_is_let_go_of_comes_back(driver: Driver) -> None:
+def test_a_collected_connection_returns_to_the_pool(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
     connection = engine.connect()
     connection.execute(SELECT_1)
@@ -546,7 +548,7 @@ def test_a_connection_that_is_let_go_of_comes_back(driver: Driver) -> None:
 
 
 @collecting_by_hand
-def test_the_collector_lets_no_other_greenlet_run_in_the_middle_of_a_change(driver: Driver) -> None:
+def test_the_garbage_collector_does_not_switch_during_a_state_change(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=2, max_overflow=0)
     state = pool_of(engine).gevent_pool._state
     kept = engine.raw_connection()
@@ -570,7 +572,7 @@ def test_the_collector_lets_no_other_greenlet_run_in_the_middle_of_a_change(driv
 
 
 @collecting_by_hand
-def test_a_lost_connection_is_reset_in_a_greenlet_of_the_pool(driver: Driver) -> None:
+def test_a_collected_connection_is_reset_in_a_greenlet_of_the_pool(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
     told: list[str] = []
     for name in ("reset", "checkin"):
@@ -587,7 +589,7 @@ def test_a_lost_connection_is_reset_in_a_greenlet_of_the_pool(driver: Driver) ->
 
 
 @collecting_by_hand
-def test_a_lost_connection_that_can_not_be_reset_is_replaced(driver: Driver) -> None:
+def test_a_collected_connection_that_can_not_be_reset_is_replaced(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
     lose_one(engine)
 
@@ -603,7 +605,7 @@ def test_a_lost_connection_that_can_not_be_reset_is_replaced(driver: Driver) -> 
 
 
 @collecting_by_hand
-def test_a_lost_connection_beyond_the_pools_size_is_closed(driver: Driver) -> None:
+def test_a_collected_connection_above_pool_size_is_closed(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=1)
     kept = engine.raw_connection()
     lose_one(engine)
@@ -613,7 +615,7 @@ def test_a_lost_connection_beyond_the_pools_size_is_closed(driver: Driver) -> No
 
 
 @collecting_by_hand
-def test_a_connection_lost_with_its_engine_is_closed(driver: Driver) -> None:
+def test_a_connection_collected_with_its_engine_is_closed(driver: Driver) -> None:
     engine = engine_of(driver)
     reference = weakref.ref(engine)
     lose_one(engine)
@@ -623,7 +625,7 @@ def test_a_connection_lost_with_its_engine_is_closed(driver: Driver) -> None:
 
 
 @collecting_by_hand
-def test_a_connection_collected_in_another_thread_comes_back(driver: Driver) -> None:
+def test_a_connection_collected_in_another_thread_returns_to_the_pool(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
     lose_one(engine)
     at: list[Any] = []
@@ -734,7 +736,7 @@ def test_a_connection_of_a_dead_greenlet_is_taken_back(driver: Driver, caplog: p
     assert numbers(engine) == (0, 1, 0)
 
 
-def test_a_connection_that_comes_back_during_a_change_of_state_is_deferred(driver: Driver) -> None:
+def test_a_return_during_a_state_change_is_deferred(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=1)
     connections = [engine.connect(), engine.connect()]
     with changing(pool_of(engine).gevent_pool):
@@ -745,7 +747,7 @@ def test_a_connection_that_comes_back_during_a_change_of_state_is_deferred(drive
     assert numbers(engine) == (0, 1, 0)
 
 
-def test_threads_have_connections_of_their_own_and_may_return_each_others(driver: Driver) -> None:
+def test_each_thread_has_connections_of_its_own_and_may_return_those_of_another(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)
     ready, go_on = threading.Event(), threading.Event()
     taken: list[Any] = []
@@ -849,7 +851,7 @@ def test_a_timeout_in_a_statement_cancels_it_on_the_server(conninfo: str) -> Non
 
 
 @patched
-def test_a_timeout_that_is_caught_over_a_raw_connection_leaves_nothing_running(conninfo: str) -> None:
+def test_a_caught_timeout_on_a_raw_connection_leaves_no_statement_running(conninfo: str) -> None:
     with (
         connected(conninfo, pool_size=1, max_overflow=0, pool_reset_on_return=None) as engine,
         observer(conninfo) as other,
@@ -864,7 +866,7 @@ def test_a_timeout_that_is_caught_over_a_raw_connection_leaves_nothing_running(c
 
 
 @patched
-def test_a_greenlet_that_dies_in_a_statement_leaves_nothing_running(conninfo: str) -> None:
+def test_a_greenlet_killed_in_a_statement_leaves_no_statement_running(conninfo: str) -> None:
     with connected(conninfo, pool_size=1, max_overflow=0) as engine, observer(conninfo) as other:
         kept: list[Any] = []
 
@@ -883,7 +885,7 @@ def test_a_greenlet_that_dies_in_a_statement_leaves_nothing_running(conninfo: st
 
 
 @patched
-def test_no_caller_fails_for_connections_that_died_while_they_were_idle(conninfo: str) -> None:
+def test_no_caller_gets_a_connection_that_died_while_idle(conninfo: str) -> None:
     with connected(conninfo) as engine, observer(conninfo) as other:
         connections = [engine.connect() for _ in range(3)]
         pids = [pid_of(connection) for connection in connections]
@@ -913,7 +915,7 @@ def test_a_connection_that_dies_in_use_is_replaced(conninfo: str) -> None:
 
 
 @patched
-def test_two_phase_commits(conninfo: str) -> None:
+def test_a_two_phase_transaction_commits_or_rolls_back(conninfo: str) -> None:
     table = f"t{uuid4().hex}"
     with connected(conninfo, pool_size=1, max_overflow=0) as engine:
         with engine.begin() as connection:
@@ -1022,7 +1024,7 @@ def downgrade():
 """
 
 
-def test_alembic_migrates(tmp_path: Path) -> None:
+def test_alembic_migrates_with_a_gevent_pool(tmp_path: Path) -> None:
     (tmp_path / "versions").mkdir()
     (tmp_path / "env.py").write_text(MIGRATIONS)
     (tmp_path / "versions" / "one.py").write_text(MIGRATION)
@@ -1061,14 +1063,14 @@ def flask_app(driver: Driver, **options: Any) -> tuple[Flask, Any]:
     return app, db
 
 
-def test_flask_sqlalchemy_gives_back_at_the_end_of_a_request(driver: Driver) -> None:
+def test_flask_sqlalchemy_gives_its_connection_back_at_the_end_of_a_request(driver: Driver) -> None:
     app, db = flask_app(driver, pool_size=1, max_overflow=0)
     assert [app.test_client().get("/").text for _ in range(3)] == ["1"] * 3
     with app.app_context():
         assert (numbers(db.engine), len(driver.connections)) == ((0, 1, 0), 1)
 
 
-def test_an_exhausted_engine_is_answered_with_503(driver: Driver) -> None:
+def test_an_exhausted_engine_is_answered_503(driver: Driver) -> None:
     app, db = flask_app(driver, pool_size=1, max_overflow=0, pool_timeout=0)
     with app.app_context(), db.engine.connect():
         response = app.test_client().get("/")
@@ -1096,11 +1098,11 @@ def test_without_sqlalchemy_the_import_says_what_to_install() -> None:
     assert said.endswith("needs SQLAlchemy 2: pip install 'gsocketpool[sqlalchemy]'")
 
 
-def test_the_pool_does_not_import_it() -> None:
+def test_the_pool_does_not_import_sqlalchemy() -> None:
     assert not is_imported_by_the_pool("sqlalchemy")
 
 
-def test_an_idle_connection_is_pinged_and_has_no_transaction_afterwards(driver: Driver) -> None:
+def test_an_idle_connection_is_pinged_and_rolled_back(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0, keepalive_interval=0.01)
     steps: list[str] = []
     engine.connect().close()
@@ -1112,7 +1114,7 @@ def test_an_idle_connection_is_pinged_and_has_no_transaction_afterwards(driver: 
     engine.dispose()
 
 
-def test_pinged_connections_count_as_idle(driver: Driver) -> None:
+def test_a_connection_being_pinged_counts_as_idle(driver: Driver) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=1, keepalive_interval=0.01)
     first, second = engine.connect(), engine.connect()
     pinging = Event()
@@ -1134,7 +1136,7 @@ def test_pinged_connections_count_as_idle(driver: Driver) -> None:
     engine.dispose()
 
 
-def test_without_an_engine_idle_connections_are_kept_as_they_are(driver: Driver) -> None:
+def test_a_pool_without_an_engine_keeps_its_idle_connection(driver: Driver) -> None:
     pool = GeventPool(driver.connect, pool_size=1, max_overflow=0, keepalive_interval=0.01)
     pool.connect().close()
     connection = pool.gevent_pool.acquire()

@@ -124,7 +124,7 @@ def names(client: Any, name: str) -> list[Any]:
 # Connecting
 
 
-def test_a_client_works_and_closes(connector: Any, other: Any) -> None:
+def test_a_client_works_and_leaves_no_socket_when_it_is_closed(connector: Any, other: Any) -> None:
     before = open_sockets()
     client = connector.connect()
     assert isinstance(client, connector._client_class)
@@ -154,12 +154,12 @@ def test_every_object_that_a_client_makes_uses_its_one_connection(library: Libra
 
 
 @pytest.mark.parametrize("scheme", ["valkey", "redis", "Valkey"])
-def test_a_url_may_have_either_name(library: Library, server: Any, scheme: str) -> None:
+def test_a_url_may_have_either_scheme(library: Library, server: Any, scheme: str) -> None:
     with connected(library.connector(f"{scheme}://127.0.0.1:{server.port}/2")) as client:
         assert client.client_info()["db"] == 2
 
 
-def test_a_unix_socket(library: Library, tmp_path: Path) -> None:
+def test_a_client_connects_over_a_unix_socket(library: Library, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with valkey_server(data_dir=tmp_path / "data", unixsocket=str(path)) as server:
         assert server.is_running()
@@ -198,7 +198,7 @@ def relaying(server: Any, piece: int = 65536) -> Callable[[Any], None]:
 
 
 @pytest.mark.parametrize("scheme", ["valkeys", "rediss"])
-def test_tls(library: Library, server: Any, scheme: str) -> None:
+def test_a_client_connects_over_tls_and_verifies_the_certificate(library: Library, server: Any, scheme: str) -> None:
     with Server(relaying(server), tls=server_context("localhost")) as secure:
         connector = library.connector(f"{scheme}://localhost:{secure.port}", ssl_ca_data=authority_pem())
         with connected(connector) as client:
@@ -210,7 +210,7 @@ def test_tls(library: Library, server: Any, scheme: str) -> None:
             connector.connect()
 
 
-def test_the_clients_own_arguments(library: Library, server: Any) -> None:
+def test_a_connector_takes_the_arguments_of_its_client(library: Library, server: Any) -> None:
     connector = library.connector(host="127.0.0.1", port=server.port, db=3, decode_responses=True, protocol=3)
     with connected(connector) as client:
         client.set("key", "value")
@@ -257,7 +257,7 @@ def test_options_override_the_url_of_a_pool_also_if_a_callable_returns_them(serv
         ("redis+valkey", valkey.Valkey),
     ],
 )
-def test_a_pool_of_a_url(server: Any, scheme: str, kind: type) -> None:
+def test_a_pool_can_be_made_from_a_url_and_options(server: Any, scheme: str, kind: type) -> None:
     databases = iter([1, 2])
     url = f"{scheme}://127.0.0.1:{server.port}"
     with Pool.from_url(url, {"db": 3}) as pool, pool.connection() as client:
@@ -272,7 +272,7 @@ def test_a_pool_of_a_url(server: Any, scheme: str, kind: type) -> None:
         assert pool.stats().opened == 2
 
 
-def test_callables_are_asked_at_each_connect(library: Library, server: Any, other: Any) -> None:
+def test_callables_are_called_at_each_connect(library: Library, server: Any, other: Any) -> None:
     passwords = iter(["first", "second"])
     databases = iter([1, 2])
     asked = library.connector(
@@ -288,7 +288,7 @@ def test_callables_are_asked_at_each_connect(library: Library, server: Any, othe
             assert client.acl_whoami() in ("app", b"app")
 
 
-def test_an_error_of_opening_comes_at_once_and_as_it_is(library: Library) -> None:
+def test_a_failed_connect_raises_the_error_of_the_library_at_once(library: Library) -> None:
     before = open_sockets()
     refused = pytest.raises(library.error.ConnectionError, match="refused")
     with refusing_address() as (host, port), gevent.Timeout(1), refused:
@@ -299,7 +299,7 @@ def test_an_error_of_opening_comes_at_once_and_as_it_is(library: Library) -> Non
 @pytest.mark.parametrize("address", [hanging_address, silent_listener], ids=["connecting", "greeting"])
 @pytest.mark.parametrize("scheme", ["valkey", "valkeys"])
 @pytest.mark.parametrize("error", [gevent.Timeout(), gevent.GreenletExit()], ids=["timeout", "kill"])
-def test_an_open_that_is_interrupted_leaves_no_socket(
+def test_an_interrupted_connect_leaves_no_socket(
     library: Library, address: Any, scheme: str, error: BaseException
 ) -> None:
     with address() as (host, port):
@@ -323,7 +323,7 @@ def test_an_open_that_is_interrupted_leaves_no_socket(
         opener.join()
 
 
-def test_a_greeting_that_fails_leaves_no_socket(library: Library, server: Any) -> None:
+def test_a_failed_login_leaves_no_socket(library: Library, server: Any) -> None:
     before = open_sockets()
     connector = library.at(server, password="wrong", username="unknown")
     with pytest.raises(library.error.AuthenticationError) as caught:
@@ -332,7 +332,7 @@ def test_a_greeting_that_fails_leaves_no_socket(library: Library, server: Any) -
     assert open_sockets() == before
 
 
-def test_an_error_of_the_users_own_while_greeting_leaves_no_socket(library: Library, server: Any) -> None:
+def test_an_error_of_the_connect_function_of_the_caller_leaves_no_socket(library: Library, server: Any) -> None:
     before = open_sockets()
     connector = library.at(server, **{f"{library.module.__name__}_connect_func": lambda connection: 1 / 0})
     # The error is kept, and its frames.
@@ -341,7 +341,7 @@ def test_an_error_of_the_users_own_while_greeting_leaves_no_socket(library: Libr
     assert open_sockets() == before, caught
 
 
-def test_no_thread_and_no_greenlet_is_left_in_the_background(connector: Any) -> None:
+def test_a_client_starts_no_thread_and_no_greenlet(connector: Any) -> None:
     threads = threading.active_count()
     greenlets = set(greenlets_there_are())
     with connected(connector) as client:
@@ -364,7 +364,7 @@ def test_no_thread_and_no_greenlet_is_left_in_the_background(connector: Any) -> 
         ("retry_on_timeout", True),
     ],
 )
-def test_arguments_that_defeat_the_pool_are_refused_by_name(library: Library, name: str, value: object) -> None:
+def test_an_argument_that_defeats_the_pool_is_refused_with_its_name(library: Library, name: str, value: object) -> None:
     with pytest.raises(InvalidArgumentError, match=f"^{name} must be left out") as caught:
         library.connector(**{name: value})
     assert caught.value.argument == name
@@ -397,13 +397,15 @@ def test_arguments_in_the_url_are_refused_as_well(library: Library) -> None:
         (None, {"port": "port"}, "port"),
     ],
 )
-def test_a_bad_argument_is_named(library: Library, url: Any, options: dict[str, Any], argument: str) -> None:
+def test_a_bad_argument_is_refused_with_its_name(
+    library: Library, url: Any, options: dict[str, Any], argument: str
+) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         library.connector(url, **options)
     assert caught.value.argument == argument
 
 
-def test_values_from_a_callable_are_checked_when_it_is_called(library: Library) -> None:
+def test_a_bad_value_from_a_callable_is_refused_when_it_is_called(library: Library) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^url"):
         library.connector(lambda: "http://localhost").connect()
     with pytest.raises(InvalidArgumentError, match=r"^url"):
@@ -469,7 +471,7 @@ def raw(*commands: str) -> Callable[[Any], None]:
     ],
 )
 @pytest.mark.parametrize("error", [None, ValueError("the application's"), gevent.Timeout(), gevent.GreenletExit()])
-def test_a_clean_connection_is_kept_whatever_the_error(
+def test_a_settled_connection_is_reusable_after_any_error(
     connector: Any, client: Any, use: Callable[[Any], object], error: BaseException | None
 ) -> None:
     use(client)
@@ -478,7 +480,7 @@ def test_a_clean_connection_is_kept_whatever_the_error(
     assert client.echo("hello") == b"hello"
 
 
-def test_an_error_of_the_server_is_an_answer(library: Library, connector: Any, client: Any) -> None:
+def test_a_connection_is_reusable_after_an_error_reply(library: Library, connector: Any, client: Any) -> None:
     client.set("text", "text")
     for fail in (
         lambda: client.incr("text"),
@@ -518,7 +520,7 @@ def refused_exec(client: Any) -> None:
         (refused_exec, (False, True)),
     ],
 )
-def test_unfinished_work_is_reset(
+def test_reset_ends_unfinished_work(
     connector: Any, client: Any, other: Any, use: Callable[[Any], object], left: tuple[bool, bool]
 ) -> None:
     def state() -> tuple[bool, bool]:
@@ -617,14 +619,14 @@ def interleaved(client: Any) -> None:
         interleaved,
     ],
 )
-def test_work_that_no_reset_can_end_costs_the_connection(
+def test_a_connection_with_work_that_no_reset_can_end_is_not_reusable(
     connector: Any, client: Any, use: Callable[[Any], object]
 ) -> None:
     use(client)
     assert without_switching(lambda: connector.is_reusable(client, None)) is False
 
 
-def test_a_subscription_takes_no_other_commands(library: Library, client: Any, other: Any) -> None:
+def test_a_client_with_a_subscription_refuses_other_commands(library: Library, client: Any, other: Any) -> None:
     pubsub = client.pubsub(ignore_subscribe_messages=True)
     pubsub.subscribe("channel")
     other.publish("channel", "news")
@@ -644,7 +646,7 @@ def replica(client: Any) -> Iterator[None]:
             client.replicaof("NO", "ONE")
 
 
-def test_a_server_that_became_a_replica_costs_the_connection_also_if_its_error_was_caught(
+def test_a_connection_to_a_server_that_became_a_replica_is_not_reusable_after_a_write(
     library: Library, connector: Any, client: Any, other: Any
 ) -> None:
     script = client.register_script("return redis.call('SET', 'key', 'value')")
@@ -699,7 +701,7 @@ def test_a_lost_connection_is_not_opened_again(library: Library, connector: Any,
     assert is_readable(connector.peek_target(client))
 
 
-def test_a_connection_that_dies_while_it_is_watched_ends_the_transaction(
+def test_a_connection_lost_during_a_watch_ends_the_transaction(
     library: Library, connector: Any, client: Any, other: Any
 ) -> None:
     def change(pipe: Any) -> None:
@@ -712,7 +714,9 @@ def test_a_connection_that_dies_while_it_is_watched_ends_the_transaction(
     assert other.get("key") is None
 
 
-def test_the_death_of_an_idle_connection_is_seen(library: Library, connector: Any, client: Any, other: Any) -> None:
+def test_a_dead_idle_connection_is_not_silent_and_can_not_be_reset(
+    library: Library, connector: Any, client: Any, other: Any
+) -> None:
     assert not is_readable(connector.peek_target(client).fileno())
     lose(client, other)
     eventually(lambda: not is_silent(connector.peek_target(client)))
@@ -720,7 +724,7 @@ def test_the_death_of_an_idle_connection_is_seen(library: Library, connector: An
         connector.reset(client)
 
 
-def test_more_replies_than_commands_cost_the_connection(library: Library, server: Any) -> None:
+def test_a_connection_with_a_surplus_reply_is_not_reusable(library: Library, server: Any) -> None:
     def doubling(peer: Any) -> None:
         with gevent.socket.create_connection(("127.0.0.1", server.port)) as upstream:
             while data := peer.recv(65536):
@@ -738,7 +742,7 @@ def test_more_replies_than_commands_cost_the_connection(library: Library, server
             assert not connector.is_reusable(client, None)
 
 
-def test_abort_says_nothing_to_the_server(connector: Any, client: Any, other: Any) -> None:
+def test_abort_sends_nothing_to_the_server(connector: Any, client: Any, other: Any) -> None:
     number = client.client_id()
     duplicate = connector.peek_target(client).dup()
     try:
@@ -786,7 +790,9 @@ def test_a_pipeline_that_is_collected_late_sends_nothing(connector: Any, client:
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_a_session_is_reset_and_begun_again(library: Library, server: Any, other: Any, protocol: int) -> None:
+def test_reset_session_restores_the_state_of_a_new_session(
+    library: Library, server: Any, other: Any, protocol: int
+) -> None:
     other.execute_command("ACL", "SETUSER", "app", "reset", "on", ">word", "+@all", "~*", "&*")
     connector = library.connector(
         *("valkey://127.0.0.1",),
@@ -910,7 +916,7 @@ def interruptions() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("use", "library", "error"), list(interruptions()), indirect=["library"])
-def test_after_an_interruption_the_next_user_gets_its_own_replies(
+def test_the_next_user_gets_its_own_replies_after_an_interruption(
     library: Library, server: Any, other: Any, use: Callable[[Any], object], error: BaseException
 ) -> None:
     other.flushall()
@@ -939,7 +945,7 @@ def test_after_an_interruption_the_next_user_gets_its_own_replies(
         assert thrown > 0
 
 
-def test_an_interruption_between_exchanges_keeps_the_connection(connector: Any, client: Any) -> None:
+def test_a_connection_is_reusable_after_an_interruption_between_exchanges(connector: Any, client: Any) -> None:
     timeout = gevent.Timeout()
     client.set("key", "value")
     gevent.spawn(gevent.kill, gevent.getcurrent(), timeout)
@@ -953,7 +959,7 @@ def test_an_interruption_between_exchanges_keeps_the_connection(connector: Any, 
 
 
 @pytest.mark.parametrize("name", ["valkey", "redis"])
-def test_a_missing_library_is_asked_for(name: str) -> None:
+def test_an_import_without_the_library_says_what_to_install(name: str) -> None:
     said = error_without(name, f"gsocketpool.connectors.{name}")
     assert said.endswith(f"ImportError: {name.title()}Connector needs {name}: pip install 'gsocketpool[{name}]'")
 
@@ -976,7 +982,9 @@ for client in clients:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("valkey", "ValkeyConnector"), ("redis", "RedisConnector")])
-def test_where_gevent_has_patched_python_a_client_that_waits_lets_others_run(server: Any, name: str, kind: str) -> None:
+def test_a_client_of_a_patched_python_lets_other_greenlets_run_while_it_waits(
+    server: Any, name: str, kind: str
+) -> None:
     script = PATCHED.format(name=name, kind=kind, port=server.port, patience=PATIENCE)
     run = run_python(script, options=["-W", "error"])
     assert run.returncode == 0, run.stderr
