@@ -42,7 +42,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int], del
 
 
 @pytest.mark.parametrize(("host", "address"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("localhost", "127.0.0.1")])
-def test_connects_to_a_name_or_an_address_of_either_family(host: str, address: str) -> None:
+def test_a_connection_connects_to_a_name_or_an_address_of_either_family(host: str, address: str) -> None:
     with Server(echo, host=address) as server:
         connection = TcpConnection(host, server.port)
         assert not connection.is_connected()
@@ -77,7 +77,7 @@ def test_addresses_are_tried_in_the_order_of_the_resolver(monkeypatch: pytest.Mo
         assert (first.accepted, second.accepted) == (0, 1)
 
 
-def test_an_address_of_a_family_that_the_system_lacks_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_of_a_family_that_the_system_lacks_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     with Server(echo) as server:
         addresses = [
             (12345, socket.SOCK_STREAM, 0, "", ("nowhere", 1)),
@@ -118,7 +118,7 @@ def test_the_last_error_is_raised_when_no_address_accepts(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("timeout", [None, PATIENCE])
-def test_a_refused_connection_is_a_connection_refused_error(timeout: float | None) -> None:
+def test_a_refused_connection_raises_connection_refused_error(timeout: float | None) -> None:
     before = open_sockets()
     with refusing_address() as (host, port):
         connection = TcpConnection(host, port, timeout=timeout)
@@ -128,7 +128,7 @@ def test_a_refused_connection_is_a_connection_refused_error(timeout: float | Non
     assert open_sockets() <= before
 
 
-def test_a_name_that_does_not_resolve_is_the_resolvers_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_does_not_resolve_raises_the_error_of_the_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
     def getaddrinfo(*arguments: Any) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -198,7 +198,7 @@ def test_the_timeout_bounds_connecting_to_many_addresses(monkeypatch: pytest.Mon
     assert open_sockets() <= before
 
 
-def test_the_handshake_has_all_of_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_handshake_may_take_all_of_the_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def hesitate(peer: Any) -> None:
         gevent.sleep(0.02)
         with server_context("localhost").wrap_socket(peer, server_side=True) as secured:
@@ -235,7 +235,7 @@ def test_an_interruption_of_connecting_leaves_no_socket(
 
 
 @pytest.mark.parametrize("timeout", [None, 0])
-def test_no_timeout_is_no_limit(timeout: float | None) -> None:
+def test_a_connection_without_a_timeout_waits_without_a_limit(timeout: float | None) -> None:
     with exchange(timeout=timeout) as (connection, peer):
         assert connection.socket.gettimeout() is None
         reader = spawn_waiting(connection.recv)
@@ -245,13 +245,13 @@ def test_no_timeout_is_no_limit(timeout: float | None) -> None:
 
 @pytest.mark.parametrize("kind", ["tcp", "tls"])
 @pytest.mark.parametrize("timeout", [None, 5])
-def test_nodelay_and_keepalive_are_on(kind: str, timeout: float | None) -> None:
+def test_a_connection_sets_nodelay_and_keepalive(kind: str, timeout: float | None) -> None:
     with exchange(kind, timeout=timeout) as (connection, _):
         assert connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
-def test_an_error_says_where_it_was_connecting_to() -> None:
+def test_an_error_of_connecting_names_the_address() -> None:
     with refusing_address() as (host, port), pytest.raises(ConnectionRefusedError) as caught:
         TcpConnection(host, port).open()
     assert f"{host}:{port}" in str(caught.value)

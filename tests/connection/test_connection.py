@@ -25,7 +25,7 @@ class Nameless(Connection):
 
 
 @pytest.mark.parametrize("step", ["open", "close", "get", "is_connected"])
-def test_a_step_that_a_class_lacks_is_named(step: str) -> None:
+def test_calling_a_missing_step_raises_an_error_that_names_it(step: str) -> None:
     with pytest.raises(NotImplementedError, match=rf"Nameless has no {step}\(\)"):
         getattr(Nameless(), step)()
 
@@ -40,7 +40,7 @@ def test_a_class_without_a_socket_is_usable_when_it_is_connected(raw: Any) -> No
 
 
 @pytest.mark.parametrize("make_pair", [socket.socketpair, gevent.socket.socketpair])
-def test_a_class_with_a_socket_is_usable_while_that_is_silent(make_pair: Any) -> None:
+def test_a_class_with_a_socket_is_usable_while_its_socket_is_silent(make_pair: Any) -> None:
     raw, peer = make_pair()
     with raw, peer:
         connection = Classic(raw)
@@ -58,7 +58,7 @@ def test_a_class_with_a_socket_is_usable_while_that_is_silent(make_pair: Any) ->
         assert not connection.is_usable()
 
 
-def test_by_default_a_connected_object_is_reusable_unless_there_was_an_error() -> None:
+def test_a_connected_object_is_reusable_by_default_unless_there_was_an_error() -> None:
     connection = Classic()
     assert connection.is_reusable(None) is True
     assert not connection.is_reusable(ValueError())
@@ -67,7 +67,7 @@ def test_by_default_a_connected_object_is_reusable_unless_there_was_an_error() -
     assert not connection.is_reusable(None)
 
 
-def test_by_default_nothing_expires() -> None:
+def test_a_connection_does_not_expire_by_default() -> None:
     assert Classic().is_expired() is False
 
 
@@ -112,7 +112,7 @@ def test_reconnect_of_the_base_class_closes_and_opens(caplog: pytest.LogCaptureF
         ("limit", lambda value: StreamConnection().recv_until(b"\r\n", value), [0, 1, -1, "9", None]),
     ],
 )
-def test_an_argument_that_cannot_be_used_is_named(argument: str, make: Callable[[Any], object], values: Any) -> None:
+def test_a_bad_argument_is_refused_with_its_name(argument: str, make: Callable[[Any], object], values: Any) -> None:
     for value in values:
         with pytest.raises(InvalidArgumentError) as caught:
             make(value)
@@ -122,7 +122,7 @@ def test_an_argument_that_cannot_be_used_is_named(argument: str, make: Callable[
         assert isinstance(caught.value, ValueError)
 
 
-def test_arguments_have_the_order_they_always_had() -> None:
+def test_arguments_keep_their_order() -> None:
     with Server(echo) as server:
         connection = TcpConnection(server.host, server.port, 0.001, 4.5)
         connection.open()
@@ -140,7 +140,7 @@ def test_arguments_have_the_order_they_always_had() -> None:
 # Connections with a socket
 
 
-def test_repr_tells_where_to_and_whether_open() -> None:
+def test_the_repr_shows_the_address_and_whether_the_connection_is_open() -> None:
     with serving("tcp") as (connection, server):
         assert repr(connection) == f"<TcpConnection to 127.0.0.1:{server.port}, closed>"
         connection.open()
@@ -152,7 +152,7 @@ def test_repr_tells_where_to_and_whether_open() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_raw_socket_is_there_under_both_names(kind: str) -> None:
+def test_the_raw_socket_is_available_as_socket_and_by_get(kind: str) -> None:
     with serving(kind) as (connection, server):
         assert connection.socket is None
         assert connection.get() is None

@@ -43,7 +43,9 @@ def impatient(kind: str) -> Iterator[tuple[Any, str]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("name", "arguments"), RECEIVING)
-def test_nothing_received_in_time(kind: str, name: str, arguments: tuple[Any, ...]) -> None:
+def test_the_error_of_receiving_too_late_names_the_address_and_the_timeout(
+    kind: str, name: str, arguments: tuple[Any, ...]
+) -> None:
     with impatient(kind) as (connection, where):
         error = outcome(getattr(connection, name), *arguments)
         assert type(error) is TimeoutError
@@ -52,7 +54,7 @@ def test_nothing_received_in_time(kind: str, name: str, arguments: tuple[Any, ..
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_not_everything_sent_in_time(kind: str) -> None:
+def test_the_error_of_sending_too_late_names_the_address_and_the_timeout(kind: str) -> None:
     with impatient(kind) as (connection, where):
         error = outcome(connection.send, bytes(20_000_000))
         assert type(error) is TimeoutError
@@ -96,20 +98,20 @@ def check_unchanged(error: Any, kind: type[OSError], number: int, message: str) 
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
-def test_connecting_is_refused(host: str, shown: str) -> None:
+def test_the_error_of_a_refused_connection_names_the_address(host: str, shown: str) -> None:
     with refusing_address(host) as (_, port):
         error = outcome(TcpConnection(host, port).open)
     check_unchanged(error, ConnectionRefusedError, errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     assert f"{shown}:{port}" in str(error)
 
 
-def test_the_path_of_a_server_does_not_exist() -> None:
+def test_the_error_of_a_missing_path_names_the_path() -> None:
     error = outcome(UnixConnection("/nonexistent/backend").open)
     check_unchanged(error, FileNotFoundError, errno.ENOENT, os.strerror(errno.ENOENT))
     assert "/nonexistent/backend" in str(error)
 
 
-def test_the_name_of_a_server_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_name_that_does_not_resolve_names_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     def getaddrinfo(*arguments: Any) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -120,7 +122,7 @@ def test_the_name_of_a_server_does_not_resolve(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("name", "arguments"), RECEIVING)
-def test_the_stream_is_reset_while_receiving(name: str, arguments: tuple[Any, ...]) -> None:
+def test_the_error_of_a_reset_while_receiving_names_the_address(name: str, arguments: tuple[Any, ...]) -> None:
     with serving("tcp") as (connection, server):
         connection.open()
         reset(server.next_peer())
@@ -131,7 +133,7 @@ def test_the_stream_is_reset_while_receiving(name: str, arguments: tuple[Any, ..
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_the_stream_is_reset_while_sending(kind: str) -> None:
+def test_the_error_of_a_reset_while_sending_names_the_address(kind: str) -> None:
     with serving(kind) as (connection, server):
         connection.open()
         sender = spawn_waiting(connection.send, bytes(20_000_000))
@@ -143,7 +145,7 @@ def test_the_stream_is_reset_while_sending(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_connection_is_closed_by_another_greenlet(kind: str) -> None:
+def test_the_error_of_a_reader_whose_connection_is_closed_names_the_address(kind: str) -> None:
     with serving(kind) as (connection, server):
         connection.open()
         reader = spawn_waiting(connection.recv)
@@ -157,7 +159,7 @@ def test_the_connection_is_closed_by_another_greenlet(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_connection_is_open_already(kind: str) -> None:
+def test_the_error_of_opening_an_open_connection_names_the_address(kind: str) -> None:
     with serving(kind) as (connection, server):
         connection.open()
         error = outcome(connection.open)
@@ -167,7 +169,7 @@ def test_the_connection_is_open_already(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_connection_is_not_open(kind: str) -> None:
+def test_the_error_of_using_a_closed_connection_names_the_address(kind: str) -> None:
     with serving(kind) as (connection, server):
         for error in (outcome(connection.recv), outcome(connection.send, b"hello")):
             assert isinstance(error, ConnectionClosedError)
@@ -175,7 +177,7 @@ def test_the_connection_is_not_open(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_stream_ends_in_the_middle(kind: str) -> None:
+def test_the_error_of_a_stream_that_ends_early_names_the_address(kind: str) -> None:
     with serving(kind) as (connection, server):
         connection.open()
         server.next_peer().close()

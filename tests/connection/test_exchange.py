@@ -111,7 +111,7 @@ def test_an_error_that_is_caught_inside_the_block_discards_the_connection(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_connection_that_is_released_by_hand_after_an_error_is_closed(kind: type[Wrapper]) -> None:
+def test_a_connection_released_after_an_error_is_discarded(kind: type[Wrapper]) -> None:
     with only_connection(kind) as pool:
         connection = pool.acquire()
         try:
@@ -122,7 +122,7 @@ def test_a_connection_that_is_released_by_hand_after_an_error_is_closed(kind: ty
         assert not was_handed_on(pool, connection)
 
 
-def test_an_exchange_that_is_still_going_on_discards_the_connection() -> None:
+def test_an_unfinished_exchange_discards_the_connection() -> None:
     with only_connection() as pool:
         with pool.connection() as connection:
             # The caller needs the first row only.
@@ -132,7 +132,7 @@ def test_an_exchange_that_is_still_going_on_discards_the_connection() -> None:
         rows.close()
 
 
-def test_an_exchange_that_ends_well_does_not_make_up_for_one_that_did_not() -> None:
+def test_a_good_exchange_does_not_make_up_for_a_failed_one() -> None:
     with only_connection() as pool:
         with pool.connection() as connection:
             with pytest.raises(TimeoutError):
@@ -143,21 +143,21 @@ def test_an_exchange_that_ends_well_does_not_make_up_for_one_that_did_not() -> N
         assert not was_handed_on(pool, connection)
 
 
-def test_an_exchange_is_not_over_when_one_inside_it_is() -> None:
+def test_an_outer_exchange_is_not_over_when_an_inner_one_ends() -> None:
     with only_connection() as pool:
         with pool.connection() as connection, pytest.raises(TimeoutError):
             connection.ask_twice(TimeoutError())
         assert not was_handed_on(pool, connection)
 
 
-def test_an_exchange_inside_another_one_must_end_well_too() -> None:
+def test_a_failed_inner_exchange_discards_the_connection() -> None:
     with only_connection() as pool:
         with pool.connection() as connection:
             assert connection.ask_in_spite_of(TimeoutError()) == "fallback"
         assert not was_handed_on(pool, connection)
 
 
-def test_the_guard_passes_every_error_on_as_it_is() -> None:
+def test_the_guard_raises_every_error_unchanged() -> None:
     connection = Wrapper()
     for kind in ERRORS:
         error = kind()
@@ -166,7 +166,7 @@ def test_the_guard_passes_every_error_on_as_it_is() -> None:
         assert caught.value is error
 
 
-def test_a_connection_tells_itself_that_its_exchange_is_half_done() -> None:
+def test_a_connection_with_an_unfinished_or_failed_exchange_is_not_reusable() -> None:
     connection = Wrapper()
     connection.open()
     assert connection.is_reusable(None)
@@ -180,7 +180,7 @@ def test_a_connection_tells_itself_that_its_exchange_is_half_done() -> None:
     assert not connection.is_reusable(None)
 
 
-def test_one_connection_says_nothing_about_another() -> None:
+def test_a_failed_exchange_does_not_affect_another_connection() -> None:
     broken, whole = Wrapper(), Wrapper()
     broken.open()
     whole.open()
@@ -202,7 +202,7 @@ class Line(TcpConnection):
             return self.recv_until(b"\n")
 
 
-def test_a_stream_that_was_asked_and_not_heard_is_not_handed_on(echo_port: int) -> None:
+def test_a_stream_with_an_unread_reply_is_not_handed_on(echo_port: int) -> None:
     with Pool(Line, {"host": "127.0.0.1", "port": echo_port}, max_connections=1) as pool:
         with pool.connection() as connection:
             assert connection.ask(b"one") == b"one\n"
@@ -282,7 +282,7 @@ class OldLine(TcpConnection):
         return self.recv_until(b"\n")
 
 
-def test_a_class_with_an_exchange_of_its_own_works_as_ever(echo_port: int) -> None:
+def test_a_class_with_an_exchange_method_of_its_own_still_works(echo_port: int) -> None:
     with Pool(OldLine, {"host": "127.0.0.1", "port": echo_port}, max_connections=1) as pool:
         with pool.connection() as connection:
             assert connection.exchange(b"one") == b"one\n"
@@ -374,7 +374,7 @@ def body(pool: Pool[HttpConnection]) -> bytes:
         return response.read()
 
 
-def test_no_view_gets_a_client_that_has_timed_out_inside_another_views_block() -> None:
+def test_no_view_gets_a_client_that_timed_out_in_the_block_of_another_view() -> None:
     with pool_of_clients(0.05, PATIENCE) as (pool, gate):
         assert status_or_fallback(pool, "/slow") == "fallback"
         gate.set()
@@ -382,7 +382,7 @@ def test_no_view_gets_a_client_that_has_timed_out_inside_another_views_block() -
         assert pool.stats().opened == 2
 
 
-def test_a_view_that_needs_the_status_only_leaves_a_client_as_good_as_before() -> None:
+def test_a_view_that_reads_only_the_status_leaves_a_reusable_client() -> None:
     with pool_of_clients(PATIENCE) as (pool, _):
         assert status_or_fallback(pool, "/") == 200
         assert [body(pool), body(pool)] == [b"ok", b"ok"]
@@ -408,7 +408,7 @@ def uses_the_guard(node: ast.ClassDef) -> bool:
     return any("self.exchange()" in map(ast.unparse, [item.context_expr for item in one.items]) for one in withs)
 
 
-def test_there_is_an_example_of_a_class_that_wraps_a_client() -> None:
+def test_the_documents_have_an_example_of_a_class_that_wraps_a_client() -> None:
     assert wrapping_classes()
 
 
@@ -416,7 +416,7 @@ def test_every_example_of_a_class_that_wraps_a_client_uses_the_guard() -> None:
     assert [where for where, node in wrapping_classes().items() if not uses_the_guard(node)] == []
 
 
-def test_the_documents_say_that_only_a_connection_that_is_good_allows_to_catch_its_exception() -> None:
+def test_the_documents_say_under_which_condition_an_exception_may_be_caught() -> None:
     text = (ROOT / "docs" / "concepts.rst").read_text()
     promise = text[text.index("Replies stay with their requests") : text.index("Nothing is left open")]
     assert re.search(r"\bonly\s+(then|if|when|where)\b", promise, re.IGNORECASE)

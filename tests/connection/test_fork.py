@@ -31,7 +31,7 @@ def check_that_both_ways_are_open(connection: Any, peer: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_forked_child_lets_go_of_the_connection_and_the_parent_does_not_notice(kind: str) -> None:
+def test_a_forked_child_aborts_a_connection_and_the_parent_notices_nothing(kind: str) -> None:
     with exchange(kind, timeout=PATIENCE) as (connection, peer):
         # In the middle of an exchange.
         connection.send(b"ping")
@@ -50,7 +50,7 @@ def test_a_forked_child_lets_go_of_the_connection_and_the_parent_does_not_notice
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_forked_child_lets_go_of_a_connection_that_a_greenlet_waits_for(kind: str) -> None:
+def test_a_forked_child_can_abort_a_connection_that_a_greenlet_waits_for(kind: str) -> None:
     with exchange(kind) as (connection, peer):
         reader = spawn_waiting(connection.recv_until, b"\n")
         raw = identity(connection.socket.fileno())
@@ -74,7 +74,7 @@ def test_a_forked_child_lets_go_of_a_connection_that_a_greenlet_waits_for(kind: 
         pytest.param(TlsConnection, silent_listener, id="handshake"),
     ],
 )
-def test_a_forked_child_lets_go_of_a_connection_that_is_being_opened(
+def test_a_forked_child_can_abort_a_connection_that_is_being_opened(
     factory: Callable[..., TcpConnection], stalling: Any
 ) -> None:
     with stalling() as (host, port):
@@ -93,7 +93,7 @@ def test_a_forked_child_lets_go_of_a_connection_that_is_being_opened(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_forked_child_may_abort_a_connection_that_is_not_open(kind: str) -> None:
+def test_a_forked_child_can_abort_a_connection_that_is_not_open(kind: str) -> None:
     with serving(kind) as (connection, _):
         assert in_child(connection.abort) is None
         connection.open()
@@ -101,7 +101,7 @@ def test_a_forked_child_may_abort_a_connection_that_is_not_open(kind: str) -> No
         assert in_child(connection.abort) is None
 
 
-def test_a_forked_child_can_make_a_connection_of_its_own_of_it(server: LineServer) -> None:
+def test_a_forked_child_can_reconnect_a_connection_of_its_parent(server: LineServer) -> None:
     connection = Line("127.0.0.1", server.port)
     connection.open()
     assert connection.exchange(b"hello") == b"hello"
@@ -119,7 +119,7 @@ def test_a_forked_child_can_make_a_connection_of_its_own_of_it(server: LineServe
 
 
 @pytest.mark.parametrize("make_pair", [socket.socketpair, gevent.socket.socketpair])
-def test_a_class_with_a_socket_lets_go_of_it_after_a_fork(make_pair: Any) -> None:
+def test_a_forked_child_can_abort_an_object_with_a_socket(make_pair: Any) -> None:
     raw, peer = make_pair()
     with raw, peer:
         connection = Classic(raw)

@@ -31,7 +31,7 @@ def full(connection: TcpConnection) -> Iterator[TcpConnection]:
     connection.close()
 
 
-def test_a_message_waits_for_room_and_no_longer_than_its_timeout() -> None:
+def test_send_waits_for_room_no_longer_than_its_timeout() -> None:
     with (
         Server(read_nothing) as server,
         full(TcpConnection("127.0.0.1", server.port, timeout=0.05)) as connection,
@@ -40,7 +40,7 @@ def test_a_message_waits_for_room_and_no_longer_than_its_timeout() -> None:
         connection.send(b"x")
 
 
-def test_a_message_is_sent_once_there_is_room() -> None:
+def test_send_continues_once_the_socket_has_room() -> None:
     received = bytearray()
 
     def read_late(sock: Any) -> None:
@@ -55,7 +55,7 @@ def test_a_message_is_sent_once_there_is_room() -> None:
                 gevent.sleep(0.001)
 
 
-def test_a_timeout_of_the_callers_own_goes_through_a_message_over_tls() -> None:
+def test_a_timeout_of_the_caller_interrupts_send_over_tls() -> None:
     with Server(read_nothing, tls=server_context("localhost")) as server:
         connection = TlsConnection("localhost", server.port, ssl_context=client_context(), timeout=60)
         connection.open()

@@ -23,7 +23,7 @@ class Reconnecting(TcpConnection):
         first.close()
 
 
-def test_a_subclass_may_connect_another_socket() -> None:
+def test_a_subclass_may_replace_its_socket() -> None:
     with Server(echo) as server:
         connection = Reconnecting("127.0.0.1", server.port, timeout=10)
         connection.open()
@@ -81,12 +81,12 @@ def test_a_stream_that_says_it_is_not_connected_is_not_handed_out_again(
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "tls", "unix"])
-def test_a_plain_socket_has_no_choice_of_drivers(scheme: str) -> None:
+def test_a_url_of_a_plain_socket_with_a_driver_is_refused(scheme: str) -> None:
     with pytest.raises(InvalidURLError, match=f"has no choice of drivers: write {scheme}://"):
         Pool.from_url(f"{scheme}+fast://localhost:1")
 
 
-def test_a_class_may_have_a_descriptor_in_place_of_a_socket() -> None:
+def test_abort_closes_a_descriptor_that_get_returns() -> None:
     ours, theirs = socket.socketpair()
 
     class ByDescriptor(Connection):

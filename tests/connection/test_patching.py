@@ -50,7 +50,7 @@ print(gevent.monkey.is_module_patched("socket"), type(mine).__module__)
         ),
     ],
 )
-def test_a_connection_works_and_blocks_no_greenlet_however_python_is_patched(beginning: str, expected: str) -> None:
+def test_a_connection_blocks_no_greenlet_whether_python_is_patched_or_not(beginning: str, expected: str) -> None:
     run = run_python(beginning + "\n" + SCRIPT, options=["-W", "error"])
     assert run.stderr == ""
     assert run.stdout.strip() == expected

@@ -16,7 +16,7 @@ from tests.support.servers import echo
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_opening_an_open_connection_is_an_error_that_does_no_harm(kind: str) -> None:
+def test_opening_an_open_connection_raises_and_does_no_harm(kind: str) -> None:
     with serving(kind, echo) as (connection, server):
         connection.open()
         with pytest.raises(OSError, match="open already") as caught:
@@ -37,7 +37,7 @@ def test_a_closed_connection_can_be_opened_again(kind: str) -> None:
             connection.close()
 
 
-def test_a_connection_can_be_opened_after_it_could_not() -> None:
+def test_a_connection_can_be_opened_after_a_failed_attempt() -> None:
     with serving("tcp") as (connection, server):
         server.stop()
         with pytest.raises(ConnectionRefusedError):
@@ -50,7 +50,7 @@ def test_a_connection_can_be_opened_after_it_could_not() -> None:
                 assert peer.recv(100) == b"hello"
 
 
-def test_nothing_of_the_old_stream_is_left_when_a_connection_is_opened_again() -> None:
+def test_a_reopened_connection_keeps_nothing_of_the_old_stream() -> None:
     with serving("tcp", timeout=PATIENCE) as (connection, server):
         connection.open()
         server.next_peer().sendall(b"first\nold")

@@ -77,7 +77,7 @@ def test_send_raises_when_the_reader_goes_away() -> None:
         assert not connection.is_reusable(None)
 
 
-def test_an_interruption_of_sending_leaves_doubt() -> None:
+def test_a_connection_is_not_reusable_after_an_interrupted_send() -> None:
     with exchange() as (connection, _):
         sender = spawn_waiting(connection.send, bytes(20_000_000))
         sender.kill()
@@ -121,7 +121,7 @@ def test_send_takes_nothing_but_bytes(data: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_recv_returns_what_has_come(kind: str) -> None:
+def test_recv_returns_bytes_as_they_arrive(kind: str) -> None:
     with exchange(kind) as (connection, peer):
         peer.sendall(b"hello")
         assert connection.recv() == b"hello"
@@ -142,7 +142,7 @@ def test_recv_returns_no_more_than_asked_for(kind: str) -> None:
         assert connection.recv(size=100) == b"def"
 
 
-def test_a_reset_is_a_connection_reset_error() -> None:
+def test_recv_raises_connection_reset_error_after_a_reset() -> None:
     with exchange() as (connection, peer):
         reset(peer)
         with pytest.raises(ConnectionResetError):
@@ -162,7 +162,7 @@ def test_recv_exactly_puts_pieces_together() -> None:
         assert connection.recv_exactly(3) == b"ijk"
 
 
-def test_recv_exactly_of_a_large_message() -> None:
+def test_recv_exactly_returns_a_large_message() -> None:
     message = array.array("I", range(500_000)).tobytes()
     with exchange() as (connection, peer):
         sender = gevent.spawn(peer.sendall, message)
@@ -170,14 +170,14 @@ def test_recv_exactly_of_a_large_message() -> None:
         sender.get()
 
 
-def test_recv_exactly_of_nothing_waits_for_nothing() -> None:
+def test_recv_exactly_of_0_bytes_returns_at_once() -> None:
     with exchange() as (connection, _):
         assert without_switching(partial(connection.recv_exactly, 0)) == b""
         assert connection.is_reusable(None)
 
 
 @pytest.mark.parametrize("already", [0, 3, 5])
-def test_recv_exactly_raises_when_the_stream_ends_before(already: int) -> None:
+def test_recv_exactly_raises_when_the_stream_ends_early(already: int) -> None:
     with exchange() as (connection, peer):
         peer.sendall(b"line\nhello"[: 5 + already])
         peer.close()
@@ -223,7 +223,7 @@ def test_bytes_left_by_recv_until_are_read_by_any_method() -> None:
         assert connection.recv_exactly(2) == b"mn"
 
 
-def test_recv_until_of_a_large_message() -> None:
+def test_recv_until_returns_a_large_message() -> None:
     message = b"x" * 60_000 + b"\n"
     with exchange() as (connection, peer):
         sender = gevent.spawn(peer.sendall, 3 * message)
@@ -255,7 +255,7 @@ def test_recv_until_does_not_wait_for_more_than_the_limit() -> None:
         assert connection.recv_until(b"\n", limit=8) == b"1234567\n"
 
 
-def test_the_limit_is_there_without_being_asked_for() -> None:
+def test_recv_until_has_a_limit_by_default() -> None:
     with exchange() as (connection, peer):
         sender = gevent.spawn(outcome, peer.sendall, b"x" * 65536 + b"\n")
         with pytest.raises(LimitExceededError):
@@ -265,7 +265,7 @@ def test_the_limit_is_there_without_being_asked_for() -> None:
 
 @pytest.mark.parametrize("before", [b"", b"line\r\n"])
 @pytest.mark.parametrize("rest", [b"", b"ab\r"])
-def test_recv_until_raises_when_the_stream_ends_before(before: bytes, rest: bytes) -> None:
+def test_recv_until_raises_when_the_stream_ends_early(before: bytes, rest: bytes) -> None:
     with exchange() as (connection, peer):
         peer.sendall(before + rest)
         peer.close()
@@ -301,9 +301,7 @@ def send_in_pieces(pieces: list[bytes], peer: Any) -> None:
 )
 @example(pieces=[b"a\nb"], calls=[("recv_until", b"\n", 9), ("recv_until", b"\n", 9), ("recv", 9)])
 @example(pieces=[b"a\r", b"\nb\r\n"], calls=[("recv_until", b"\r\n", 9), ("recv_exactly", 1), ("recv", 9)])
-def test_any_stream_in_any_pieces_read_in_any_way_is_the_same_stream(
-    pieces: list[bytes], calls: list[tuple[Any, ...]]
-) -> None:
+def test_any_sequence_of_reads_returns_any_stream_unchanged(pieces: list[bytes], calls: list[tuple[Any, ...]]) -> None:
     stream = b"".join(pieces)
     with serving("tcp", partial(send_in_pieces, pieces), timeout=PATIENCE) as (connection, _):
         connection.open()
@@ -357,7 +355,7 @@ def test_a_connection_that_is_not_open_cannot_be_used(kind: str, name: str, argu
 
 
 @pytest.mark.parametrize(("name", "arguments"), RECEIVING)
-def test_closing_throws_away_what_was_left_unread(name: str, arguments: tuple[Any, ...]) -> None:
+def test_close_throws_unread_bytes_away(name: str, arguments: tuple[Any, ...]) -> None:
     with exchange() as (connection, peer):
         peer.sendall(b"\nabc")
         wait_readable(connection)
@@ -369,7 +367,7 @@ def test_closing_throws_away_what_was_left_unread(name: str, arguments: tuple[An
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("name", "arguments"), RECEIVING)
-def test_receiving_raises_when_nothing_comes_in_time(kind: str, name: str, arguments: tuple[Any, ...]) -> None:
+def test_receiving_raises_when_nothing_arrives_in_time(kind: str, name: str, arguments: tuple[Any, ...]) -> None:
     with impatient(kind, 0.05) as connection:
         with pytest.raises(TimeoutError):
             getattr(connection, name)(*arguments)
@@ -377,7 +375,7 @@ def test_receiving_raises_when_nothing_comes_in_time(kind: str, name: str, argum
         assert not connection.is_reusable(None)
 
 
-def test_an_interruption_of_receiving_leaves_doubt() -> None:
+def test_a_connection_is_not_reusable_after_an_interrupted_recv() -> None:
     with exchange() as (connection, _):
         with gevent.Timeout(0.005, False):
             connection.recv()

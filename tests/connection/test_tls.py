@@ -16,7 +16,7 @@ from tests.support.scripted import PATIENCE
 from tests.support.servers import Server, authority, authority_pem, client_context, echo, open_sockets, server_context
 
 
-def test_an_unknown_authority_is_refused_by_default() -> None:
+def test_a_certificate_of_an_unknown_authority_is_refused_by_default() -> None:
     before = open_sockets()
     with Server(echo, tls=server_context("localhost")) as server:
         connection = TlsConnection("localhost", server.port)
@@ -44,7 +44,7 @@ def test_a_certificate_for_another_name_is_refused(server_hostname: str | None) 
 
 @pytest.mark.parametrize("kind", [ssl.SSLContext, gevent.ssl.SSLContext])
 @pytest.mark.parametrize("timeout", [None, PATIENCE])
-def test_a_context_may_be_of_the_standard_library_or_of_gevent(
+def test_a_context_may_come_from_the_standard_library_or_from_gevent(
     kind: type[ssl.SSLContext], timeout: float | None
 ) -> None:
     context = client_context(kind)
@@ -72,7 +72,7 @@ def test_a_context_that_verifies_nothing_is_respected() -> None:
         ("127.0.0.1", "backend.test", "backend.test"),
     ],
 )
-def test_the_server_is_asked_for_the_host_or_the_name_given_instead(
+def test_a_connection_asks_the_server_for_its_host_or_for_server_hostname(
     host: str, server_hostname: str | None, expected: str
 ) -> None:
     asked: list[str | None] = []
@@ -88,7 +88,7 @@ def test_the_server_is_asked_for_the_host_or_the_name_given_instead(
     assert asked == [expected]
 
 
-def test_an_address_is_verified_where_it_is_the_host() -> None:
+def test_a_certificate_for_an_address_is_accepted_if_the_address_is_the_host() -> None:
     with Server(echo, tls=server_context("127.0.0.1")) as server:
         connection = TlsConnection("127.0.0.1", server.port, ssl_context=client_context())
         connection.open()
@@ -97,7 +97,7 @@ def test_an_address_is_verified_where_it_is_the_host() -> None:
 
 
 @pytest.mark.parametrize("name", [".test", "", "a\0b", "a" * 64 + ".test", 5])
-def test_a_name_that_no_server_can_be_asked_for_is_refused(name: Any) -> None:
+def test_a_name_that_can_not_be_sent_to_a_server_is_refused(name: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^server_hostname must be a name or None"):
         TlsConnection("localhost", 1, server_hostname=name)
     with pytest.raises(InvalidArgumentError, match=r"^host must be a name or an address"):
@@ -125,7 +125,7 @@ def test_a_client_certificate_of_the_context_is_sent() -> None:
 
 
 @pytest.mark.parametrize("says_goodbye", [True, False])
-def test_the_end_of_the_stream_is_found_with_and_without_goodbye(says_goodbye: bool) -> None:
+def test_recv_finds_the_end_of_the_stream_with_or_without_a_goodbye(says_goodbye: bool) -> None:
     with exchange("tls") as (connection, peer):
         peer.sendall(b"bye")
         if says_goodbye:
@@ -137,7 +137,7 @@ def test_the_end_of_the_stream_is_found_with_and_without_goodbye(says_goodbye: b
         assert not connection.is_connected()
 
 
-def test_a_peer_that_reads_on_slowly_does_not_make_sending_take_longer() -> None:
+def test_a_peer_that_reads_slowly_does_not_extend_the_timeout_of_send() -> None:
     def read_slowly(peer: Any) -> None:
         # For some ten seconds.
         while peer.recv(16_384):
@@ -151,7 +151,7 @@ def test_a_peer_that_reads_on_slowly_does_not_make_sending_take_longer() -> None
         assert not connection.is_reusable(None)
 
 
-def test_closing_says_goodbye_and_loses_nothing_that_was_sent() -> None:
+def test_close_sends_a_goodbye_and_loses_no_sent_bytes() -> None:
     """Not even while session tickets are unread, upon which a plain close would reset the connection."""
     with exchange("tls") as (connection, peer):
         peer.suppress_ragged_eofs = False

@@ -21,7 +21,7 @@ from tests.support.scripted import PATIENCE
 from tests.support.servers import Server, echo, open_sockets
 
 
-def test_connects_to_a_path(tmp_path: pathlib.Path) -> None:
+def test_a_connection_connects_to_a_path(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "socket"
     with Server(echo, path=str(path)):
         for form in path, str(path):
@@ -32,7 +32,7 @@ def test_connects_to_a_path(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has it")
-def test_connects_to_a_name_in_the_abstract_namespace() -> None:
+def test_a_connection_connects_to_a_name_in_the_abstract_namespace() -> None:
     path = f"\0gsocketpool test {os.getpid()} {time.monotonic_ns()}"
     with Server(echo, path=path):
         connection = UnixConnection(path)
@@ -41,7 +41,7 @@ def test_connects_to_a_name_in_the_abstract_namespace() -> None:
         connection.close()
 
 
-def test_a_missing_path_is_a_file_not_found_error(tmp_path: pathlib.Path) -> None:
+def test_a_missing_path_raises_file_not_found_error(tmp_path: pathlib.Path) -> None:
     before = open_sockets()
     connection = UnixConnection(tmp_path / "missing")
     with pytest.raises(FileNotFoundError):
@@ -67,7 +67,7 @@ def test_the_timeout_bounds_connecting_to_a_path() -> None:
         first.close()
 
 
-def test_waiting_for_a_server_that_does_not_accept_leaves_the_processor_in_peace(tmp_path: pathlib.Path) -> None:
+def test_waiting_for_a_server_that_does_not_accept_uses_little_processor_time(tmp_path: pathlib.Path) -> None:
     with FlakyServer(path=tmp_path / "socket") as server:
         server.fail("hang")
         connection = UnixConnection(server.address, timeout=0.5)
@@ -77,7 +77,7 @@ def test_waiting_for_a_server_that_does_not_accept_leaves_the_processor_in_peace
         assert time.process_time() - before < 0.25
 
 
-def test_connects_as_soon_as_the_server_accepts(tmp_path: pathlib.Path) -> None:
+def test_a_connection_opens_as_soon_as_the_server_accepts(tmp_path: pathlib.Path) -> None:
     with FlakyServer(path=tmp_path / "socket") as server:
         server.fail("hang")
         connection = UnixConnection(server.address, timeout=PATIENCE)

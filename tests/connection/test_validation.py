@@ -66,7 +66,7 @@ def test_a_connection_with_a_message_half_read_is_not_usable(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_asking_whether_a_connection_is_usable_does_not_switch(kind: str) -> None:
+def test_is_usable_does_not_switch(kind: str) -> None:
     with exchange(kind) as (connection, peer):
         if kind == "tls":
             # There are session tickets to be read.
@@ -92,7 +92,7 @@ def test_session_tickets_do_not_make_a_connection_unusable() -> None:
 
 
 @pytest.mark.parametrize("were_seen", [False, True])
-def test_a_message_behind_session_tickets_does_make_a_connection_unusable(were_seen: bool) -> None:
+def test_a_message_behind_session_tickets_makes_a_connection_unusable(were_seen: bool) -> None:
     with exchange("tls") as (connection, peer):
         if were_seen:
             wait_readable(connection)
@@ -115,7 +115,7 @@ def test_a_connection_is_reusable_when_it_is_open_and_nothing_went_wrong(kind: s
         assert not connection.is_reusable(None)
 
 
-def test_a_connection_with_bytes_left_unread_is_not_reusable() -> None:
+def test_a_connection_with_unread_bytes_is_not_reusable() -> None:
     with exchange() as (connection, peer):
         peer.sendall(b"one\ntwo\n")
         assert connection.recv_until(b"\n") == b"one\n"
@@ -125,7 +125,7 @@ def test_a_connection_with_bytes_left_unread_is_not_reusable() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_recv_returns_nothing_at_the_end_and_marks_the_connection_closed(kind: str) -> None:
+def test_recv_returns_no_bytes_at_the_end_of_the_stream_and_closes_the_connection(kind: str) -> None:
     with exchange(kind) as (connection, peer):
         peer.sendall(b"the end")
         peer.close()
