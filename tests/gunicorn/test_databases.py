@@ -185,7 +185,7 @@ def is_there(site: Site, name: str) -> bool:
         return bool(other.execute("SELECT FROM pages WHERE name = %s", [name]).fetchall())
 
 
-def test_the_app_of_the_guide(site: Site) -> None:
+def test_the_app_of_the_guide_works_under_gunicorn(site: Site) -> None:
     site.ask("/pages/guide", status=404)
     for text in ("one", "two"):
         site.ask("/pages/guide", status=204, method="PUT", body=text)
@@ -194,7 +194,7 @@ def test_the_app_of_the_guide(site: Site) -> None:
     assert site.pool("cache")["opened"] == 1
 
 
-def test_a_block_commits(site: Site) -> None:
+def test_a_block_commits_its_transaction(site: Site) -> None:
     site.ask("/insert/block")
     assert is_there(site, "block")
 
@@ -219,7 +219,7 @@ def test_a_transaction_in_a_block_commits_once_or_is_a_savepoint(site: Site) -> 
     assert is_there(site, "savepoint")
 
 
-def test_current_connection_never_commits_by_itself_and_each_place_is_reported_once(site: Site) -> None:
+def test_current_connection_does_not_commit_and_each_place_is_reported_once(site: Site) -> None:
     for number in range(2):
         for path in ("one", "another"):
             site.ask(f"/own/{path}/{number}")
@@ -258,7 +258,7 @@ def test_a_worker_whose_backend_accepts_and_hangs_is_not_ready(site: Site) -> No
 
 
 @pytest.mark.patched
-def test_an_app_whose_backend_accepts_and_says_nothing_is_not_ready() -> None:
+def test_an_app_whose_backend_accepts_and_never_answers_is_not_ready() -> None:
     with silent_listener() as (host, port):
         app = Flask("app")
         app.config["SOCKETPOOL_POOLS"] = {
@@ -273,7 +273,7 @@ def test_an_app_whose_backend_accepts_and_says_nothing_is_not_ready() -> None:
     assert {name: pool["ok"] for name, pool in answer.get_json()["pools"].items()} == {"db": False, "cache": False}
 
 
-def test_the_guides_command_finds_a_backend_that_accepts_and_hangs(tmp_path: Path, conninfo: str) -> None:
+def test_the_check_command_of_the_guide_reports_a_backend_that_accepts_and_hangs(tmp_path: Path, conninfo: str) -> None:
     (command,) = [line.split()[2:] for line in PAGE.read_text().splitlines() if "$ python -m gevent.monkey" in line]
     with silent_listener() as (host, port):
         run = subprocess.run(

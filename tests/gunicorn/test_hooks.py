@@ -62,7 +62,7 @@ def pool_numbers(site: Flask, name: str = "default") -> tuple[int, int, int, int
 # Filling
 
 
-def test_all_pools_are_made_and_filled(backend: Backend) -> None:
+def test_post_worker_init_makes_and_fills_all_pools(backend: Backend) -> None:
     more = {
         "warm": {"factory": backend.connect, "initial_connections": 3},
         "cold": {"factory": backend.connect},
@@ -79,7 +79,7 @@ def test_all_pools_are_made_and_filled(backend: Backend) -> None:
     assert not backend.open
 
 
-def test_pools_that_were_made_before_the_fork_are_filled_again(backend: Backend) -> None:
+def test_post_worker_init_fills_pools_that_were_made_before_the_fork(backend: Backend) -> None:
     site = make_app(backend, SOCKETPOOL_INITIAL_CONNECTIONS=3)
     with site.app_context():
         # A fork leaves this of the pool of an app that was used in the master.
@@ -92,7 +92,9 @@ def test_pools_that_were_made_before_the_fork_are_filled_again(backend: Backend)
 
 
 @pytest.mark.parametrize("setting", ["MIN", "INITIAL"])
-def test_a_backend_that_refuses_is_a_warning(backend: Backend, caplog: pytest.LogCaptureFixture, setting: str) -> None:
+def test_a_pool_that_can_not_be_filled_is_logged_and_the_worker_starts(
+    backend: Backend, caplog: pytest.LogCaptureFixture, setting: str
+) -> None:
     config: dict[str, Any] = {f"SOCKETPOOL_{setting}_CONNECTIONS": 1}
     site = make_app(backend, **config)
     backend.failures += [OSError("down")] * 10
@@ -107,7 +109,7 @@ def test_a_backend_that_refuses_is_a_warning(backend: Backend, caplog: pytest.Lo
 
 @pytest.mark.parametrize("setting", ["MIN", "INITIAL"])
 @pytest.mark.parametrize("bound", [{"timeout": 0.05}, {"of_worker": 0.05}], ids=["argument", "gunicorn"])
-def test_a_backend_that_does_not_answer_is_waited_for_so_long(
+def test_post_worker_init_waits_no_longer_than_its_timeout_for_a_silent_backend(
     backend: Backend, caplog: pytest.LogCaptureFixture, setting: str, bound: dict[str, float]
 ) -> None:
     config: dict[str, Any] = {f"SOCKETPOOL_{setting}_CONNECTIONS": 1, "SOCKETPOOL_OPEN_TIMEOUT": TOO_LONG}
@@ -124,7 +126,7 @@ def test_a_backend_that_does_not_answer_is_waited_for_so_long(
     site.extensions["gsocketpool"].close()
 
 
-def test_a_timeout_of_the_clients_own_is_why_a_pool_is_not_filled(
+def test_a_timeout_of_the_client_is_logged_as_the_reason_why_a_pool_is_not_filled(
     backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     site = make_app(backend, SOCKETPOOL_INITIAL_CONNECTIONS=1)
@@ -142,7 +144,7 @@ def test_the_log_shows_no_secret(backend: Backend, caplog: pytest.LogCaptureFixt
     assert "hunter2" not in caplog.text
 
 
-def test_an_app_that_is_found_twice_is_one(backend: Backend) -> None:
+def test_an_app_found_twice_behind_middleware_counts_once(backend: Backend) -> None:
     site = make_app(backend)
 
     class Middleware:
@@ -156,12 +158,14 @@ def test_an_app_that_is_found_twice_is_one(backend: Backend) -> None:
     assert _apps_of(Worker(Middleware(site))) == [site]
 
 
-def test_a_timeout_must_be_seconds(site: Flask) -> None:
+def test_post_worker_init_refuses_a_bad_timeout(site: Flask) -> None:
     with pytest.raises(InvalidArgumentError, match="timeout"):
         post_worker_init(Worker(site), timeout=-1)
 
 
-def test_with_threads_nothing_is_filled(site: Flask, backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_post_worker_init_fills_no_pool_in_a_worker_with_threads(
+    site: Flask, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
     threaded = type("ThreadWorker", (Worker,), {"__module__": "gunicorn.workers.gthread"})
     post_worker_init(threaded(site))
     assert not backend.connections
@@ -209,7 +213,7 @@ class Hostile:
     ],
     ids=["bare", "middleware", "middleware within", "mounted", "decorator", "hostile"],
 )
-def test_the_app_is_found_behind_middleware(site: Flask, backend: Backend, wrap: Callable[[Flask], Any]) -> None:
+def test_the_hooks_find_an_app_behind_middleware(site: Flask, backend: Backend, wrap: Callable[[Flask], Any]) -> None:
     worker = Worker(wrap(site))
     post_worker_init(worker)
     assert len(backend.open) == 2
@@ -217,7 +221,9 @@ def test_the_app_is_found_behind_middleware(site: Flask, backend: Backend, wrap:
     assert not backend.open
 
 
-def test_an_app_that_is_hidden_can_be_told(site: Flask, backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hidden_app_can_be_passed_to_the_hooks(
+    site: Flask, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
     worker = Worker(lambda *arguments: site(*arguments))
     post_worker_init(worker)
     assert "no Flask app with pools was found behind <function" in caplog.text
@@ -230,7 +236,7 @@ def test_an_app_that_is_hidden_can_be_told(site: Flask, backend: Backend, caplog
     assert not backend.open
 
 
-def test_an_app_without_the_extension_is_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_app_without_the_extension_is_logged_with_its_name(caplog: pytest.LogCaptureFixture) -> None:
     front, shop = Flask("front"), Flask("shop")
     post_worker_init(Worker(DispatcherMiddleware(front, {"/shop": shop})))
     post_worker_init(Worker(lambda *arguments: shop(*arguments)), app=shop)
@@ -255,7 +261,7 @@ def test_an_object_with_every_attribute_is_not_taken_for_an_app(caplog: pytest.L
 # Closing
 
 
-def test_the_master_closes_nothing_for_a_worker_that_is_gone(site: Flask, backend: Backend) -> None:
+def test_the_master_closes_nothing_for_a_worker_that_has_exited(site: Flask, backend: Backend) -> None:
     worker = Worker(site)
     post_worker_init(worker)
     worker.pid += 1
@@ -269,7 +275,7 @@ def test_a_worker_that_could_not_load_its_app_closes_nothing(site: Flask) -> Non
     worker_exit(None, worker)
 
 
-def test_closing_again_does_no_harm(site: Flask, backend: Backend) -> None:
+def test_worker_exit_may_be_called_twice(site: Flask, backend: Backend) -> None:
     worker = Worker(site)
     post_worker_init(worker)
     for _ in range(2):
@@ -277,9 +283,7 @@ def test_closing_again_does_no_harm(site: Flask, backend: Backend) -> None:
     assert [connection.closings for connection in backend.connections] == [1, 1]
 
 
-def test_the_drain_timeout_counts_from_when_a_worker_ends_by_itself(
-    backend: Backend, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_drain_timeout_starts_when_a_worker_ends_itself(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     site = make_app(backend, SOCKETPOOL_DRAIN_TIMEOUT=0.01)
     worker = Worker(site)
     post_worker_init(worker)
@@ -335,7 +339,7 @@ def written(directory: Path, text: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("how", [[], pytest.param(["--preload"], marks=pytest.mark.torture)], ids=["plain", "preload"])
-def test_the_hooks_are_imported_and_that_is_all(
+def test_importing_the_hooks_into_the_configuration_is_enough(
     lines: gunicorn_support.Backend, start: Start, tmp_path: Path, how: list[str]
 ) -> None:
     config = written(tmp_path, "from flask_gsocketpool.gunicorn import _apps_of, post_worker_init, worker_exit\n")
@@ -372,7 +376,9 @@ def test_each_hook_works_without_the_other(
     assert "Traceback" not in gunicorn.log
 
 
-def test_the_configuration_in_the_guide(lines: gunicorn_support.Backend, start: Start, tmp_path: Path) -> None:
+def test_the_configuration_in_the_guide_fills_and_closes_the_pools(
+    lines: gunicorn_support.Backend, start: Start, tmp_path: Path
+) -> None:
     (text,) = [block for block in blocks(ROOT / "docs" / "flask" / "deployment.rst") if "worker_class" in block]
     gunicorn = start(*written(tmp_path, text), SOCKETPOOL_MIN_CONNECTIONS=1)
     lines.wait_until(lambda: sum(seen.texts == ["hello"] for seen in lines.seen) == 4, "its workers fill their pools")
@@ -405,7 +411,7 @@ def test_a_worker_starts_with_full_pools_and_ends_with_closed_ones(
 
 
 @pytest.mark.parametrize("setting", ["MIN", "INITIAL"])
-def test_a_worker_starts_though_its_backend_is_down(start: Start, tmp_path: Path, setting: str) -> None:
+def test_a_worker_starts_even_if_its_backend_is_down(start: Start, tmp_path: Path, setting: str) -> None:
     config = written(tmp_path, HOOKS.format(timeout=0.2))
     with socket.socket() as closed:
         # Bound, and deaf.
@@ -421,7 +427,7 @@ def test_a_worker_starts_though_its_backend_is_down(start: Start, tmp_path: Path
     assert "Connection refused" in gunicorn.log
 
 
-def test_a_worker_starts_though_its_backend_does_not_answer(
+def test_a_worker_starts_even_if_its_backend_does_not_answer(
     lines: gunicorn_support.Backend, start: Start, tmp_path: Path
 ) -> None:
     config = written(tmp_path, HOOKS.format(timeout=0.2))

@@ -41,7 +41,7 @@ def test_a_request_longer_than_the_graceful_timeout_is_lost_and_every_connection
     eventually(lambda: worker in gunicorn.exited_workers(), "the worker exits by itself")
 
 
-def test_the_drain_timeout_closes_the_connections_of_a_worker_that_replaces_itself(
+def test_the_drain_timeout_closes_the_connections_of_a_replaced_worker(
     backend: Backend, start: Start, tmp_path: Path
 ) -> None:
     (tmp_path / "hooks.py").write_text(HOOKS)
@@ -88,6 +88,6 @@ def test_the_table_says_that_a_replaced_worker_waits_no_longer_than_the_graceful
     assert "--graceful-timeout" in " ".join(rows_about_replaced_workers())
 
 
-def test_the_documents_say_what_the_drain_timeout_does_when_a_worker_replaces_itself() -> None:
+def test_the_documents_say_what_the_drain_timeout_does_for_a_replaced_worker() -> None:
     paragraphs = [paragraph for path in DOCUMENTS for paragraph in path.read_text().split("\n\n")]
     assert [text for text in [*rows(), *paragraphs] if "DRAIN_TIMEOUT" in text and re.search("max.requests", text)]

@@ -101,13 +101,13 @@ def output_of(script: str, *arguments: str, given: str = "") -> list[str]:
         pytest.param("patch_select", ["request", "request"], id="only select-request"),
     ],
 )
-def test_an_app_that_was_made_before_gevent_has_patched_is_warned_about_once(patch: str, steps: list[str]) -> None:
+def test_an_app_made_before_gevent_has_patched_is_warned_about_once(patch: str, steps: list[str]) -> None:
     first, last = map(int, output_of(SCRIPT, patch, *steps))
     assert first >= 1, f"the {steps[0]} says nothing"
     assert last == first
 
 
-def test_an_app_that_was_made_after_gevent_has_patched_is_not_warned_about() -> None:
+def test_an_app_made_after_gevent_has_patched_is_not_warned_about() -> None:
     assert output_of(SCRIPT, "patch_all", "hook", "request") == ["0", "0"]
 
 
@@ -130,11 +130,11 @@ def test_the_configuration_in_the_guide_begins_with_the_patch() -> None:
     assert "patch_all(" in ast.unparse(first)
 
 
-def test_after_the_guides_configuration_imports_find_a_patched_python() -> None:
+def test_imports_after_the_configuration_in_the_guide_find_a_patched_python() -> None:
     assert output_of(READING_THE_CONFIGURATION, given=configuration()) == ["True", "True"]
 
 
-def test_where_the_documents_call_preload_safe_they_speak_of_the_patch() -> None:
+def test_documents_that_call_preload_safe_mention_the_patch() -> None:
     paragraphs = [paragraph for path in DOCUMENTS for paragraph in path.read_text().split("\n\n")]
     assert [text for text in paragraphs if "``--preload`` is safe" in text and "patch" not in text] == []
 
@@ -155,9 +155,11 @@ def log_of_a_preloaded_worker(start: Start, directory: Path, text: str) -> str:
     return "\n".join(line for line in gunicorn.log.splitlines() if "MonkeyPatchWarning" not in line)
 
 
-def test_a_preloaded_worker_warns_if_nothing_was_patched_before_the_import(start: Start, tmp_path: Path) -> None:
+def test_a_preloaded_worker_logs_a_warning_if_nothing_was_patched_before_the_import(
+    start: Start, tmp_path: Path
+) -> None:
     assert "patch" in log_of_a_preloaded_worker(start, tmp_path, HOOKS)
 
 
-def test_a_preloaded_worker_with_the_configuration_in_the_guide_does_not_warn(start: Start, tmp_path: Path) -> None:
+def test_a_preloaded_worker_with_the_configuration_in_the_guide_logs_no_warning(start: Start, tmp_path: Path) -> None:
     assert "patch" not in log_of_a_preloaded_worker(start, tmp_path, configuration())

@@ -59,7 +59,7 @@ def test_connections_are_reused_from_one_request_to_the_next(shared: tuple[Backe
     assert len(backend.seen) - before <= 8
 
 
-def test_the_health_checks_are_answered_for_the_worker_that_answers(shared: tuple[Backend, Gunicorn]) -> None:
+def test_a_health_check_reports_on_the_worker_that_answers_it(shared: tuple[Backend, Gunicorn]) -> None:
     backend, gunicorn = shared
     workers = gunicorn.workers(2)
     seen = set()
@@ -93,7 +93,7 @@ def test_no_request_fails_after_the_backend_was_restarted(shared: tuple[Backend,
     gunicorn.workers(2)
 
 
-def test_a_streamed_body_has_one_connection_to_its_end(backend: Backend, start: Start) -> None:
+def test_a_streamed_body_keeps_one_connection_to_its_end(backend: Backend, start: Start) -> None:
     gunicorn = start("--workers", "1", PIECES=3)
     with backend.holding("text-1"):
         asking = gunicorn.begin_to_ask("text", view="stream")
@@ -109,7 +109,7 @@ def test_a_streamed_body_has_one_connection_to_its_end(backend: Backend, start: 
     assert len(backend.seen) == 2
 
 
-def test_a_client_that_leaves_in_the_middle_of_a_body_costs_its_connection(backend: Backend, start: Start) -> None:
+def test_a_connection_is_closed_if_the_client_leaves_in_the_middle_of_its_body(backend: Backend, start: Start) -> None:
     gunicorn = start("--workers", "1", PIECES=1_000_000, SOCKETPOOL_MAX_CONNECTIONS=1)
     with socket.create_connection(("127.0.0.1", gunicorn.port)) as client:
         client.sendall(b"GET /stream/text HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -56,7 +56,7 @@ def was_closed_in_time(seen: Seen, lost: list[Answer]) -> bool:
     return seen.has_ended_well or (seen.end is End.RESET and seen.texts[-1:] == ["bye"] and seen.texts[-2] in asked)
 
 
-def test_after_term_every_request_in_flight_is_answered_and_every_connection_closed(
+def test_sigterm_lets_every_request_in_flight_be_answered_and_closes_every_connection(
     backend: Backend, start: Start
 ) -> None:
     gunicorn = start("--workers", "2")
@@ -98,7 +98,7 @@ def test_a_quick_shutdown_abandons_the_requests_in_flight_and_closes_every_conne
 
 
 @pytest.mark.parametrize("initial_connections", [0, 1])
-def test_after_a_quick_shutdown_a_connection_that_was_being_opened_is_closed(
+def test_a_quick_shutdown_closes_a_connection_that_was_being_opened(
     backend: Backend, start: Start, initial_connections: int
 ) -> None:
     gunicorn = start("--workers", "1", SOCKETPOOL_INITIAL_CONNECTIONS=initial_connections)
@@ -112,9 +112,7 @@ def test_after_a_quick_shutdown_a_connection_that_was_being_opened_is_closed(
     results(asking)
 
 
-def test_after_a_quick_shutdown_a_connection_that_was_being_closed_is_closed_to_the_end(
-    backend: Backend, start: Start
-) -> None:
+def test_a_quick_shutdown_finishes_the_close_of_a_connection(backend: Backend, start: Start) -> None:
     gunicorn = start(
         "--workers",
         "1",
@@ -243,9 +241,7 @@ def test_a_request_cut_off_by_the_graceful_timeout_does_not_keep_its_connection(
     assert gunicorn.ask("afterwards").is_right
 
 
-def test_when_gunicorn_kills_a_worker_with_a_stuck_request_its_connections_get_no_goodbye(
-    backend: Backend, start: Start
-) -> None:
+def test_a_worker_killed_with_a_stuck_request_sends_no_goodbye(backend: Backend, start: Start) -> None:
     gunicorn = start("--workers", "1", "--graceful-timeout", "1")
     (worker,) = gunicorn.workers(1)
     with backend.holding():
@@ -260,7 +256,7 @@ def test_when_gunicorn_kills_a_worker_with_a_stuck_request_its_connections_get_n
 
 
 @pytest.mark.parametrize("how", [[], pytest.param(["--preload"], marks=pytest.mark.torture)], ids=["plain", "preload"])
-def test_with_a_drain_timeout_connections_are_closed_before_gunicorn_kills(
+def test_a_drain_timeout_closes_connections_before_gunicorn_kills_the_worker(
     backend: Backend, start: Start, how: list[str]
 ) -> None:
     gunicorn = start("--workers", "1", "--graceful-timeout", "4", *how, SOCKETPOOL_DRAIN_TIMEOUT=0.5)
@@ -281,9 +277,7 @@ def test_with_a_drain_timeout_connections_are_closed_before_gunicorn_kills(
     assert worker not in gunicorn.exited_workers()
 
 
-def test_with_a_drain_timeout_a_worker_whose_requests_wait_for_the_backend_need_not_be_killed(
-    backend: Backend, start: Start
-) -> None:
+def test_a_drain_timeout_lets_a_worker_exit_whose_requests_wait_for_the_backend(backend: Backend, start: Start) -> None:
     gunicorn = start("--workers", "2", SOCKETPOOL_DRAIN_TIMEOUT=0.5)
     workers = gunicorn.workers(2)
     with gunicorn.being_asked() as answers, backend.holding():
@@ -298,7 +292,7 @@ def test_with_a_drain_timeout_a_worker_whose_requests_wait_for_the_backend_need_
     assert all(was_closed_in_time(seen, wrong(answers)) for seen in backend.seen_of(workers)), backend
 
 
-def test_requests_that_end_in_time_notice_nothing_of_a_drain_timeout(backend: Backend, start: Start) -> None:
+def test_a_drain_timeout_does_not_affect_requests_that_end_in_time(backend: Backend, start: Start) -> None:
     gunicorn = start("--workers", "2", SOCKETPOOL_DRAIN_TIMEOUT=2 * PATIENCE)
     workers = gunicorn.workers(2)
     with backend.holding():
@@ -312,7 +306,7 @@ def test_requests_that_end_in_time_notice_nothing_of_a_drain_timeout(backend: Ba
     assert all(seen.has_ended_well for seen in backend.seen), backend
 
 
-def test_a_worker_exits_within_close_timeout_although_no_close_returns(backend: Backend, start: Start) -> None:
+def test_a_worker_exits_within_close_timeout_even_if_no_close_returns(backend: Backend, start: Start) -> None:
     connections = 40
     gunicorn = start(
         "--workers",
@@ -338,7 +332,7 @@ def test_a_worker_exits_within_close_timeout_although_no_close_returns(backend: 
 # Forking after the pool was used
 
 
-def test_with_preload_no_connection_is_shared_and_those_of_the_master_are_not_disturbed(
+def test_preloaded_workers_share_no_connection_and_leave_those_of_the_master_alone(
     backend: Backend, start: Start, tmp_path: Path
 ) -> None:
     hooks = tmp_path / "hooks.py"
