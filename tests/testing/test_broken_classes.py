@@ -414,14 +414,14 @@ GOOD = pytest.mark.parametrize("kind", [TcpConnection, Guarded, TakesItsTimeToSa
 
 
 @GOOD
-def test_a_class_that_is_not_broken_is_not_blamed(kind: type[Any]) -> None:
+def test_a_sound_class_is_not_blamed(kind: type[Any]) -> None:
     for seed in FEW:
         run(kind, seed, rounds=100, timeout=2 * TIMEOUT)
 
 
 @pytest.mark.torture
 @GOOD
-def test_a_class_that_is_not_broken_is_not_blamed_for_long(kind: type[Any]) -> None:
+def test_a_sound_class_is_not_blamed_by_a_long_torture(kind: type[Any]) -> None:
     for seed in SEEDS:
         run(kind, seed, forks=2, timeout=2 * TIMEOUT)
 

@@ -32,7 +32,7 @@ def numbers(pool: FakePool[Any]) -> tuple[int, int, dict[str, int]]:
     return stats.in_use, stats.acquired_at_once, dict(stats.discarded)
 
 
-def test_any_number_of_callers_may_have_the_connection(pool: FakePool[Any], connection: Any) -> None:
+def test_a_fake_pool_hands_its_connection_out_to_any_number_of_callers(pool: FakePool[Any], connection: Any) -> None:
     with pool.connection() as first, pool.connection() as second:
         assert first is second is connection
         assert pool.acquire() is connection
@@ -41,7 +41,7 @@ def test_any_number_of_callers_may_have_the_connection(pool: FakePool[Any], conn
     assert numbers(pool) == (0, 3, {})
 
 
-def test_nothing_is_acquired_before_the_block(pool: FakePool[Any]) -> None:
+def test_a_lease_is_inactive_before_its_block(pool: FakePool[Any]) -> None:
     lease = pool.connection()
     assert not lease.is_active
     assert numbers(pool) == (0, 0, {})
@@ -66,7 +66,7 @@ def test_a_connection_that_is_not_in_use_can_not_be_given_back(pool: FakePool[An
     assert numbers(pool) == (1, 1, {})
 
 
-def test_a_lease_is_for_one_use(pool: FakePool[Any], connection: Any) -> None:
+def test_a_lease_serves_one_use_only(pool: FakePool[Any], connection: Any) -> None:
     lease = pool.lease(timeout=2)
     assert lease.is_active
     assert lease.pool is pool
@@ -86,14 +86,14 @@ def test_a_lease_is_for_one_use(pool: FakePool[Any], connection: Any) -> None:
 
 
 @pytest.mark.parametrize("give_back", ["release", "discard"])
-def test_it_may_be_given_back_within_its_block(pool: FakePool[Any], connection: Any, give_back: str) -> None:
+def test_a_connection_may_be_given_back_within_its_block(pool: FakePool[Any], connection: Any, give_back: str) -> None:
     with pool.connection():
         getattr(pool, give_back)(connection)
         assert pool.size == 0
     assert pool.size == 0
 
 
-def test_one_acquired_by_hand_is_given_back_before_that_of_a_block(pool: FakePool[Any], connection: Any) -> None:
+def test_a_release_ends_an_acquire_by_hand_before_it_ends_a_block(pool: FakePool[Any], connection: Any) -> None:
     acquired = pool.acquire()
     with pool.connection():
         pool.release(acquired)
@@ -103,7 +103,7 @@ def test_one_acquired_by_hand_is_given_back_before_that_of_a_block(pool: FakePoo
     pool.release(acquired)
 
 
-def test_a_closed_one_hands_out_nothing(pool: FakePool[Any]) -> None:
+def test_a_closed_fake_pool_hands_out_nothing(pool: FakePool[Any]) -> None:
     with pool, pool.connection():
         pool.close(timeout=0)
         assert "closed" in repr(pool)
@@ -113,14 +113,14 @@ def test_a_closed_one_hands_out_nothing(pool: FakePool[Any]) -> None:
 
 
 @pytest.mark.parametrize("timeout", [-1, "1", float("nan")])
-def test_wrong_timeouts_are_refused_as_by_a_pool(pool: FakePool[Any], timeout: Any) -> None:
+def test_a_fake_pool_refuses_a_bad_timeout(pool: FakePool[Any], timeout: Any) -> None:
     for use in (lambda: pool.acquire(timeout=timeout), lambda: pool.lease(timeout), lambda: pool.connection(timeout)):
         with pytest.raises(InvalidArgumentError):
             use()
     assert numbers(pool) == (0, 0, {})
 
 
-def test_an_acquire_may_be_worded_as_of_old(pool: FakePool[Any], connection: Any) -> None:
+def test_acquire_takes_the_arguments_of_0_1_6(pool: FakePool[Any], connection: Any) -> None:
     assert pool.acquire(3) is connection
     for arguments in ({"retry": -1}, {"retry": 3, "timeout": 1}):
         with pytest.raises(InvalidArgumentError):
@@ -128,7 +128,7 @@ def test_an_acquire_may_be_worded_as_of_old(pool: FakePool[Any], connection: Any
 
 
 @pytest.mark.parametrize("name", ["detach", "drop", "drop_expired", "drain", "resize", "wait_ready"])
-def test_unsupported_methods_say_so(pool: FakePool[Any], name: str) -> None:
+def test_an_unsupported_method_raises_an_error_that_names_it(pool: FakePool[Any], name: str) -> None:
     assert hasattr(Pool, name)
     with pytest.raises(AttributeError, match=f"a FakePool has no '{name}'; use a real Pool"):
         getattr(pool, name)
@@ -137,12 +137,12 @@ def test_unsupported_methods_say_so(pool: FakePool[Any], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["acquire", "connection", "lease", "release", "discard", "close", "stats"])
-def test_it_takes_what_a_pool_takes(name: str) -> None:
+def test_methods_of_a_fake_pool_take_the_arguments_of_a_pool(name: str) -> None:
     fake, real = (inspect.signature(getattr(kind, name)).parameters.values() for kind in (FakePool, Pool))
     assert [(it.name, it.kind, it.default) for it in fake] == [(it.name, it.kind, it.default) for it in real]
 
 
-def test_its_leases_do_what_those_of_a_pool_do() -> None:
+def test_a_lease_of_a_fake_pool_has_the_public_names_of_a_lease_of_a_pool() -> None:
     def public(lease: object) -> set[str]:
         return {name for name in dir(lease) if not name.startswith("_")}
 
@@ -150,7 +150,7 @@ def test_its_leases_do_what_those_of_a_pool_do() -> None:
         assert public(FakePool(None).connection()) == public(pool.connection())
 
 
-def test_its_statistics_are_those_of_a_pool(pool: FakePool[Any]) -> None:
+def test_statistics_of_a_fake_pool_have_the_keys_of_those_of_a_pool(pool: FakePool[Any]) -> None:
     with Pool(Plain) as real:
         assert json.loads(json.dumps(pool.stats().as_dict())).keys() == real.stats().as_dict().keys()
     assert pool.stats().name == pool.name == "fake"

@@ -71,7 +71,7 @@ def client(flaky_server: FlakyServer) -> Iterator[TcpConnection]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_every_request_with_itself_and_remembers_it(kind: str, tmp_path: Path) -> None:
+def test_a_server_echoes_every_request_and_records_it(kind: str, tmp_path: Path) -> None:
     with serving(kind, tmp_path) as (server, connection):
         connection.open()
         connection.send(b"one\ntw")
@@ -86,7 +86,7 @@ def test_answers_every_request_with_itself_and_remembers_it(kind: str, tmp_path:
         assert server.open_connections == [served]
 
 
-def test_answers_as_it_is_told() -> None:
+def test_a_server_answers_with_its_answer_function() -> None:
     def answer(request: bytes) -> bytes | None:
         return None if request == b"quiet;" else request.upper()
 
@@ -117,7 +117,7 @@ def test_an_error_in_what_answers_is_raised_at_the_end(error: BaseException) -> 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
 @pytest.mark.parametrize("kind", KINDS)
-def test_knows_from_which_process_a_connection_is(kind: str, tmp_path: Path) -> None:
+def test_a_server_records_the_process_of_each_connection(kind: str, tmp_path: Path) -> None:
     with serving(kind, tmp_path) as (server, connection):
         connection.open()
         exchange_line(connection, b"hello")
@@ -135,7 +135,7 @@ def test_knows_from_which_process_a_connection_is(kind: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_knows_how_each_connection_has_ended(kind: str, tmp_path: Path) -> None:
+def test_a_server_records_how_each_connection_ended(kind: str, tmp_path: Path) -> None:
     with serving(kind, tmp_path) as (server, connection):
         connection.open()
         exchange_line(connection, b"first")
@@ -234,26 +234,26 @@ def test_passes_everything_on_to_a_server_upstream() -> None:
 # Misbehaving: what clients make of it is in test_server_faults.py
 
 
-def test_refuses_and_lets_go_on_what_is_there(flaky_server: FlakyServer, client: TcpConnection) -> None:
+def test_refuse_leaves_open_connections_alone(flaky_server: FlakyServer, client: TcpConnection) -> None:
     flaky_server.fail("refuse")
     with pytest.raises(ConnectionRefusedError):
         TcpConnection(flaky_server.host, flaky_server.port).open()
     assert exchange_line(client, b"still here") == b"still here"
 
 
-def test_a_fault_for_some_times_is_over_by_itself(flaky_server: FlakyServer, client: TcpConnection) -> None:
+def test_a_fault_ends_after_the_given_number_of_times(flaky_server: FlakyServer, client: TcpConnection) -> None:
     flaky_server.fail("twice", times=2)
     client.send(b"1\n2\n3\n")
     assert client.recv_exactly(10) == b"1\n1\n2\n2\n3\n"
 
 
-def test_a_fault_for_some_answers_only(flaky_server: FlakyServer, client: TcpConnection) -> None:
+def test_a_fault_may_be_limited_to_some_answers(flaky_server: FlakyServer, client: TcpConnection) -> None:
     flaky_server.fail("silent", only=lambda answer: answer.startswith(b"secret"))
     client.send(b"secret one\nopen\n")
     assert client.recv_until(b"\n") == b"open\n"
 
 
-def test_another_fault_takes_the_place_of_the_first(flaky_server: FlakyServer, client: TcpConnection) -> None:
+def test_a_new_fault_replaces_the_previous_one(flaky_server: FlakyServer, client: TcpConnection) -> None:
     flaky_server.fail("refuse")
     flaky_server.fail("twice")
     client.send(b"a\n")
@@ -282,7 +282,7 @@ def test_clients_that_connect_while_a_fault_begins_are_served_or_refused(tmp_pat
         assert isinstance(error, ConnectionRefusedError) or exchange_line(connection, b"in time") == b"in time"
 
 
-def test_late_answers_come_when_the_server_is_healed(flaky_server: FlakyServer, client: TcpConnection) -> None:
+def test_late_answers_are_sent_when_the_server_is_healed(flaky_server: FlakyServer, client: TcpConnection) -> None:
     flaky_server.fail("late", times=1)
     client.send(b"late\n")
     reader = spawn_waiting(client.recv_until, b"\n")
@@ -291,12 +291,12 @@ def test_late_answers_come_when_the_server_is_healed(flaky_server: FlakyServer, 
     assert reader.get() == b"late\n"
 
 
-def test_late_answers_come_after_their_delay(flaky_server: FlakyServer, client: TcpConnection) -> None:
+def test_late_answers_are_sent_after_their_delay(flaky_server: FlakyServer, client: TcpConnection) -> None:
     flaky_server.fail("late", delay=0.02)
     assert exchange_line(client, b"late") == b"late"
 
 
-def test_sees_the_end_of_a_connection_to_which_it_owes_an_answer(
+def test_a_server_notices_the_end_of_a_connection_to_which_it_owes_an_answer(
     flaky_server: FlakyServer, client: TcpConnection
 ) -> None:
     flaky_server.fail("late")
@@ -381,7 +381,7 @@ def test_closes_what_is_idle_and_nothing_else(flaky_server: FlakyServer, client:
     asking.close()
 
 
-def test_closes_a_connection_that_has_not_shaken_hands_yet(tmp_path: Path) -> None:
+def test_close_connections_closes_a_connection_before_its_handshake(tmp_path: Path) -> None:
     with serving("tls", tmp_path) as (server, _):
         client = TcpConnection(server.host, server.port, timeout=PATIENCE)
         client.open()
@@ -393,7 +393,7 @@ def test_closes_a_connection_that_has_not_shaken_hands_yet(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_connections_that_it_closes_are_closed_at_once(kind: str, reset: bool, tmp_path: Path) -> None:
+def test_close_connections_takes_effect_at_once(kind: str, reset: bool, tmp_path: Path) -> None:
     with serving(kind, tmp_path) as (server, connection):
         connection.open()
         exchange_line(connection, b"hello")
@@ -407,7 +407,7 @@ def test_connections_that_it_closes_are_closed_at_once(kind: str, reset: bool, t
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_restarts_on_the_same_address(kind: str, tmp_path: Path) -> None:
+def test_restart_keeps_the_address(kind: str, tmp_path: Path) -> None:
     with serving(kind, tmp_path) as (server, connection):
         connection.open()
         exchange_line(connection, b"before")
@@ -422,7 +422,7 @@ def test_restarts_on_the_same_address(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_after_each_fault_it_is_well_again(fault: str, kind: str, tmp_path: Path) -> None:
+def test_heal_ends_every_fault(fault: str, kind: str, tmp_path: Path) -> None:
     with serving(kind, tmp_path) as (server, connection):
         server.fail(fault)
         attempt = gevent.spawn(outcome, connection.open)
@@ -434,7 +434,7 @@ def test_after_each_fault_it_is_well_again(fault: str, kind: str, tmp_path: Path
         assert exchange_line(connection, b"well again") == b"well again"
 
 
-def test_leaves_nothing_behind(tmp_path: Path, assert_no_leaks: None) -> None:
+def test_a_server_leaves_no_socket_file_behind(tmp_path: Path, assert_no_leaks: None) -> None:
     for kind in KINDS:
         for fault in FAULTS:
             with serving(kind, tmp_path) as (server, connection):
@@ -445,7 +445,7 @@ def test_leaves_nothing_behind(tmp_path: Path, assert_no_leaks: None) -> None:
         assert not (tmp_path / "socket").exists()
 
 
-def test_does_not_serve_in_a_forked_child(flaky_server: FlakyServer, client: TcpConnection) -> None:
+def test_a_server_does_not_serve_in_a_forked_child(flaky_server: FlakyServer, client: TcpConnection) -> None:
     def child() -> bool:
         before = open_sockets()
         # What the copied greenlets would do, they do now.
@@ -461,7 +461,7 @@ def test_does_not_serve_in_a_forked_child(flaky_server: FlakyServer, client: Tcp
 # What can't be used
 
 
-def test_outside_of_its_block_it_says_so() -> None:
+def test_using_a_server_outside_its_block_raises() -> None:
     server = FlakyServer()
     steps: list[Callable[[], object]] = [lambda: server.address, lambda: server.port, server.heal, server.restart]
     for _ in range(2):
@@ -472,7 +472,7 @@ def test_outside_of_its_block_it_says_so() -> None:
             server.fail("half")
 
 
-def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+def test_a_server_does_not_replace_a_file_that_is_no_socket(tmp_path: Path) -> None:
     path = tmp_path / "precious.txt"
     path.write_text("precious")
     with pytest.raises(OSError, match="in use"), FlakyServer(path=path):
@@ -480,7 +480,7 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-def test_errors_of_the_answer_function_are_raised_at_the_end() -> None:
+def test_an_answer_of_the_wrong_type_raises_at_the_end() -> None:
     def ask() -> None:
         with FlakyServer(lambda request: "text") as server:  # type: ignore[arg-type, return-value]
             connection = TcpConnection(server.host, server.port, timeout=PATIENCE)
@@ -503,7 +503,7 @@ def test_errors_of_the_answer_function_are_raised_at_the_end() -> None:
         ("path", {"path": 5}),
     ],
 )
-def test_an_argument_that_cannot_be_used_is_refused(argument: str, options: dict[str, Any]) -> None:
+def test_a_bad_argument_is_refused_with_its_name(argument: str, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         FlakyServer(**options)
     assert caught.value.argument == argument
@@ -520,7 +520,7 @@ def test_an_argument_that_cannot_be_used_is_refused(argument: str, options: dict
         ("delay", {"fault": "late", "delay": -1}),
     ],
 )
-def test_a_command_that_cannot_be_used_is_refused_and_changes_nothing(
+def test_a_bad_command_is_refused_and_changes_nothing(
     flaky_server: FlakyServer, client: TcpConnection, argument: str, arguments: dict[str, Any]
 ) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
@@ -529,7 +529,9 @@ def test_a_command_that_cannot_be_used_is_refused_and_changes_nothing(
     assert exchange_line(client, b"well") == b"well"
 
 
-def test_a_wait_that_fails_says_what_was_seen(flaky_server: FlakyServer, client: TcpConnection) -> None:
+def test_wait_until_fails_with_an_error_that_shows_the_requests(
+    flaky_server: FlakyServer, client: TcpConnection
+) -> None:
     exchange_line(client, b"a clue")
     with pytest.raises(AssertionError, match="a clue"):
         flaky_server.wait_until(lambda: False, timeout=0.01)

@@ -125,7 +125,7 @@ PROGRAMS = {
 }
 
 
-def test_the_fixtures(pytester: pytest.Pytester) -> None:
+def test_the_fixtures_work_in_a_project_and_report_leaks(pytester: pytest.Pytester) -> None:
     """A class is tortured in three lines, and what is left behind fails a test.
 
     The server may be of another kind. What an older pool keeps for its next reset is not left behind. An app has pools
@@ -141,7 +141,7 @@ def test_the_fixtures(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize("module", ["gevent", "flask", "gsocketpool"])
-def test_nothing_is_imported_before_it_is_used(module: str) -> None:
+def test_the_plugin_imports_nothing_before_it_is_used(module: str) -> None:
     # That would be before a conftest.py could patch anything.
     program = f"import sys, pytest_gsocketpool; assert {module!r} not in sys.modules"
     done = run_python(program)
@@ -151,7 +151,7 @@ def test_nothing_is_imported_before_it_is_used(module: str) -> None:
 # What is left behind
 
 
-def test_connections_in_use_are_something_left_behind(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_leaks_reports_connections_in_use(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NO_LEAKS_GRACE, 0.05)
     pool = Pool(backend.connect)
     pool.release(pool.acquire())
@@ -167,7 +167,7 @@ def leave(something: Any) -> None:
         something()
 
 
-def test_leaks_that_go_away_by_themselves_are_not_reported(flaky_server: FlakyServer) -> None:
+def test_no_leaks_ignores_leaks_that_go_away_in_time(flaky_server: FlakyServer) -> None:
     with no_leaks():
         connection = TcpConnection(flaky_server.host, flaky_server.port)
         connection.open()
@@ -177,7 +177,7 @@ def test_leaks_that_go_away_by_themselves_are_not_reported(flaky_server: FlakySe
         gevent.spawn_later(0.01, settle)
 
 
-def test_objects_from_before_are_not_reported() -> None:
+def test_no_leaks_ignores_objects_from_before_its_block() -> None:
     with socket.socket() as there:
         greenlet = gevent.spawn(gevent.sleep, 3600)
         with no_leaks():
@@ -185,13 +185,13 @@ def test_objects_from_before_are_not_reported() -> None:
         greenlet.kill()
 
 
-def test_a_pool_that_could_not_be_made_is_not_left_behind() -> None:
+def test_no_leaks_ignores_a_pool_that_could_not_be_made() -> None:
     with no_leaks(), pytest.raises(InvalidArgumentError) as caught:
         Pool(None)  # type: ignore[arg-type]
     assert caught.value.argument == "factory"
 
 
-def test_a_greenlet_in_the_place_of_another_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_leaks_reports_a_greenlet_that_replaces_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NO_LEAKS_GRACE, 0.05)
     there = [gevent.spawn(gevent.sleep, 3600)]
     settle()
@@ -206,7 +206,7 @@ def test_a_greenlet_in_the_place_of_another_is_left_behind(monkeypatch: pytest.M
     there[0].kill()
 
 
-def test_a_pool_from_before_whose_last_reference_goes_is_not_left_behind(backend: Backend) -> None:
+def test_no_leaks_ignores_an_older_pool_whose_last_reference_goes(backend: Backend) -> None:
     pools = [Pool(backend.connect)]
 
     def use() -> None:
@@ -215,12 +215,14 @@ def test_a_pool_from_before_whose_last_reference_goes_is_not_left_behind(backend
     leave(use)
 
 
-def test_changes_made_by_a_server_are_undone(flaky_server: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_leaks_ignores_a_restart_of_a_flaky_server(
+    flaky_server: FlakyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(NO_LEAKS_GRACE, 0.05)
     leave(flaky_server.restart)
 
 
-def test_an_error_of_the_block_is_what_counts() -> None:
+def test_no_leaks_raises_the_error_of_its_block() -> None:
     def fail() -> None:
         raise LookupError
 
@@ -240,7 +242,7 @@ def app() -> Flask:
     return app
 
 
-def test_a_pool_is_overridden_at_once_and_until_the_end_of_a_block(app: Flask) -> None:
+def test_override_pool_takes_effect_at_once_and_until_the_end_of_its_block(app: Flask) -> None:
     with app.app_context():
         real = current_pools["cache"]
         undo = override_pool(app, "cache", "first")
@@ -279,7 +281,7 @@ def test_only_a_pool_that_the_app_has_can_be_overridden(app: Flask) -> None:
         pass
 
 
-def test_fresh_pools_are_closed_and_the_usual_ones_come_back(app: Flask) -> None:
+def test_fresh_pools_are_closed_and_the_usual_ones_return(app: Flask) -> None:
     with app.app_context():
         usual = current_pools["cache"]
         with fresh_pools(app):

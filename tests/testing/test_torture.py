@@ -133,7 +133,7 @@ def torture_sockets(kind: str, limit: int, rounds: int, seed: int) -> None:
         ),
     ],
 )
-def test_real_connections_survive_all_of_it_at_once(kind: str, limit: int) -> None:
+def test_real_connections_survive_a_torture(kind: str, limit: int) -> None:
     torture_sockets(kind, limit, rounds=300, seed=limit)
 
 
@@ -141,11 +141,11 @@ def test_real_connections_survive_all_of_it_at_once(kind: str, limit: int) -> No
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("limit", [1, 4, 30])
 @pytest.mark.parametrize("kind", KINDS)
-def test_real_connections_survive_all_of_it_for_long(kind: str, limit: int, seed: int) -> None:
+def test_real_connections_survive_a_long_torture(kind: str, limit: int, seed: int) -> None:
     torture_sockets(kind, limit, rounds=5_000, seed=seed)
 
 
-def test_the_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torture_with_the_same_seed_does_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     # Without this, the time that things take decides, too.
     monkeypatch.setattr(TORTURE_ROUND, 0.1)
 
@@ -156,13 +156,13 @@ def test_the_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decided(1) == decided(1) != decided(2)
 
 
-def test_without_a_seed_each_time_is_another() -> None:
+def test_a_torture_without_a_seed_chooses_a_new_one_each_time() -> None:
     first, second = (torture(Echo, rounds=1, exchange=Echo.echo, forks=0).seed for _ in range(2))
     assert first != second
 
 
 @pytest.mark.parametrize("name", ["seed", "rounds", "greenlets", "forks", "max_connections"])
-def test_a_wrong_argument_is_refused(name: str) -> None:
+def test_a_bad_argument_is_refused_with_its_name(name: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         torture(Echo, exchange=Echo.echo, **{name: -1})
     assert caught.value.argument == name
@@ -219,7 +219,7 @@ def echo(client: Any, message: bytes) -> bytes:
 
 @pytest.mark.parametrize("rounds", [500, pytest.param(10_000, marks=pytest.mark.torture)])
 @pytest.mark.parametrize(("limit", "reset"), [(1, "unsettled"), (8, "unsettled"), (1, "always"), (8, "always")])
-def test_a_torture_of_a_connector(limit: int, reset: str, rounds: int) -> None:
+def test_a_connector_survives_a_torture(limit: int, reset: str, rounds: int) -> None:
     connector = Echoing()
     with Pool(connector, max_connections=limit, max_opening=None, reap_interval=3600, reset=reset) as pool:
         report = torture(pool, seed=limit, rounds=rounds, exchange=echo, greenlets=2 * limit + 28, forks=1)
@@ -299,7 +299,7 @@ class LineConnector(Connector[LineClient]):
 @pytest.mark.parametrize(
     ("limit", "rounds"), [(4, 200), *(pytest.param(limit, 600, marks=pytest.mark.torture) for limit in (1, 4))]
 )
-def test_a_torture_of_a_client_with_a_socket(limit: int, rounds: int) -> None:
+def test_a_client_with_a_socket_survives_a_torture(limit: int, rounds: int) -> None:
     with FlakyServer() as server:
         report = torture(
             LineConnector(server),
@@ -372,7 +372,7 @@ def test_a_connection_above_the_limit_is_found() -> None:
     pool.close(timeout=0)
 
 
-def test_a_connection_used_by_two_is_found() -> None:
+def test_a_connection_used_by_two_greenlets_is_found() -> None:
     class Sharing(Pool[Echo]):
         def acquire(self, *arguments: Any, **keywords: Any) -> Echo:
             in_use = self._state.entries_in_use()
@@ -438,7 +438,7 @@ def test_a_pool_that_does_not_work_in_a_child_is_found(monkeypatch: pytest.Monke
     assert "far from home" in found
 
 
-def test_a_mistake_in_the_test_is_told_as_it_is(flaky_server: FlakyServer) -> None:
+def test_a_mistake_in_the_test_is_raised_unchanged(flaky_server: FlakyServer) -> None:
     refused = partial(TcpConnection, flaky_server.host, 1)
     with pytest.raises(ConnectionRefusedError):
         torture(refused, server=flaky_server)
@@ -464,7 +464,7 @@ def test_an_error_of_the_server_is_found() -> None:
         assert "the server has failed: TypeError" in run()
 
 
-def test_nothing_runs_on_after_it(assert_no_leaks: None) -> None:
+def test_a_torture_leaves_nothing_running(assert_no_leaks: None) -> None:
     class Careless(Echo):
         def is_reusable(self, error: BaseException | None) -> bool:
             return True

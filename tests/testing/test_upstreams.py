@@ -13,7 +13,7 @@ from tests.support.connections import check_echo
 from tests.support.servers import Server, echo
 
 
-def test_a_server_upstream_may_listen_at_a_unix_socket(tmp_path: Path) -> None:
+def test_an_upstream_may_listen_at_a_unix_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with Server(echo, path=path), FlakyServer(upstream=path) as server:
         connection = TcpConnection(server.host, server.port, timeout=10)
@@ -22,7 +22,7 @@ def test_a_server_upstream_may_listen_at_a_unix_socket(tmp_path: Path) -> None:
         connection.close()
 
 
-def test_a_timeout_of_the_tests_own_goes_through_its_wait(flaky_server: FlakyServer) -> None:
+def test_a_timeout_of_the_test_interrupts_wait_until(flaky_server: FlakyServer) -> None:
     with gevent.Timeout(0.01) as limit, pytest.raises(gevent.Timeout) as caught:
         flaky_server.wait_until(lambda: False)
     assert caught.value is limit
