@@ -99,7 +99,7 @@ def rates(measure: Callable[[float], dict[str, float | str]]) -> dict[str, float
 
 
 @pytest.mark.parametrize("name", [OURS.name, *(floor.name for floor in FLOORS)])
-def test_uncontended(name: str) -> None:
+def test_the_uncontended_case_measures_each_kind_of_use(name: str) -> None:
     figures = numbers(uncontended.measure(name, EFFORT, {}))
     kinds = {"pair"} if ALL[name].open_pool(1, Nothing).block is None else {"pair", "with"}
     assert set(figures) == {f"{kind}, {where}" for kind in kinds for where in ("alone", "3 in use", "3 idle")}
@@ -107,7 +107,7 @@ def test_uncontended(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [OURS.name, *(floor.name for floor in FLOORS)])
-def test_contended(name: str) -> None:
+def test_the_contended_case_loses_and_refuses_nothing(name: str) -> None:
     figures = numbers(contended.measure(name, EFFORT, {}))
     assert figures["rate, 30"] > 0
     assert figures["open, 30"] == contended.CONNECTIONS
@@ -116,13 +116,13 @@ def test_contended(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*INSTALLED, *(pytest.param(name, marks=pytest.mark.torture) for name in ELSEWHERE)])
-def test_other_pools_uncontended(name: str, workers: Workers) -> None:
+def test_the_uncontended_case_measures_other_pools(name: str, workers: Workers) -> None:
     figures = asked(workers, "uncontended", name, EFFORT, ["pair, alone"])
     assert min(figures.values()) > 0
 
 
 @pytest.mark.parametrize("name", INSTALLED)
-def test_other_pools_contended(name: str, workers: Workers) -> None:
+def test_the_contended_case_measures_other_pools(name: str, workers: Workers) -> None:
     figures = asked(workers, "contended", name, 10 * EFFORT, ["rate, 500", "longest, 500"])
     assert figures["rate, 500"] > 0
     assert set(figures) >= {f"{what}, 500" for what in ("open", "refused", "lost", "median", "p99", "longest")}
@@ -138,20 +138,20 @@ def test_echo(name: str, backend: dict[str, Any]) -> None:
     assert set(figures) == {"tcp", "unix", "tls"}
 
 
-def test_recovery(backend: dict[str, Any]) -> None:
+def test_the_recovery_case_fails_no_request(backend: dict[str, Any]) -> None:
     figures = numbers(recovery.measure(OURS.name, EFFORT, backend))
     assert figures["failed"] == 0
     # Who comes late may get what another one has opened and is done with.
     assert 1 <= figures["opened"] <= recovery.CONNECTIONS
 
 
-def test_memory() -> None:
+def test_the_memory_case_measures_idle_connections_and_waiters() -> None:
     figures = numbers(memory.measure(OURS.name, EFFORT, {}))
     assert figures["idle"] > 0
     assert figures["waiter"] > 0
 
 
-def test_a_flask_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flask_case_measures_every_app(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load.shutil, "which", lambda program: None)
     # That one takes an environment of its own.
     apps = {name: module for name, module in flask_route.APPS.items() if name != flask_route.BY_HAND}
@@ -239,7 +239,7 @@ def test_a_pool_that_loses_connections_is_shown() -> None:
 
 
 @pytest.mark.usefixtures("fakes")
-def test_a_pool_that_is_not_there_is_shown() -> None:
+def test_a_missing_pool_is_shown() -> None:
     figures = uncontended.measure("absent", EFFORT, {})
     assert "AttributeError" in str(figures["pair, alone"])
 
@@ -247,7 +247,7 @@ def test_a_pool_that_is_not_there_is_shown() -> None:
 # Running
 
 
-def test_workers_answer_and_say_what_failed(tmp_path: Path) -> None:
+def test_workers_report_figures_and_failures(tmp_path: Path) -> None:
     found = Results()
     wanted = {"memory": {HAND_OVER.name: ["idle"], "no such pool": ["idle"]}}
     steps: list[str] = []
@@ -280,7 +280,7 @@ def test_a_worker_that_hangs_is_shown_and_does_not_hold_up_the_others(
     assert found.problems["memory"] == {OURS.name: problem, HAND_OVER.name: problem}
 
 
-def test_after_a_worker_that_hangs_comes_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.workers.START", "input(); input()")
     with Workers(tmp_path / "log", limit=0.1) as workers:
         for _ in range(2):
@@ -361,20 +361,20 @@ def goal(factor: float, *rivals: str, **more: Any) -> Goal:
     return Goal("a goal", "case", "figure", factor, rivals, subject="ours", **more)
 
 
-def test_medians_are_compared() -> None:
+def test_a_goal_compares_medians() -> None:
     found = values(ours=[2, 9, 2], theirs=[1, 4, 90])
     assert goals.judge(goal(0.5, "theirs"), found).reached == 0.5
     assert goals.judge(goal(0.5, "theirs"), found).is_reached
     assert not goals.judge(goal(0.49, "theirs"), found).is_reached
 
 
-def test_more_may_be_better() -> None:
+def test_a_goal_may_prefer_more() -> None:
     found = values(ours=[3], theirs=[4])
     assert goals.judge(goal(0.75, "theirs", is_more_better=True), found).is_reached
     assert not goals.judge(goal(0.76, "theirs", is_more_better=True), found).is_reached
 
 
-def test_the_best_rival_is_the_measure() -> None:
+def test_a_goal_compares_with_the_best_rival() -> None:
     found = values(ours=[3], slow=[1], fast=[4])
     assert goals.judge(goal(1, "slow", "fast", is_more_better=True), found).against == "fast"
     assert goals.judge(goal(1, "slow", "fast"), found).against == "slow"
@@ -408,7 +408,7 @@ def test_a_tolerance_works_in_both_directions() -> None:
     assert not Verdict(goal(1.0, is_more_better=True), 0.76).is_kept(1.3)
 
 
-def test_the_guard_holds_what_a_missed_goal_has_reached() -> None:
+def test_the_guard_holds_a_missed_goal_to_its_last_figure() -> None:
     missed = goal(1.0, held=2.0)
     assert Verdict(missed, 2.6).is_kept(1.3)
     assert not Verdict(missed, 2.61).is_kept(1.3)
@@ -418,7 +418,7 @@ def test_the_guard_holds_what_a_missed_goal_has_reached() -> None:
 # Guarding
 
 
-def test_the_guard_tries_again_what_was_too_slow() -> None:
+def test_the_guard_measures_only_slow_figures_again() -> None:
     steady, shaky = goal(1.0, "theirs"), goal(2.0, "theirs", measure="other")
     seen = []
 
@@ -460,7 +460,7 @@ def example() -> tuple[Results, Case]:
     return found, Case("case", "How.", [table], ["ours", "theirs", "others", "absent"], lambda *arguments: {})
 
 
-def test_the_report_tells_figures_and_failures() -> None:
+def test_the_report_shows_figures_and_failures() -> None:
     found, case = example()
     found.about = {"date": "today", "versions": {}}
     verdicts = [Verdict(goal(2.0, "theirs"), 3.0, "theirs"), Verdict(goal(2.0), None)]
@@ -485,7 +485,7 @@ def test_the_report_tells_figures_and_failures() -> None:
     ]
 
 
-def test_results_come_back_from_their_file(tmp_path: Path) -> None:
+def test_results_can_be_saved_and_loaded(tmp_path: Path) -> None:
     found, case = example()
     found.about = {"date": "today"}
     results.save(found, tmp_path / "results.json")

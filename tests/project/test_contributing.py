@@ -32,13 +32,13 @@ METHODS = {(kind.name, method.name) for kind in CLASSES for method in kind.body 
 FUNCTIONS = {node.name for module in MODULES for node in ast.walk(module) if isinstance(node, ast.FunctionDef)}
 
 
-def test_every_file_exists() -> None:
+def test_every_file_named_in_contributing_exists() -> None:
     named = {literal for literal in LITERALS if re.fullmatch(r"\.?[\w/.]+(/|\.(py|rst|txt|cfg|toml|yml))", literal)}
     assert len(named) > 50
     assert not {name for name in named if not any(file == name or file.endswith(f"/{name}") for file in FILES)}
 
 
-def test_every_class_and_function_exists() -> None:
+def test_every_class_and_function_named_in_contributing_exists() -> None:
     called = {
         literal.removesuffix("()").rpartition(".") for literal in LITERALS if re.fullmatch(r"[\w.]+\(\)", literal)
     }
@@ -51,7 +51,7 @@ def test_every_class_and_function_exists() -> None:
 
 
 @pytest.mark.parametrize("package", ["gsocketpool", "flask_gsocketpool"])
-def test_every_module_has_its_place(package: str) -> None:
+def test_contributing_names_every_module(package: str) -> None:
     section = TEXT[TEXT.index(f"in ``{package}/``:") :]
     modules = [
         path.name + "/" * path.is_dir()

@@ -93,7 +93,9 @@ def test_each_guide_to_a_client_answers_the_same_questions(client: str) -> None:
     [path for path in DOCUMENTS if examples(path) and path not in ELSEWHERE],
     ids=name_of,
 )
-def test_the_examples_run(document: Path, echo_port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_of_a_document_run(
+    document: Path, echo_port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = examples(document).replace("2000", str(echo_port))
     # The engines' examples need no server.
     source = source.replace("postgresql+psycopg://localhost/app", f"sqlite:///{tmp_path}/app")
@@ -117,7 +119,7 @@ def test_the_examples_run(document: Path, echo_port: int, tmp_path: Path, capsys
         assert "100 answers over 10 connections" in capsys.readouterr().out
 
 
-def test_the_connector_that_the_guide_calls_careful_passes_the_torture() -> None:
+def test_the_careful_connector_of_the_guide_passes_the_torture() -> None:
     def ask(client: Any, message: bytes) -> bytes:
         reply: str = client.ask(message.decode())
         return reply.encode()
@@ -199,7 +201,7 @@ def test_the_examples_of_tests_pass(pytester: pytest.Pytester, document: str) ->
 
 
 @pytest.mark.servers
-def test_the_guides_script_for_pywsgi_serves_and_ends(server: LineServer, tmp_path: Path) -> None:
+def test_the_pywsgi_script_of_the_guide_serves_and_ends(server: LineServer, tmp_path: Path) -> None:
     (script,) = [block for block in blocks(DOCS / "flask" / "servers.rst") if "pywsgi" in block]
     (tmp_path / "module.py").write_text(module_of_the_guide().replace("2000", str(server.port)))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -231,7 +233,7 @@ def test_the_guides_script_for_pywsgi_serves_and_ends(server: LineServer, tmp_pa
     assert "Traceback" not in log.read_text()
 
 
-def test_there_are_examples() -> None:
+def test_the_documents_have_examples() -> None:
     assert {name_of(path) for path in DOCUMENTS if examples(path)} >= {
         "README.rst",
         "start.rst",
@@ -250,7 +252,7 @@ def test_every_example_compiles(document: Path) -> None:
         compile(block, document.name, "exec")
 
 
-def test_the_guide_quotes_messages_as_they_are() -> None:
+def test_the_troubleshooting_guide_quotes_messages_exactly() -> None:
     quoted = re.findall(r'"([^"\n]+)"', (DOCS / "flask" / "troubleshooting.rst").read_text())
     said = "".join(
         path.read_text() for package in ("gsocketpool", "flask_gsocketpool") for path in (ROOT / package).glob("*.py")
@@ -262,7 +264,7 @@ def test_the_guide_quotes_messages_as_they_are() -> None:
     assert [piece for piece in pieces if piece not in said] == []
 
 
-def test_the_reference_of_the_configuration_is_made_of_the_code() -> None:
+def test_the_reference_of_the_configuration_lists_every_key() -> None:
     found = runpy.run_path(str(DOCS / "_configuration.py"))
     reference = found["reference"]()
     listed = re.findall(r"^   \* - ``SOCKETPOOL_([A-Z_]+)``", reference, re.MULTILINE)
@@ -273,7 +275,7 @@ def test_the_reference_of_the_configuration_is_made_of_the_code() -> None:
     )
 
 
-def test_the_reference_of_the_configuration_knows_the_defaults() -> None:
+def test_the_reference_of_the_configuration_shows_the_defaults() -> None:
     found = runpy.run_path(str(DOCS / "_configuration.py"))
     reference = found["reference"]()
     assert DEFAULT_SETTINGS.keys() <= Settings.__dataclass_fields__.keys()
@@ -288,18 +290,18 @@ def test_the_reference_of_the_configuration_knows_the_defaults() -> None:
             assert float(shown.removesuffix(" s")) == default
 
 
-def test_the_documents_that_the_readme_names_are_there() -> None:
+def test_every_document_that_the_readme_names_exists() -> None:
     named = re.findall(r"<([\w/.]+)>`__", (ROOT / "README.rst").read_text())
     assert len(named) >= 10
     assert [path for path in named if not (ROOT / path).is_file()] == []
 
 
-def test_the_landing_page_begins_as_the_readme_does() -> None:
+def test_the_landing_page_begins_with_the_examples_of_the_readme() -> None:
     first, second = (blocks(path)[:2] for path in (ROOT / "README.rst", DOCS / "index.rst"))
     assert [block.strip() for block in first] == [block.strip() for block in second]
 
 
-def test_the_readmes_configuration_of_gunicorn_is_a_part_of_the_guides() -> None:
+def test_the_gunicorn_configuration_of_the_readme_is_part_of_a_guide() -> None:
     _, configuration, *_ = blocks(ROOT / "README.rst")
     lines = configuration.split("\n")
     assert "worker_class" in configuration

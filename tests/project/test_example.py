@@ -94,7 +94,7 @@ def test_echo_replies_with_the_text(client: FlaskClient, text: str) -> None:
         ({"text": "x" * 4001}, "too long"),
     ],
 )
-def test_echo_refuses_what_is_no_line(client: FlaskClient, query: dict[str, str], said: str) -> None:
+def test_echo_refuses_a_text_that_is_not_one_line(client: FlaskClient, query: dict[str, str], said: str) -> None:
     answer = client.get("/echo", query_string=query)
     assert answer.status_code == 400
     assert said in answer.text
@@ -104,7 +104,7 @@ def test_echo_refuses_what_is_no_line(client: FlaskClient, query: dict[str, str]
     "content_type", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain", ""]
 )
 @pytest.mark.parametrize("value", [b"", b"a=1&b=2", b"\r\n$-1\r\n", bytes(range(256)) * 300])
-def test_a_value_is_kept_as_it_is(client: FlaskClient, value: bytes, content_type: str) -> None:
+def test_a_value_is_stored_unchanged(client: FlaskClient, value: bytes, content_type: str) -> None:
     body = {"input_stream": io.BytesIO(value), "content_length": len(value), "content_type": content_type}
     assert client.put("/kv/some%20key", **body).status_code == 204
     answer = client.get("/kv/some%20key")
@@ -118,11 +118,11 @@ def test_a_key_without_a_value_is_not_found(client: FlaskClient) -> None:
     assert "never" in answer.text
 
 
-def test_a_value_may_not_be_huge(client: FlaskClient) -> None:
+def test_a_huge_value_is_refused(client: FlaskClient) -> None:
     assert client.put("/kv/huge", data=b"x" * (1024 * 1024 + 1)).status_code == 413
 
 
-def test_pools_tells_of_this_process(client: FlaskClient) -> None:
+def test_the_pools_page_reports_the_pools_of_its_process(client: FlaskClient) -> None:
     client.get("/echo?text=hello")
     answer = client.get("/pools").get_json()
     assert answer["pid"] == os.getpid()
@@ -153,7 +153,7 @@ def test_the_page_shows_the_reply(client: FlaskClient) -> None:
     assert "<script" not in page.text
 
 
-def test_the_page_shows_what_is_wrong_with_a_line(client: FlaskClient) -> None:
+def test_the_page_shows_the_error_of_a_bad_line(client: FlaskClient) -> None:
     page = client.get("/", query_string={"text": "two\nlines"})
     assert page.status_code == 400
     assert "one line at a time" in page.text
@@ -165,7 +165,7 @@ def test_the_page_fetches_nothing_from_elsewhere(client: FlaskClient) -> None:
     assert re.findall(r'(?:src|href|action)="([^"]*)"', page) == ["data:,", "/"]
 
 
-def test_a_backend_that_is_down_is_a_bad_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_is_down_is_answered_502(monkeypatch: pytest.MonkeyPatch) -> None:
     echo, valkey = find_free(2)
     monkeypatch.setenv("FLASK_SOCKETPOOL_URL", f"tcp://127.0.0.1:{echo}")
     monkeypatch.setenv("FLASK_SOCKETPOOL_POOLS__valkey__url", f"valkey://127.0.0.1:{valkey}")
@@ -186,7 +186,7 @@ def test_the_configuration_has_defaults() -> None:
 # The echo server
 
 
-def test_the_echo_server_tells_how_its_connections_ended(tmp_path: Path) -> None:
+def test_the_echo_server_reports_how_its_connections_ended(tmp_path: Path) -> None:
     (port,) = find_free(1)
     server = subprocess.Popen(
         [sys.executable, "-m", "example_app.echo", str(port)], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -253,7 +253,7 @@ def nothing_left(tmp_path: Path, ports: Ports | None = None) -> Iterator[None]:
         assert [why_unavailable(port) for port in (ports.web, ports.echo, ports.valkey)] == [None] * 3
 
 
-def test_the_check_finds_everything_right(tmp_path: Path) -> None:
+def test_the_check_of_the_demo_passes(tmp_path: Path) -> None:
     home = Path.home() / ".gunicorn"
     had_gunicorn_files = home.exists()
     with nothing_left(tmp_path):
@@ -265,7 +265,7 @@ def test_the_check_finds_everything_right(tmp_path: Path) -> None:
     assert home.exists() == had_gunicorn_files
 
 
-def test_an_interrupted_check_leaves_nothing_either(tmp_path: Path) -> None:
+def test_an_interrupted_check_leaves_nothing_behind(tmp_path: Path) -> None:
     with nothing_left(tmp_path):
         check = run_demo("--check", tmp_path=tmp_path)
         assert check.stdout is not None
@@ -325,7 +325,7 @@ def test_a_signal_stops_the_demo(tmp_path: Path, send: Callable[[int, int], None
     assert "Traceback" not in errors
 
 
-def test_the_demo_ends_if_one_of_its_servers_does(tmp_path: Path) -> None:
+def test_the_demo_ends_if_one_of_its_servers_ends(tmp_path: Path) -> None:
     with running_demo(tmp_path) as (demo, ports):
         (echo,) = (
             int(process.name)
@@ -347,7 +347,7 @@ def read_if_there(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("option", ["--port", "--echo-port", "--valkey-port"])
-def test_a_busy_port_is_told(tmp_path: Path, option: str) -> None:
+def test_a_busy_port_is_reported(tmp_path: Path, option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, nothing_left(tmp_path):
         port = listener.getsockname()[1]
         demo = run_demo(*options_for(Ports(*find_free(3))), option, str(port), tmp_path=tmp_path)
@@ -403,7 +403,7 @@ def test_two_servers_never_get_the_same_port(tmp_path: Path) -> None:
     assert first_free(web, {web, web + 1}) > web + 1
 
 
-def test_the_echo_server_takes_the_next_port(tmp_path: Path) -> None:
+def test_the_echo_server_takes_the_next_port_if_its_default_is_taken(tmp_path: Path) -> None:
     with occupied(2000):
         server = subprocess.Popen(
             [sys.executable, "-m", "example_app.echo"], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -431,7 +431,7 @@ def test_ports_must_be_different_numbers(tmp_path: Path) -> None:
         assert said in errors
 
 
-def test_a_server_that_does_not_start_is_told(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_is_reported_with_its_output(tmp_path: Path) -> None:
     server = Server("a server", ["-c", "print('no luck'); raise SystemExit(3)"], tmp_path)
     server.start()
     try:
@@ -441,7 +441,7 @@ def test_a_server_that_does_not_start_is_told(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_a_server_that_does_not_stop_is_made_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("example_app.servers.STOP_TIMEOUT", 0.1)
     stubborn = "import signal, os; signal.signal(15, signal.SIG_IGN); os.fork(); print('ready', flush=True)"
     server = Server("a server", ["-c", f"{stubborn}; signal.pause()"], tmp_path)
@@ -456,7 +456,7 @@ def test_a_server_that_does_not_stop_is_made_to(tmp_path: Path, monkeypatch: pyt
     [pytest.param([], marks=pytest.mark.torture), ["--preload", "-c", "example_app/gunicorn_conf.py"]],
     ids=["bare", "preload"],
 )
-def test_it_deploys_as_any_application_does(demo: Demo, tmp_path: Path, arguments: list[str]) -> None:
+def test_the_example_runs_under_gunicorn(demo: Demo, tmp_path: Path, arguments: list[str]) -> None:
     (port,) = find_free(1)
     gunicorn = subprocess.Popen(
         [

@@ -102,22 +102,22 @@ def check_config(config: dict[str, Any]) -> None:
 @fuzzed(st.sampled_from(KEYS), VALUES)
 @example("max_connections", 10**400)
 @example("reap_interval", 10**400)
-def test_a_key_of_any_value(key: str, value: Any) -> None:
+def test_any_value_of_a_key_is_accepted_or_refused_by_name(key: str, value: Any) -> None:
     check_config({"SOCKETPOOL_URL": "tcp://localhost:1", f"SOCKETPOOL_{key.upper()}": value})
 
 
 @fuzzed(st.dictionaries(st.one_of(st.sampled_from(KEYS).map(str.upper), HURTING), VALUES, max_size=4))
-def test_keys_of_any_names(config: dict[str, Any]) -> None:
+def test_any_key_is_accepted_or_refused_by_name(config: dict[str, Any]) -> None:
     check_config({f"SOCKETPOOL_{key}": value for key, value in config.items()})
 
 
 @fuzzed(st.one_of(JUNK, st.dictionaries(st.one_of(HURTING, NUMBERS), st.one_of(POOL, JUNK), max_size=2)))
-def test_pools_of_any_kind(pools: Any) -> None:
+def test_any_value_of_the_pools_key_is_accepted_or_refused_by_name(pools: Any) -> None:
     check_config({"SOCKETPOOL_POOLS": pools})
 
 
 @fuzzed(st.sampled_from([TcpConnection, TlsConnection, UnixConnection, Plain, int, len]), st.one_of(OPTIONS, JUNK))
-def test_options_of_any_kind(factory: Any, options: Any) -> None:
+def test_any_value_of_the_options_key_is_accepted_or_refused_by_name(factory: Any, options: Any) -> None:
     check_config({"SOCKETPOOL_FACTORY": factory, "SOCKETPOOL_OPTIONS": options})
 
 
@@ -126,7 +126,7 @@ def test_options_of_any_kind(factory: Any, options: Any) -> None:
 @example("tcp://h:1?timeout=" + "9" * 5000)
 @example("tcp://[::1%25eth0]:1")
 @example("tcp://\u2100.example:1")
-def test_any_url(url: str) -> None:
+def test_any_url_is_accepted_or_refused_by_name(url: str) -> None:
     check_config({"SOCKETPOOL_URL": url})
 
 
@@ -152,7 +152,7 @@ def check_call(argument: str, call: Callable[..., Any], **arguments: Any) -> Any
 @example("reap_interval", 5e-324)
 @example("max_lifetime", 5e-324)
 @example("name", "\ud800")
-def test_a_pool_with_an_argument_of_any_value(argument: str, value: Any) -> None:
+def test_any_argument_of_a_pool_is_accepted_or_refused_by_name(argument: str, value: Any) -> None:
     if argument in ("initial_connections", "min_connections") and isinstance(value, int) and value > 3:
         # That many would really be opened, if max_connections allows it.
         arguments = {"max_connections": 3, argument: value}
@@ -178,7 +178,7 @@ def test_a_pool_with_an_argument_of_any_value(argument: str, value: Any) -> None
 @example(10**400)
 @example(1.7e308)
 @example(5e-324)
-def test_an_acquire_with_any_timeout(timeout: Any) -> None:
+def test_any_timeout_of_an_acquire_is_accepted_or_refused_by_name(timeout: Any) -> None:
     """At once, and having to wait."""
     with Pool[Any](Plain, max_connections=1) as pool:
         outcome = check_call("timeout", pool.acquire, timeout=timeout)
@@ -196,7 +196,7 @@ def test_an_acquire_with_any_timeout(timeout: Any) -> None:
 @fuzzed(JUNK)
 @example(10**400)
 @example(2**63)
-def test_an_acquire_with_any_retry(retry: Any) -> None:
+def test_any_retry_of_an_acquire_is_accepted_or_refused_by_name(retry: Any) -> None:
     with Pool(Plain, max_connections=1) as pool:
         outcome = check_call("retry", pool.acquire, retry=retry)
         held = pool.acquire() if isinstance(outcome, PoolError) else outcome
@@ -210,7 +210,7 @@ def test_an_acquire_with_any_retry(retry: Any) -> None:
 
 @fuzzed(JUNK)
 @example(10**400)
-def test_resizing_to_anything(limit: Any) -> None:
+def test_any_limit_of_resize_is_accepted_or_refused_by_name(limit: Any) -> None:
     with Pool(Plain, max_connections=2) as pool:
         first, second = pool.acquire(), pool.acquire()
         outcome = check_call("max_connections", pool.resize, max_connections=limit)
@@ -229,7 +229,7 @@ def test_resizing_to_anything(limit: Any) -> None:
 @example(10**400)
 @example(1.7e308)
 @example(math.inf)
-def test_closing_and_getting_ready_within_anything(timeout: Any) -> None:
+def test_any_timeout_of_close_and_wait_ready_is_accepted_or_refused_by_name(timeout: Any) -> None:
     pool = Pool(Plain, min_connections=1)
     outcome = check_call("timeout", pool.wait_ready, timeout=timeout)
     if outcome is None:
@@ -246,7 +246,7 @@ def test_closing_and_getting_ready_within_anything(timeout: Any) -> None:
 
 
 @fuzzed(st.one_of(JUNK, st.builds(Plain)))
-def test_giving_back_anything(connection: Any) -> None:
+def test_giving_back_any_other_object_is_refused(connection: Any) -> None:
     with Pool(Plain) as pool:
         pool.release(pool.acquire())
         before = pool.stats()
@@ -264,7 +264,7 @@ class Unspeakable:
 
 # An integer of so many digits can't be shown either, from Python 3.11 on.
 @pytest.mark.parametrize("value", [Unspeakable(), 10**5000], ids=["object", "digits"])
-def test_a_value_that_can_not_be_shown(value: Any) -> None:
+def test_a_value_without_a_repr_is_refused_by_name(value: Any) -> None:
     pool: Pool[Any] = Pool(Plain)
     for argument, call in {
         "max_connections": lambda: Pool(Plain, max_connections=value),
@@ -317,7 +317,7 @@ def test_reading_with_an_argument_of_any_value_loses_no_byte(argument: Any, stre
 
 @pytest.mark.parametrize("size", [2**62, 2**63, 10**400], ids=["large", "larger", "largest"])
 @pytest.mark.parametrize("name", ["recv", "recv_exactly"])
-def test_a_size_that_no_memory_has(name: str, size: int) -> None:
+def test_a_size_larger_than_any_memory_loses_no_byte(name: str, size: int) -> None:
     """As a peer may have it that sends the size of its message first."""
     with exchange(timeout=PATIENCE) as (connection, peer):
         peer.sendall(b"abc")

@@ -170,7 +170,7 @@ def test_shots_are_the_same_in_each_run_and_of_all_kinds() -> None:
 
 
 @pytest.mark.parametrize("kind", [Scripted, Refusing])
-def test_a_pool_that_is_right_keeps_all(kind: type[Subject]) -> None:
+def test_a_correct_pool_keeps_all_connections(kind: type[Subject]) -> None:
     figures = hit(kind())
     hits = {name: figures.pop(name) for name in list(figures) if name.startswith("hit ")}
     # Those that are being closed are not counted by it.
@@ -182,28 +182,28 @@ def test_a_pool_that_is_right_keeps_all(kind: type[Subject]) -> None:
     assert hits[f"hit {GIVING_BACK}"] == 0
 
 
-def test_lost_connections_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_benchmark_counts_lost_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blows, "MENDING", 0.1)
     assert hit(Forgetful())["usable"] < SIZE
 
 
-def test_wrong_answers_are_seen() -> None:
+def test_the_benchmark_counts_wrong_answers() -> None:
     assert hit(Careless())["wrong"] > 0
 
 
-def test_sessions_above_the_limit_are_seen() -> None:
+def test_the_benchmark_counts_sessions_above_the_limit() -> None:
     assert hit(Greedy())["sessions"] > 0
     assert blows.given_up(Greedy(), EFFORT)["sessions, late"] > 0
 
 
-def test_requests_that_fail_after_a_restart_are_seen() -> None:
+def test_the_benchmark_counts_requests_that_fail_after_a_restart() -> None:
     # Every connection has a reply of the last server's, and is kept with one that is left over.
     assert blows.restart(Careless(), EFFORT) == {"restart": REQUESTS}
     # Each of these fails once.
     assert blows.restart(Scripted(), EFFORT) == {"restart": SIZE}
 
 
-def test_waits_are_seen() -> None:
+def test_the_benchmark_measures_waits() -> None:
     figures = blows.waits(Scripted(), 1)
     assert 0 < figures["median"] <= figures["longest"]
 
@@ -222,7 +222,7 @@ def test_a_pool_that_hangs_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert figures == {"restart": "hangs"}
 
 
-def test_a_server_that_is_not_there_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_server_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent() -> Any:
         raise RuntimeError("not installed")
 
@@ -232,7 +232,7 @@ def test_a_server_that_is_not_there_is_shown(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.servers
-def test_the_table_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_can_be_made_from_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kills, "BLOWS", ["kills", "restart"])
     found = kills.run([OURS, *THEIRS], tmp_path / "log", EFFORT)
     found.about = kills.describe(["--effort", str(EFFORT)], [OURS, *THEIRS])
@@ -244,7 +244,7 @@ def test_the_table_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert all(name in report.text(found, [CASE], []) for name in [OURS, *THEIRS])
 
 
-def test_the_page_is_made_of_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_can_be_made_from_the_stored_results(monkeypatch: pytest.MonkeyPatch) -> None:
     page = reference(monkeypatch)()
     assert all(f"* - {each.name}" in page for each in CONTESTANTS)
 

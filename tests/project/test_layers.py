@@ -130,19 +130,19 @@ def imports(path: Path, *, type_checker: bool = False) -> set[str]:
     return found
 
 
-def test_every_module_has_its_floor() -> None:
+def test_every_module_belongs_to_a_layer() -> None:
     assert set().union(*FLOORS) == set(MODULES)
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_imports_point_one_way(module: str) -> None:
+def test_a_module_imports_only_layers_below_its_own(module: str) -> None:
     floor = next(number for number, modules in enumerate(FLOORS) if module in modules)
     below = set().union(*FLOORS[:floor])
     assert {name for name in imports(MODULES[module]) if name in MODULES} <= below
 
 
 @pytest.mark.parametrize("module", sorted(name for name in MODULES if name.startswith("gsocketpool.testing")))
-def test_the_kit_has_no_circle_for_a_type_checker_either(module: str) -> None:
+def test_the_kit_has_no_cycle_of_imports_for_a_type_checker_either(module: str) -> None:
     floor = next(number for number, modules in enumerate(FLOORS) if module in modules)
     below = set().union(*FLOORS[:floor])
     assert {name for name in imports(MODULES[module], type_checker=True) if name in MODULES} <= below
@@ -155,7 +155,7 @@ PURE = {
 }
 
 
-def test_the_state_is_pure() -> None:
+def test_the_state_imports_only_pure_modules() -> None:
     assert imports(MODULES["gsocketpool._records"]) <= PURE
     assert imports(MODULES["gsocketpool._state"]) <= PURE | {"gsocketpool._records", "gsocketpool.settings"}
     assert imports(MODULES["gsocketpool.settings"]) <= PURE | {"dataclasses", "sys", "gsocketpool.exceptions"}
@@ -233,18 +233,18 @@ CORE = {
 
 
 @pytest.mark.parametrize("module", sorted(CORE - {"gsocketpool._state"}))
-def test_the_state_alone_writes_state(module: str) -> None:
+def test_only_the_state_writes_state(module: str) -> None:
     assert state_written_by(ast.parse(MODULES[module].read_text())) == THE_EXCEPTION.get(module, [])
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - CORE))
-def test_the_kit_the_connectors_and_the_extension_have_no_state_to_write(module: str) -> None:
+def test_the_kit_the_connectors_and_the_extension_write_no_state(module: str) -> None:
     assert not imports(MODULES[module]) & {"gsocketpool._state", "gsocketpool._records"}
     written_by = state_written_by(ast.parse(MODULES[module].read_text()))
     assert not [text for text in written_by if "._state." in text or "entry." in text]
 
 
-def test_the_core_writes_one_counter_only() -> None:
+def test_the_core_writes_only_one_counter() -> None:
     core = ast.parse(MODULES["gsocketpool._core"].read_text())
     assert [ast.unparse(node) for node in ast.walk(core) if isinstance(node, ast.AugAssign)].count(
         "state.acquired_at_once += 1"
@@ -252,7 +252,7 @@ def test_the_core_writes_one_counter_only() -> None:
 
 
 @pytest.mark.parametrize("name", ["Entry", "Waiter"])
-def test_the_records_only_write_themselves_when_they_are_made(name: str) -> None:
+def test_a_record_writes_itself_only_when_it_is_made(name: str) -> None:
     assert [function.name for function in methods(RECORDS, name) if written(function)] == ["__init__"]
     assert set(classes(RECORDS)) == {"Entry", "Waiter"}
 
@@ -286,7 +286,7 @@ def test_code_that_writes_no_state_passes(code: str) -> None:
     assert not state_written_by(ast.parse(code))
 
 
-def test_every_step_that_changes_the_state_says_so() -> None:
+def test_every_step_that_changes_the_state_is_marked() -> None:
     """What gives back in the middle of it is then put off. To take out the last idle entry is the one exception."""
     silent = set()
     for function in methods(STATE, "State"):
@@ -298,7 +298,7 @@ def test_every_step_that_changes_the_state_says_so() -> None:
     assert silent == {"pop_idle", "served"}
 
 
-def test_the_core_needs_gevent_alone() -> None:
+def test_the_core_needs_only_gevent() -> None:
     own = {"gsocketpool"}
     for module, path in MODULES.items():
         if module.startswith("gsocketpool"):
@@ -309,7 +309,7 @@ def test_the_core_needs_gevent_alone() -> None:
             assert roots <= set(sys.stdlib_module_names) | own | {"gevent"} | library
 
 
-def test_nothing_imports_a_connector_for_a_library() -> None:
+def test_only_the_sqlalchemy_module_imports_a_connector_for_a_library() -> None:
     connectors = {name for name in MODULES if name.startswith("gsocketpool.connectors.") and "._" not in name}
     importing = {name for name, path in MODULES.items() if imports(path) & connectors}
     # Its connections may be psycopg's; then it asks the connector.
@@ -356,7 +356,7 @@ def is_private(name: str) -> bool:
 
 
 @pytest.mark.parametrize("module", EXTENSION)
-def test_the_extension_touches_public_names_only(module: str) -> None:
+def test_the_extension_uses_only_public_names(module: str) -> None:
     tree = ast.parse(MODULES[module].read_text())
     touched = {
         ast.unparse(node)
@@ -377,7 +377,7 @@ def test_the_extension_touches_public_names_only(module: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [AppPool, AppEvents, QuietEvents, Block])
-def test_the_extension_overrides_public_methods_only(kind: type) -> None:
+def test_the_extension_overrides_only_public_methods(kind: type) -> None:
     inherited = {name for base in kind.__mro__ if base.__module__.split(".")[0] == "gsocketpool" for name in vars(base)}
     assert inherited
     assert not {name for name in vars(kind) if is_private(name)} & inherited

@@ -55,7 +55,7 @@ def close_pools(app: Any) -> None:
         pool.close()
 
 
-def test_the_example_for_celery(echo_port: int) -> None:
+def test_the_example_for_celery_runs(echo_port: int) -> None:
     stand_in = SimpleNamespace(task=unchanged)
     with importable(celery={"Celery": lambda *args, **options: stand_in}, module=guide(echo_port)):
         names = run(example(DOCS / "flask" / "servers.rst", "from celery"))
@@ -63,7 +63,7 @@ def test_the_example_for_celery(echo_port: int) -> None:
     close_pools(names["flask_app"])
 
 
-def test_the_example_for_flask_sock(echo_port: int) -> None:
+def test_the_example_for_flask_sock_runs(echo_port: int) -> None:
     stand_in = SimpleNamespace(route=lambda path: unchanged)
     names = run(examples(FLASK).replace("2000", str(echo_port)))
     with importable(flask_sock={"Sock": lambda app: stand_in}):
@@ -97,7 +97,7 @@ class Scheduler:
 
 
 @pytest.mark.patched
-def test_the_example_for_apscheduler() -> None:
+def test_the_example_for_apscheduler_runs() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with (
         FlakyServer() as server,

@@ -196,12 +196,12 @@ def revealed(said: dict[int, str], what: str) -> str:
         ("registered", "None"),
     ],
 )
-def test_a_type_checker_knows(said: dict[int, str], what: str, kind: str) -> None:
+def test_a_type_checker_reveals_the_expected_type(said: dict[int, str], what: str, kind: str) -> None:
     assert revealed(said, what) == kind
 
 
 @pytest.mark.parametrize("what", ["begin", "end", "override", "fresh"])
-def test_functions_say_what_they_take_and_return(said: dict[int, str], what: str) -> None:
+def test_functions_have_types_of_arguments_and_result(said: dict[int, str], what: str) -> None:
     kind = revealed(said, what)
     assert kind.startswith("def (")
     # Nothing is said of a function that returns None, and of one without types that it returns Any.
@@ -221,7 +221,7 @@ def test_a_program_that_uses_connectors_is_checked(said: dict[int, str]) -> None
     assert "type: ignore" not in text
 
 
-def test_the_type_checker_reports_the_mistakes_and_nothing_else(said: dict[int, str]) -> None:
+def test_the_type_checker_reports_only_the_mistakes(said: dict[int, str]) -> None:
     begin = next(number for number, line in lines() if line.startswith("def make_mistakes"))
     complaints = {number for number, text in said.items() if text.startswith("error: ")}
     mistakes = {
