@@ -1,4 +1,4 @@
-"""Subclasses and URLs that go ways of their own."""
+"""Subclasses that replace the socket, and URLs with a driver."""
 
 from __future__ import annotations
 

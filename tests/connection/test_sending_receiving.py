@@ -134,7 +134,7 @@ def test_recv_returns_bytes_as_they_arrive(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_recv_returns_no_more_than_asked_for(kind: str) -> None:
+def test_recv_returns_no_more_than_its_size(kind: str) -> None:
     with exchange(kind) as (connection, peer):
         peer.sendall(b"abcdef")
         assert connection.recv(1) == b"a"
@@ -232,7 +232,7 @@ def test_recv_until_returns_a_large_message() -> None:
         sender.get()
 
 
-def test_recv_until_raises_when_there_is_no_delimiter_within_the_limit() -> None:
+def test_recv_until_raises_if_no_delimiter_arrives_within_the_limit() -> None:
     with exchange() as (connection, peer):
         peer.sendall(b"abcdefgh\n")
         with pytest.raises(LimitExceededError) as caught:

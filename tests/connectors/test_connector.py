@@ -596,7 +596,7 @@ def test_a_close_that_fails_is_followed_by_an_abort(
 
 
 @pytest.mark.parametrize("kind", errors())
-def test_a_connection_whose_abort_raises_is_closing_no_more(kind: Callable[[], BaseException]) -> None:
+def test_a_close_ends_even_if_its_abort_raises(kind: Callable[[], BaseException]) -> None:
     connector = ScriptedConnector(close=raising(ValueError("boom")), abort=raising(kind()))
     pool = Pool(connector)
     clients = [pool.acquire(), pool.acquire()]

@@ -987,7 +987,7 @@ def test_the_repr_shows_the_server_and_no_secret(arguments: dict[str, Any], show
     assert repr(PsycopgConnector(**arguments)) == shown
 
 
-def test_without_psycopg_the_import_says_what_to_install() -> None:
+def test_importing_the_connector_without_psycopg_says_what_to_install() -> None:
     said = error_without("psycopg", "gsocketpool.connectors.psycopg")
     assert said.endswith("PsycopgConnector needs psycopg: pip install 'gsocketpool[psycopg]'")
 

@@ -392,6 +392,6 @@ def test_the_repr_shows_the_server() -> None:
     assert repr(PymemcacheConnector(server="host:1")) == "PymemcacheConnector(('host', 1))"
 
 
-def test_without_pymemcache_the_import_says_what_to_install() -> None:
+def test_importing_the_connector_without_pymemcache_says_what_to_install() -> None:
     said = error_without("pymemcache", "gsocketpool.connectors.pymemcache")
     assert said.endswith("PymemcacheConnector needs pymemcache: pip install 'gsocketpool[pymemcache]'")

@@ -849,6 +849,6 @@ def test_the_repr_shows_the_server_and_no_secret(arguments: dict[str, Any], show
     assert repr(PyMySQLConnector(**arguments)) == shown
 
 
-def test_without_pymysql_the_import_says_what_to_install() -> None:
+def test_importing_the_connector_without_pymysql_says_what_to_install() -> None:
     said = error_without("pymysql", "gsocketpool.connectors.pymysql")
     assert said.endswith("PyMySQLConnector needs PyMySQL: pip install 'gsocketpool[pymysql]'")

@@ -1093,7 +1093,7 @@ def test_the_statistics_of_an_app_show_an_engine_too(driver: Driver) -> None:
 # The module
 
 
-def test_without_sqlalchemy_the_import_says_what_to_install() -> None:
+def test_importing_the_module_without_sqlalchemy_says_what_to_install() -> None:
     said = error_without("sqlalchemy", "gsocketpool.sqlalchemy")
     assert said.endswith("needs SQLAlchemy 2: pip install 'gsocketpool[sqlalchemy]'")
 

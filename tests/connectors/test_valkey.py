@@ -959,7 +959,7 @@ def test_a_connection_is_reusable_after_an_interruption_between_exchanges(connec
 
 
 @pytest.mark.parametrize("name", ["valkey", "redis"])
-def test_an_import_without_the_library_says_what_to_install(name: str) -> None:
+def test_importing_the_connector_without_its_library_says_what_to_install(name: str) -> None:
     said = error_without(name, f"gsocketpool.connectors.{name}")
     assert said.endswith(f"ImportError: {name.title()}Connector needs {name}: pip install 'gsocketpool[{name}]'")
 
@@ -982,7 +982,7 @@ for client in clients:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("valkey", "ValkeyConnector"), ("redis", "RedisConnector")])
-def test_a_client_of_a_patched_python_lets_other_greenlets_run_while_it_waits(
+def test_a_client_in_a_patched_python_lets_other_greenlets_run_while_it_waits(
     server: Any, name: str, kind: str
 ) -> None:
     script = PATCHED.format(name=name, kind=kind, port=server.port, patience=PATIENCE)

@@ -56,7 +56,7 @@ def was_closed_in_time(seen: Seen, lost: list[Answer]) -> bool:
     return seen.has_ended_well or (seen.end is End.RESET and seen.texts[-1:] == ["bye"] and seen.texts[-2] in asked)
 
 
-def test_sigterm_lets_every_request_in_flight_be_answered_and_closes_every_connection(
+def test_workers_answer_every_request_in_flight_after_sigterm_and_close_every_connection(
     backend: Backend, start: Start
 ) -> None:
     gunicorn = start("--workers", "2")
@@ -277,7 +277,9 @@ def test_a_drain_timeout_closes_connections_before_gunicorn_kills_the_worker(
     assert worker not in gunicorn.exited_workers()
 
 
-def test_a_drain_timeout_lets_a_worker_exit_whose_requests_wait_for_the_backend(backend: Backend, start: Start) -> None:
+def test_a_drain_timeout_lets_a_worker_exit_while_its_requests_wait_for_the_backend(
+    backend: Backend, start: Start
+) -> None:
     gunicorn = start("--workers", "2", SOCKETPOOL_DRAIN_TIMEOUT=0.5)
     workers = gunicorn.workers(2)
     with gunicorn.being_asked() as answers, backend.holding():

@@ -1,4 +1,4 @@
-"""No answer of a connection, and no error in place of one, loses capacity."""
+"""A check that raises, or whose result is no answer, loses no capacity."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tests.support.callers import ended_by
 from tests.support.scripted import PATIENCE, Backend, Plain, numbers, settle, spawn_acquire
 
 
-def test_a_connection_is_opened_when_there_is_none_and_reused_afterwards(backend: Backend) -> None:
+def test_a_pool_opens_a_connection_when_it_has_none_and_reuses_it(backend: Backend) -> None:
     pool = Pool(backend.connect, {"answer": 42})
     with pool.connection() as first:
         assert first.is_open

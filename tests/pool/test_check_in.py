@@ -1,4 +1,4 @@
-"""What a check or an answer does at the wrong moment: the lease ends once, and in order."""
+"""A check that discards, raises or blocks at the wrong moment ends the lease once, and loses no connection."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_reset_session_calls_reset_by_default() -> None:
 
 
 def test_a_pool_collected_during_a_reset_closes_all_but_connections_in_use() -> None:
-    """Those that are idle, being reset and being pinged are closed; what is in use is the callers'."""
+    """Connections that are idle or being reset are closed; a connection in use stays open."""
     parked = Event()
     connector = ScriptedConnector(reset=lambda client: parked.wait())
     pool: Pool[Any] = Pool(connector, max_connections=3)

@@ -216,7 +216,7 @@ def test_closing_a_pool_aborts_an_opening_that_ignores_interruptions(backend: Ba
     assert not backend.open
 
 
-def test_a_drain_waits_for_stubborn_closes_all_at_once(backend: Backend) -> None:
+def test_a_drain_waits_for_all_stubborn_closes_at_once(backend: Backend) -> None:
     pool = Pool(lambda: backend.add(Deaf(backend, {})), close_timeout=0.2, max_opening=None)
     for connection in [pool.acquire() for _ in range(50)]:
         pool.release(connection)

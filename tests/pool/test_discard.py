@@ -58,7 +58,7 @@ def test_is_reusable_can_keep_a_connection_after_an_error(backend: Backend) -> N
 
 
 def test_is_reusable_must_return_exactly_true(backend: Backend) -> None:
-    """What answers everything with something true doesn't know better."""
+    """A mock returns something true for every call."""
 
     class Vague(ScriptedConnection):
         def is_reusable(self, error: BaseException | None) -> Any:

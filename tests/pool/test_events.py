@@ -1,4 +1,4 @@
-"""What a pool tells its listener, and when."""
+"""Which events a pool reports to its listener, and when."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes when a pool is no longer there, or has other things to do."""
+"""Openings, closes and timeouts that end after the pool was collected or closed."""
 
 from __future__ import annotations
 

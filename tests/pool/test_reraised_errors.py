@@ -35,7 +35,7 @@ def test_an_error_that_is_raised_again_has_the_note_of_each_pool_once(backend: B
     assert len(notes_of(error)) == 2
 
 
-def test_an_error_of_connecting_gets_no_longer_when_it_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_connecting_does_not_grow_when_it_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     def getaddrinfo(*arguments: Any) -> None:

@@ -733,7 +733,7 @@ class Talkative(Plain):
         return "reset" if self.is_open else ""
 
 
-def test_an_is_connected_that_returns_a_word_causes_no_reset() -> None:
+def test_a_connection_whose_is_connected_returns_a_word_is_not_reset() -> None:
     pool = Pool(Talkative)
     pool.release(pool.acquire())
     assert numbers(pool) == (0, 1, 0, 0)
@@ -823,7 +823,7 @@ def test_releasing_a_settled_connection_logs_no_warning(
     assert not warnings(caplog)
 
 
-def test_a_release_without_warn_logs_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_release_with_warn_false_logs_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     pool = Pool(ScriptedConnector())
     release_by_lease(pool, warn=False)
     assert not warnings(caplog)

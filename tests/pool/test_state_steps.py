@@ -156,7 +156,7 @@ def test_a_lowered_limit_retires_returned_entries_until_it_is_kept() -> None:
     assert state.size == 2
 
 
-def test_a_lowered_limit_that_idle_entries_can_make_up_for_retires_no_others() -> None:
+def test_a_lowered_limit_retires_no_entry_in_use_if_idle_ones_suffice() -> None:
     state = idle_state(3)
     entry = pop_idle(state)
     assert len(state.resize(1)) == 2

@@ -54,7 +54,7 @@ GIVES_BACK = r"\breleas|\bback\b"
         pytest.param((r"def (post_worker_init|worker_exit)\(", r"flask_gsocketpool"), id="hooks that exist already"),
     ],
 )
-def test_the_documents_have_a_paragraph_about(words: tuple[str, ...]) -> None:
+def test_the_documents_have_a_paragraph_about_each_way_to_deploy(words: tuple[str, ...]) -> None:
     assert passages_about(*words), f"no passage has all of {words}"
 
 

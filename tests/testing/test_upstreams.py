@@ -1,4 +1,4 @@
-"""A flaky server before a server at a Unix socket, and the time-outs of others."""
+"""A flaky server in front of a server at a Unix socket, and a timeout of the test in its wait."""
 
 from __future__ import annotations
 
