@@ -876,7 +876,7 @@ def test_a_timeout_of_the_caller_goes_through_its_ping() -> None:
     assert caught.value is limit
 
 
-def test_a_ping_of_a_connection_that_has_none_is_an_acquire() -> None:
+def test_a_ping_of_a_class_without_a_ping_acquires_a_connection() -> None:
     with Server() as server, Pool(TcpConnection, {"host": server.host, "port": server.port}) as pool:
         pool.ping()
         assert numbers(pool) == (0, 1, 0, 0)

@@ -47,7 +47,7 @@ def test_notifications_that_a_statement_has_received_are_the_next_callers_only_i
     pool.close()
 
 
-def test_a_session_that_its_server_ends_while_it_is_reset_is_discarded(conninfo: str) -> None:
+def test_a_connection_whose_session_ends_during_its_reset_is_discarded(conninfo: str) -> None:
     pool = Pool(PsycopgConnector(conninfo), max_connections=2)
     with pool.connection() as other:
         other.autocommit = True

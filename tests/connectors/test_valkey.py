@@ -370,7 +370,7 @@ def test_an_argument_that_defeats_the_pool_is_refused_with_its_name(library: Lib
     assert caught.value.argument == name
 
 
-def test_arguments_in_the_url_are_refused_as_well(library: Library) -> None:
+def test_an_argument_in_the_url_that_defeats_the_pool_is_refused_too(library: Library) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^retry_on_timeout must be left out .*, not '\*\*\*'$"):
         library.connector("valkey://localhost?retry_on_timeout=true")
     with pytest.raises(InvalidArgumentError, match=r"^max_connections must be left out"):

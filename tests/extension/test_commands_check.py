@@ -177,7 +177,7 @@ def test_check_fails_where_opening_raises_an_error_that_is_no_exception() -> Non
     assert "CancelledError: no" in result.stdout
 
 
-def test_check_of_an_app_without_pools_fails_and_says_why() -> None:
+def test_check_fails_for_an_app_without_pools_and_says_why() -> None:
     result = run(make_app(), "check")
     assert result.exit_code == 1
     assert "The app has no pools" in result.stderr

@@ -180,7 +180,7 @@ def test_every_argument_of_a_pool_has_a_key() -> None:
     # Flask reads variables of the environment as JSON, which makes numbers of some.
     [("yes", True), ("On", True), ("1", True), (1, True), ("FALSE", False), ("0", False), (0, False)],
 )
-def test_words_for_true_and_false(word: Any, meaning: bool) -> None:
+def test_a_boolean_may_be_given_as_a_word(word: Any, meaning: bool) -> None:
     assert default(URL=URL, REAP_EXPIRED_CONNECTIONS=word).settings["reap_expired_connections"] is meaning
 
 
@@ -206,7 +206,7 @@ def test_keys_for_the_app_may_be_in_lower_case_like_all_others() -> None:
     assert set(config.keys) == {"drain_timeout", "request_timeout"}
 
 
-def test_named_pools() -> None:
+def test_named_pools_are_configured_beside_the_default_pool() -> None:
     pools = read_config(
         {
             "SOCKETPOOL_URL": URL,

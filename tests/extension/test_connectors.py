@@ -110,7 +110,7 @@ def test_unfinished_work_outside_of_a_request_is_reported_with_its_place() -> No
         begin()
 
 
-def test_a_request_that_leaves_nothing_open_or_whose_pool_never_resets_is_told_nothing() -> None:
+def test_a_request_without_unfinished_work_or_without_resets_is_not_warned_about() -> None:
     def complete() -> str:
         current_connection.begin()
         current_connection.is_begun = False

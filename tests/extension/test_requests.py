@@ -121,7 +121,7 @@ def test_an_error_of_opening_is_not_taken_for_a_missing_pool() -> None:
         assert current_pools.get("default") is current_pool._get_current_object()
 
 
-def test_requests_at_the_same_time_have_different_ones(site: App) -> None:
+def test_concurrent_requests_have_different_connections(site: App) -> None:
     def view() -> str:
         number = current_connection.number
         gevent.sleep(0)
@@ -965,7 +965,7 @@ def test_copies_of_a_requests_context_share_its_time(
     assert app.ask(view).text == "over"
 
 
-def test_a_block_gets_what_is_left_of_the_time_when_it_is_entered(
+def test_a_block_gets_the_rest_of_the_request_timeout_when_it_is_entered(
     backend: Backend, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_clock_for_requests(monkeypatch, clock)

@@ -101,7 +101,7 @@ def test_a_close_without_a_timeout_ends_the_wait_of_another_one(backend: Backend
     first.get(timeout=PATIENCE)
 
 
-def test_closing_a_pool_that_was_never_used(backend: Backend) -> None:
+def test_a_pool_that_was_never_used_can_be_closed(backend: Backend) -> None:
     pool = Pool(backend.connect)
     pool.close()
     with pytest.raises(PoolClosedError):

@@ -264,7 +264,7 @@ def discard_and_kill_closers(pool: Pool[Any], kills: int) -> None:
 
 
 @pytest.mark.parametrize("kills", [1, 2])
-def test_killing_the_greenlet_that_closes_before_it_has_begun(backend: Backend, kills: int) -> None:
+def test_a_connection_whose_closer_is_killed_before_it_begins_does_not_stay_open(backend: Backend, kills: int) -> None:
     pool = Pool(backend.connect, max_connections=1)
     discard_and_kill_closers(pool, kills)
     assert backend.connections[0].closings == 2 - kills, "it is begun once more"

@@ -65,7 +65,7 @@ def test_an_opener_that_is_killed_before_it_starts_is_logged_though_a_handler_is
     pool.close()
 
 
-def test_a_pool_is_filled_by_hand(backend: Backend) -> None:
+def test_fill_opens_connections_up_to_the_given_number(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=3)
     with pool.connection():
         pool.fill(3)

@@ -133,7 +133,7 @@ def test_gsocketpool_loses_nothing_to_kills() -> None:
 
 
 @pytest.mark.parametrize("name", [OURS.name, OWN_CONNECTION.name, DEDICATED.name])
-def test_echo(name: str, backend: dict[str, Any]) -> None:
+def test_the_echo_case_measures_every_transport(name: str, backend: dict[str, Any]) -> None:
     figures = rates(lambda effort: echo.measure(name, effort, backend))
     assert set(figures) == {"tcp", "unix", "tls"}
 

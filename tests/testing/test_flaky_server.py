@@ -99,7 +99,7 @@ def test_a_server_answers_with_its_answer_function() -> None:
 
 
 @pytest.mark.parametrize("error", [LookupError("what"), FileNotFoundError("what"), gevent.Timeout(1, "what")])
-def test_an_error_in_what_answers_is_raised_at_the_end(error: BaseException) -> None:
+def test_an_error_of_the_answer_function_is_raised_at_the_end(error: BaseException) -> None:
     def answer(request: bytes) -> bytes:
         raise error
 
@@ -208,7 +208,7 @@ def connection_to(server: FlakyServer) -> TcpConnection:
     return connection
 
 
-def test_passes_everything_on_to_a_server_upstream() -> None:
+def test_a_server_passes_everything_on_to_its_upstream() -> None:
     def shout(peer: Any) -> None:
         while data := peer.recv(100):
             peer.sendall(data.upper())
@@ -368,7 +368,7 @@ def test_serves_and_forks_in_a_process_with_many_open_files(tmp_path: Path) -> N
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_closes_what_is_idle_and_nothing_else(flaky_server: FlakyServer, client: TcpConnection) -> None:
+def test_close_idle_closes_only_idle_connections(flaky_server: FlakyServer, client: TcpConnection) -> None:
     asking = TcpConnection(flaky_server.host, flaky_server.port, timeout=PATIENCE)
     asking.open()
     flaky_server.fail("late")
