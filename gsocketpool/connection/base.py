@@ -73,7 +73,8 @@ class Connection:
     def is_reusable(self, error: BaseException | None) -> bool:
         """Return whether the pool may keep the connection when it comes back. It must not block.
 
-        By default it may if it is open, `error` is None, and every :meth:`exchange` has completed.
+        By default it may if it is open, `error` is None, and every :meth:`exchange` has completed. An override must
+        return True itself: the pool discards the connection after any other answer.
 
         :param error: the exception that left the block ``with pool.connection()``; None if the block ended well or
             :meth:`Pool.release() <gsocketpool.Pool.release>` was called. An interrupted exchange may be half done, so
