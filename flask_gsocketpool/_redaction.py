@@ -139,7 +139,8 @@ def _secrets(name: object, value: object) -> Iterator[str]:
         # As its repr shows it, too.
         yield from _secrets(name, repr(bytes(value))[2:-1])
     elif isinstance(value, str | int | float) and not isinstance(value, bool):
-        text = str(value)
+        # An integer of thousands of digits has no text.
+        text = value if isinstance(value, str) else shown(value)
         found = [*_passwords_in_urls(text), *([text] if looks_secret(name) else [])]
         yield from (secret for secret in found if len(secret) >= MIN_SECRET_LENGTH)
 

@@ -7,6 +7,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import gevent
@@ -44,14 +45,21 @@ class Pools(Mapping[str, Pool[Any]]):
     event loops can't share a pool.
     """
 
-    def __init__(self, app: Flask, config: AppConfig, scopes: Scopes) -> None:
+    def __init__(
+        self,
+        app: Flask,
+        config: AppConfig,
+        scopes: Scopes,
+        shown: Mapping[str, Callable[[], Pool[Any]]] = MappingProxyType({}),
+        overrides: Mapping[str, Mapping[object, Any]] = MappingProxyType({}),
+    ) -> None:
         self._app = app
         self._config = config
         self.scopes = scopes
         #: A function for each pool that the health endpoint shows beside the app's own.
-        self._shown: dict[str, Callable[[], Pool[Any]]] = {}
+        self._shown = dict(shown)
         #: The overrides of each pool. The last one is in force.
-        self._overrides: dict[str, dict[object, Any]] = {}
+        self._overrides = {name: dict(of_name) for name, of_name in overrides.items()}
         self._options = {
             name: CallableOptions(pool.options) if callable(pool.options) else pool.options
             for name, pool in config.pools.items()
@@ -216,10 +224,7 @@ class Pools(Mapping[str, Pool[Any]]):
 
     def clone(self) -> Pools:
         """Return a new mapping of the same pools, none of them made yet, with the same overrides."""
-        pools = Pools(self._app, self._config, self.scopes)
-        pools._shown = dict(self._shown)
-        pools._overrides = {name: dict(overrides) for name, overrides in self._overrides.items()}
-        return pools
+        return Pools(self._app, self._config, self.scopes, self._shown, self._overrides)
 
     def of_this_thread(self) -> ThreadPools:
         """Return the pools that this thread has used."""
