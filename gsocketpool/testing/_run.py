@@ -126,7 +126,9 @@ class Run(Generic[C]):
 
     def _maybe_throw(self) -> None:
         for _ in self._workers:
-            if self._is_due(_THROWN, self._report.thrown):
+            # Without chance if many are due. The next fault of the server waits until they are thrown, and would never
+            # begin if many fast exchanges end in each turn.
+            if self._is_due(_THROWN, self._report.thrown) or self._throws_due() > len(self._workers):
                 self._throw_somewhere()
 
     def _throw_somewhere(self) -> None:

@@ -25,6 +25,7 @@ from benchmarks import servers
 from flask_gsocketpool import GSocketPool, health
 from tests.support.documents import ROOT, blocks
 from tests.support.gunicorn import PATIENCE, eventually
+from tests.support.processes import is_stopped
 from tests.support.servers import silent_listener
 
 pytestmark = pytest.mark.servers
@@ -250,6 +251,7 @@ def test_a_worker_whose_backend_accepts_and_hangs_is_not_ready(site: Site) -> No
     session = int(site.ask("/insert/hanging"))
     os.kill(session, signal.SIGSTOP)
     try:
+        eventually(lambda: is_stopped(session))
         answer = json.loads(site.ask("/health/ready", status=503))
     finally:
         os.kill(session, signal.SIGCONT)

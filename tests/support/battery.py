@@ -19,6 +19,7 @@ import gevent.socket
 from gsocketpool import Pool, PoolEvents, PoolExhaustedError
 from tests.support import scripted
 from tests.support.connections import outcome
+from tests.support.processes import is_stopped
 from tests.support.scripted import PATIENCE
 from tests.support.servers import Server
 
@@ -242,6 +243,7 @@ class Subject(ABC):
         processes = self.processes()
         signal_all(processes, signal.SIGSTOP)
         try:
+            eventually(lambda: all(map(is_stopped, processes)))
             yield
         finally:
             signal_all(processes, signal.SIGCONT)

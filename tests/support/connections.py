@@ -25,7 +25,7 @@ KINDS = ["tcp", "tls", "unix"]
 
 
 @pytest.fixture(autouse=True)
-def no_hanging() -> Iterator[None]:
+def no_hanging(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that hangs, in its greenlet alone or with the whole process.
 
     Each module that imports this has it for all of its tests.
@@ -34,10 +34,12 @@ def no_hanging() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise AssertionError("the whole process was blocked")
 
+    # A torture takes long, and longer beside others.
+    patience = (20 if request.node.get_closest_marker("torture") else 2) * PATIENCE
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 3 * PATIENCE)
+    signal.setitimer(signal.ITIMER_REAL, patience + PATIENCE)
     try:
-        with gevent.Timeout(2 * PATIENCE, AssertionError("it hangs")):
+        with gevent.Timeout(patience, AssertionError("it hangs")):
             yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

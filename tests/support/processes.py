@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -17,6 +18,16 @@ import gevent.os
 
 from tests.support.documents import ROOT
 from tests.support.scripted import PATIENCE
+
+
+def is_stopped(process: int) -> bool:
+    """Return whether SIGSTOP has stopped a process, or it has ended. On a busy machine, this takes a moment."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return True
+    # The name before it may contain anything.
+    return status.rpartition(")")[2].split()[0] == "T"
 
 
 def in_child(act: Callable[[], Any], fork: Callable[[], int] = os.fork) -> Any:
