@@ -315,7 +315,8 @@ class Scopes:
 
     def hold_for_body(self, response: Response) -> Response:
         """Let the scope end with the body of the response, if the app has yet to produce that."""
-        if response.is_streamed and is_pending(response):
+        # Nearly every body is a list, and a call to see that takes longer.
+        if type(response.response) is not list and response.is_streamed and is_pending(response):
             context = _context()
             scope = self._scope_of(context)
             response.response = body = Body(response.response, partial(self._end, context, scope))

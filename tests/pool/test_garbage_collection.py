@@ -26,17 +26,6 @@ from tests.support.switches import Switches, greenlets_there_are
 from tests.support.threads import in_thread
 
 
-@pytest.fixture
-def old_objects_passed_over() -> Iterator[None]:
-    """The collector need not look through what other tests have left, which takes longer than most tests."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-passing_over_old_objects = pytest.mark.usefixtures("old_objects_passed_over")
-
-
 @contextmanager
 def collecting_at_every_switch() -> Iterator[Switches]:
     """Run the garbage collector at every switch, and nowhere else."""
@@ -44,13 +33,10 @@ def collecting_at_every_switch() -> Iterator[Switches]:
     switches = Switches(greenlets_there_are(), after_switch=lambda: collections.append(gc.collect()))
     gc.collect()
     gc.disable()
-    # What is there already is passed over, or every collection would take as long as a test.
-    gc.freeze()
     try:
         with switches.following():
             yield switches
     finally:
-        gc.unfreeze()
         gc.enable()
     assert len(collections) >= len(switches.slices) > 20
 
@@ -134,7 +120,6 @@ def test_waiters_keep_their_pool_alive_until_they_are_served(backend: Backend) -
         eventually(lambda: not backend.open)
 
 
-@passing_over_old_objects
 def test_a_pool_collected_after_its_last_waiter_leaves_connections_in_use_open(backend: Backend) -> None:
     pool = Pool(backend.connect, max_connections=2)
     held, other = pool.acquire(), pool.acquire()
@@ -155,7 +140,6 @@ def test_a_pool_collected_after_its_last_waiter_leaves_connections_in_use_open(b
     assert backend.open == [held]
 
 
-@passing_over_old_objects
 def test_a_pool_in_a_cycle_is_collected_at_any_step_of_its_reaper(backend: Backend) -> None:
     """It sleeps, or is in the middle of a sweep, which waits for a connection to be closed."""
     for turns in range(12):
@@ -177,7 +161,6 @@ def test_a_pool_in_a_cycle_is_collected_at_any_step_of_its_reaper(backend: Backe
         eventually(lambda: not backend.open)
 
 
-@passing_over_old_objects
 @pytest.mark.parametrize("ends_loop", [True, False])
 def test_a_pool_whose_thread_has_ended_closes_idle_connections_and_can_be_collected(ends_loop: bool) -> None:
     pools = [Pool(Plain, reap_expired_connections=False)]
@@ -238,7 +221,6 @@ LAST_ACTS: dict[str, Callable[[Pool[Any]], object]] = {
 }
 
 
-@passing_over_old_objects
 @pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "given up"])
 @pytest.mark.parametrize("events", [None, Telling()], ids=["quiet", "telling"])
 @pytest.mark.parametrize("act", LAST_ACTS)
@@ -267,7 +249,6 @@ def test_a_thread_that_ends_leaves_no_connection_open(act: str, events: PoolEven
 
 
 # What the event loop is asked for by another thread keeps the pool. That of a thread that has ended never runs again.
-@passing_over_old_objects
 @pytest.mark.parametrize("act", [act for act in LAST_ACTS if act != "a release in another thread"])
 def test_a_pool_is_collected_after_any_last_act_of_its_thread(act: str) -> None:
     pools: list[weakref.ref[Pool[Plain]]] = []

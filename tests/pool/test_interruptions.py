@@ -558,14 +558,11 @@ def no_look_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def old_greenlets() -> Iterator[weakref.WeakSet[Any]]:
-    """The greenlets of the tests before these. The collector need not look through what else those have left."""
+def old_greenlets() -> weakref.WeakSet[Any]:
+    """The greenlets of the tests before these."""
     gc.collect()
     settle()
-    found = greenlets_there_are()
-    gc.freeze()
-    yield found
-    gc.unfreeze()
+    return greenlets_there_are()
 
 
 #: Of the scenarios with something left open, those of the suite: what calls a class calls a connector in the same way.

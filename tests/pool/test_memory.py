@@ -26,14 +26,11 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # The one greenlet of a pool that looks for dead holders in a moment is there all the time, or else now and then.
     look_once_for_dead_holders(monkeypatch)
     gc.disable()
-    # What other tests have left need not be looked through each time.
-    gc.freeze()
     tracemalloc.start()
     try:
         yield
     finally:
         tracemalloc.stop()
-        gc.unfreeze()
         gc.enable()
 
 

@@ -145,7 +145,9 @@ def test_the_recovery_case_fails_no_request(backend: dict[str, Any]) -> None:
     assert 1 <= figures["opened"] <= recovery.CONNECTIONS
 
 
-def test_the_memory_case_measures_idle_connections_and_waiters() -> None:
+def test_the_memory_case_measures_idle_connections_and_waiters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CONNECTIONS", 100)
+    monkeypatch.setattr(memory, "WAITERS", 100)
     figures = numbers(memory.measure(OURS.name, EFFORT, {}))
     assert figures["idle"] > 0
     assert figures["waiter"] > 0

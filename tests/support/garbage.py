@@ -38,14 +38,13 @@ def errors_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 @contextmanager
 def only_new_garbage() -> Iterator[None]:
-    """Turn the collector off. When it is called, it passes over what is there already, which would take it long."""
+    """Turn the collector off, after it has collected what is there."""
     before = gc.get_threshold()
+    gc.collect()
     gc.disable()
-    gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
         gc.set_threshold(*before)
         gc.enable()
 
