@@ -262,8 +262,10 @@ class StreamConnection(Connection):
         """Add to an error's text where the connection leads and, for a timeout of the socket, the seconds."""
         if not isinstance(error, OSError):
             return
-        if isinstance(error, TimeoutError) and error.args in _SOCKET_TIMEOUTS:
+        if isinstance(error, TimeoutError) and (error.args in _SOCKET_TIMEOUTS or hasattr(error, "_is_of_socket")):
             error.args = (self._timed_out(what, timeout),)
+            # Some versions of gevent raise the same object each time.
+            error._is_of_socket = True  # type: ignore[attr-defined]
         elif isinstance(error, gevent.ssl.SSLError) or error.errno is None:
             # Their text can't be extended.
             add_note(error, f"while {what} {self._where()}")

@@ -93,7 +93,7 @@ class _Connection(psycopg.Connection[Any]):
     # Defaults for psycopg's own attributes, which not every version has.
     _num_transactions = 0
     _tpc = None
-    _notifies_backlog = None
+    _notifies_backlog: Any = None
 
     add_notice_handler = _marks_changed(psycopg.Connection.add_notice_handler)
     remove_notice_handler = _marks_changed(psycopg.Connection.remove_notice_handler)
@@ -197,7 +197,8 @@ class PsycopgConnector(Connector[PsycopgConnection]):
                 return False
             # Past __setattr__(), which would mark it again.
             vars(connection)["_may_have_changed"] = False
-        if connection._notifies_backlog and not self._listens:
+        ours: Any = connection
+        if ours._notifies_backlog and not self._listens:
             _drop_notifications(connection)
         return True
 
@@ -355,8 +356,9 @@ def _drop_notifications(connection: PsycopgConnection) -> None:
     while connection.pgconn.notifies():
         pass
     # Newer versions also keep a backlog of notifications received during statements.
-    if connection._notifies_backlog:
-        connection._notifies_backlog.clear()
+    ours: Any = connection
+    if ours._notifies_backlog:
+        ours._notifies_backlog.clear()
 
 
 def _descriptor(connection: PsycopgConnection) -> int:
