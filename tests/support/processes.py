@@ -26,8 +26,8 @@ def is_stopped(process: int) -> bool:
         status = Path(f"/proc/{process}/stat").read_text()
     except FileNotFoundError:
         return True
-    # The name before it may contain anything.
-    return status.rpartition(")")[2].split()[0] == "T"
+    # The name before it may contain anything. A process that has ended is shown as a zombie if its parent is stopped.
+    return status.rpartition(")")[2].split()[0] in ("T", "Z")
 
 
 def in_child(act: Callable[[], Any], fork: Callable[[], int] = os.fork) -> Any:
