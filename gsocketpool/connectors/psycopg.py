@@ -188,7 +188,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
     def is_settled(self, connection: PsycopgConnection) -> bool:
         """Return whether no transaction is open, and the client's settings are those of :meth:`connect`.
 
-        Then this also drops the notifications that statements have received, unless connections listen.
+        Unless connections listen, no notification may be left, either.
         """
         if connection.pgconn.transaction_status != _IDLE:
             return False
@@ -198,9 +198,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
             # Past __setattr__(), which would mark it again.
             vars(connection)["_may_have_changed"] = False
         ours: Any = connection
-        if ours._notifies_backlog and not self._listens:
-            _drop_notifications(connection)
-        return True
+        return self._listens or not ours._notifies_backlog
 
     def complete(self, connection: PsycopgConnection) -> None:
         """Commit. As in psycopg's own ``with`` block, this rolls back if a statement in the transaction has failed.
@@ -225,10 +223,12 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         connection.commit()
 
     def reset(self, connection: PsycopgConnection) -> None:
-        """Roll back, and restore the client's settings."""
+        """Roll back, restore the client's settings and, unless connections listen, drop notifications."""
         if connection.pgconn.transaction_status != _IDLE:
             connection.rollback()
         self._restore(connection)
+        if not self._listens:
+            _drop_notifications(connection)
 
     def reset_session(self, connection: PsycopgConnection) -> None:
         """Reset the session: settings, advisory locks, temporary tables, LISTEN, prepared statements and sequences.

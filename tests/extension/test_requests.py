@@ -948,13 +948,19 @@ def test_an_acquire_gets_the_rest_of_the_request_timeout(
     assert app.ask(view).text == "over"
 
 
-def test_copies_of_a_requests_context_share_its_time(
-    backend: Backend, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def exhausted_app(backend: Backend, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> App:
+    """An app whose only connection is in use, and whose requests have 10 s by `clock`."""
     use_clock_for_requests(monkeypatch, clock)
     app = App(backend, SOCKETPOOL_REQUEST_TIMEOUT=10, SOCKETPOOL_MAX_CONNECTIONS=1)
     with app.app_context():
         current_pool.acquire()
+    return app
+
+
+def test_copies_of_a_requests_context_share_its_time(
+    backend: Backend, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = exhausted_app(backend, clock, monkeypatch)
 
     def view() -> str:
         clock.advance(9.99)
@@ -969,10 +975,7 @@ def test_copies_of_a_requests_context_share_its_time(
 def test_a_block_gets_the_rest_of_the_request_timeout_when_it_is_entered(
     backend: Backend, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_clock_for_requests(monkeypatch, clock)
-    app = App(backend, SOCKETPOOL_REQUEST_TIMEOUT=10, SOCKETPOOL_MAX_CONNECTIONS=1)
-    with app.app_context():
-        current_pool.acquire()
+    app = exhausted_app(backend, clock, monkeypatch)
 
     def view() -> str:
         block = current_pool.connection()
