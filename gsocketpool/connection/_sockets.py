@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import traceback
 from collections.abc import Iterator
 from types import FrameType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent.socket
 import gevent.ssl
 from gevent.monkey import get_original
+
+if TYPE_CHECKING:
+    import ssl
 
 # gevent's poll() switches, and takes ten times as long.
 new_poll = get_original("select", "poll")
@@ -78,8 +82,29 @@ def say_goodbye(candidate: gevent.ssl.SSLSocket) -> None:
     # First read what TLS itself has sent: closing a socket with unread bytes resets the connection, and the peer may
     # lose data sent to it.
     for step in (lambda: candidate._sslobj.read(1), candidate._sslobj.shutdown):
-        with contextlib.suppress(OSError):
+        try:
             step()
+        except gevent.ssl.SSLWantReadError:
+            pass
+        except OSError:
+            clear_tls_errors()
+
+
+def clear_tls_errors() -> None:
+    """Clear OpenSSL's error queue of this thread.
+
+    With recent versions of OpenSSL, Python leaves the error of a failed write or shutdown in this queue, and the next
+    read of any TLS connection that has to wait raises that error instead.
+    """
+    with contextlib.suppress(OSError):
+        # It matches no cipher, and Python clears the queue after that error.
+        _unused_ssl_context().set_ciphers("none")
+
+
+@functools.cache
+def _unused_ssl_context() -> ssl.SSLContext:
+    context: ssl.SSLContext = gevent.ssl.SSLContext(gevent.ssl.PROTOCOL_TLS_CLIENT)
+    return context
 
 
 def abort(candidate: Any) -> None:

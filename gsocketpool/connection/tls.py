@@ -61,15 +61,15 @@ class TlsConnection(TcpConnection):
 
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`, as :meth:`StreamConnection.send` does."""
-        if self._timeout is None:
-            super().send(data)
-            return
         # gevent's TLS socket applies its timeout to each wait, not to the whole call.
         limit = gevent.Timeout(self._timeout)
         try:
             with limit:
                 super().send(data)
             return
+        except OSError:
+            _sockets.clear_tls_errors()
+            raise
         except gevent.Timeout as error:
             if error is not limit:
                 raise

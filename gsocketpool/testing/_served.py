@@ -43,6 +43,15 @@ class ServedConnection:
         return self.end is None
 
 
+def send(served: ServedConnection, data: bytes) -> None:
+    """Send all of `data`."""
+    try:
+        served._sock.sendall(data)
+    except OSError:
+        _sockets.clear_tls_errors()
+        raise
+
+
 def end(served: ServedConnection, how: str = "by the server", *, reset: bool = False) -> None:
     """Close a connection if it is open, and record how it ended."""
     if not served.is_open:

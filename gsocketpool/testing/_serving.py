@@ -13,7 +13,7 @@ import gevent.ssl
 
 from gsocketpool.exceptions import described
 from gsocketpool.testing._faults import Faults
-from gsocketpool.testing._served import ServedConnection, end
+from gsocketpool.testing._served import ServedConnection, end, send
 
 if TYPE_CHECKING:
     import ssl
@@ -133,20 +133,20 @@ class Service:
         if fault == "late":
             self._greenlets.spawn(self._send_late, served, answer, self._faults.delay)
         elif fault == "half":
-            served._sock.sendall(answer[: len(answer) // 2])
+            send(served, answer[: len(answer) // 2])
         elif fault == "pieces":
             for place in range(len(answer)):
-                served._sock.sendall(answer[place : place + 1])
+                send(served, answer[place : place + 1])
                 gevent.sleep(0)
             served.is_asking = False
         elif fault in ("close", "reset"):
             end(served, reset=fault == "reset")
         elif fault != "silent":
             served.is_asking = False
-            served._sock.sendall(answer * 2 if fault == "twice" else answer)
+            send(served, answer * 2 if fault == "twice" else answer)
 
     def _send_late(self, served: ServedConnection, answer: bytes, delay: float | None) -> None:
         self._faults.healed.wait(delay)
         with contextlib.suppress(OSError):
             served.is_asking = False
-            served._sock.sendall(answer)
+            send(served, answer)

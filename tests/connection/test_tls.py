@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
+from contextlib import closing, suppress
 from typing import Any
 
 import gevent
@@ -10,6 +12,7 @@ import gevent.ssl
 import pytest
 
 from gsocketpool import InvalidArgumentError, TlsConnection
+from gsocketpool.testing import FlakyServer, exchange_line
 from tests.support.connections import check_echo, exchange, outcome, serving, wait_readable
 from tests.support.connections import no_hanging as no_hanging
 from tests.support.scripted import PATIENCE
@@ -160,3 +163,32 @@ def test_close_sends_a_goodbye_and_loses_no_sent_bytes() -> None:
         connection.close()
         assert peer.recv(100) == b"the last words"
         assert peer.recv(100) == b"", "an end without goodbye would be an SSLEOFError"
+
+
+@pytest.mark.parametrize(
+    "last_use", [TlsConnection.close, lambda connection: connection.send(b"a message")], ids=["close", "send"]
+)
+def test_a_connection_that_the_server_has_reset_harms_no_other(last_use: Callable[[TlsConnection], None]) -> None:
+    def connection_to(server: FlakyServer) -> TlsConnection:
+        certificates = {"ssl_context": client_context(), "server_hostname": "localhost"}
+        return TlsConnection(server.host, server.port, timeout=PATIENCE, **certificates)
+
+    with (
+        FlakyServer(tls=server_context("localhost")) as healthy,
+        FlakyServer(tls=server_context("localhost")) as resetting,
+        closing(connection_to(healthy)) as connection,
+        closing(connection_to(resetting)) as reset,
+    ):
+        for one in (connection, reset):
+            one.open()
+            # With the first replies come session tickets, whose reading hides what this is about.
+            for _ in range(3):
+                assert exchange_line(one, b"a message") == b"a message"
+        resetting.close_connections(reset=True)
+        wait_readable(reset)
+        connection.send(b"a message\n")
+        # The first send may still succeed.
+        for _ in range(2):
+            with suppress(OSError):
+                last_use(reset)
+        assert connection.recv_until(b"\n") == b"a message\n"
