@@ -17,7 +17,8 @@ from flask.globals import _cv_app
 from gevent import getcurrent
 
 from flask_gsocketpool import _server_check, signals
-from flask_gsocketpool._request_scope import Place, Scope, Scopes, unwrapped
+from flask_gsocketpool._place import Place, place_of
+from flask_gsocketpool._request_scope import Scope, Scopes, unwrapped
 from gsocketpool import InvalidArgumentError, Lease, Pool, PoolEvents, PoolExhaustedError
 from gsocketpool.connectors import Connector
 from gsocketpool.settings import check_count, check_seconds
@@ -103,7 +104,7 @@ class AppPool(Pool[Any]):
         if scope is None:
             return super().lease(timeout)
         lease = super().lease(self.bounded(timeout, scope))
-        self.scopes.note(scope, lease, Place(sys._getframe(1)))
+        self.scopes.note(scope, lease, place_of(sys._getframe(1)))
         return lease
 
     def connection(self, timeout: float | None = None) -> Lease[Any]:
@@ -155,7 +156,7 @@ class Block(Lease[Any]):
     def __enter__(self) -> Any:
         pool: Any = self.pool
         scopes: Scopes = pool.scopes
-        self.place = Place(sys._getframe(1))
+        self.place = place_of(sys._getframe(1))
         scope = scopes.of_request()
         if scope is None:
             return Lease.__enter__(self)

@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
-from types import FrameType
 from typing import Any, NamedTuple, cast
 
 import flask.globals
@@ -23,6 +22,7 @@ from flask.globals import _cv_app
 from werkzeug.local import LocalProxy
 
 from flask_gsocketpool import _server_check
+from flask_gsocketpool._place import Place, shown_place
 from flask_gsocketpool._streaming import Body, is_pending
 from flask_gsocketpool.config import DEFAULT, PREFIX
 from flask_gsocketpool.exceptions import UnreleasedConnectionWarning
@@ -38,9 +38,6 @@ _cv_request: ContextVar[Any] | None = vars(flask.globals).get("_cv_request")
 #: The attribute of a context that holds its scope. Flask's `g` won't do: requests within one app context share it.
 SCOPE = "_flask_gsocketpool_scope"
 
-#: The modules between the app's code and an acquire. A place is never in any of them.
-OWN_MODULES = {"flask_gsocketpool.globals", "flask_gsocketpool._app_pool", __name__, "werkzeug.local", "contextlib"}
-
 TIMEOUT_KEY = f"{PREFIX}REQUEST_TIMEOUT"
 
 #: The key in a request's environ that says when the request began.
@@ -48,23 +45,6 @@ BEGAN = "flask_gsocketpool.began"
 
 #: How long all acquires of a request may take together, in seconds, or a callable that returns it for a request.
 RequestTimeout = float | Callable[[Any], float | None] | None
-
-
-class Place:
-    """The line that the app's code is running."""
-
-    __slots__ = ("_code", "_instruction")
-
-    def __init__(self, frame: FrameType) -> None:
-        while frame.f_globals.get("__name__") in OWN_MODULES and frame.f_back is not None:
-            frame = frame.f_back
-        # Looking up the line takes time, and most places are never shown.
-        self._code = frame.f_code
-        self._instruction = frame.f_lasti
-
-    def __str__(self) -> str:
-        lines = (line for start, end, line in self._code.co_lines() if start <= self._instruction < end)
-        return f"{self._code.co_filename}:{next(lines, None)} in {self._code.co_name}"
 
 
 class CurrentConnection(LocalProxy[Any]):
@@ -142,8 +122,8 @@ class Scope:
         """Return a description of a lease and its connection for errors. The lease may have ended."""
         return f"{shown(connection)} of pool {lease.pool.name!r}, acquired at {self._place_of(lease)}"
 
-    def _place_of(self, lease: Lease[Any]) -> Place | None:
-        return getattr(lease, "place", None) or self._manual.get(id(lease))
+    def _place_of(self, lease: Lease[Any]) -> str:
+        return shown_place(getattr(lease, "place", None) or self._manual.get(id(lease)))
 
     def end(self, error: BaseException | None) -> list[tuple[str, str]]:
         """Give back the request's own connections, and discard its other active leases.
@@ -170,7 +150,7 @@ class Scope:
                 _discard(lease)
         for lease, connection in left:
             about = f"a request has not given back {self.describe(lease, connection)}"
-            complaints.append((str(self._place_of(lease)), about))
+            complaints.append((self._place_of(lease), about))
         return complaints
 
     def give_back_own(self, error: BaseException | None) -> list[tuple[str, str]]:
@@ -315,7 +295,7 @@ class Scopes:
 
     def hold_for_body(self, response: Response) -> Response:
         """Let the scope end with the body of the response, if the app has yet to produce that."""
-        # Nearly every body is a list, and a call to see that takes longer.
+        # Most bodies are lists, and checking that first saves a call.
         if type(response.response) is not list and response.is_streamed and is_pending(response):
             context = _context()
             scope = self._scope_of(context)

@@ -82,6 +82,7 @@ FLOORS = [
     {"flask_gsocketpool._target"},
     {
         "flask_gsocketpool._logging",
+        "flask_gsocketpool._place",
         "flask_gsocketpool.config",
         "flask_gsocketpool.signals",
         "flask_gsocketpool._server_check",
