@@ -64,6 +64,8 @@ DISCARD TEMP;
 DISCARD SEQUENCES;
 """
 
+_wait: Callable[..., Any] = psycopg.Connection.wait
+
 
 def _marks_changed(method: Callable[..., None]) -> Callable[..., None]:
     """Return a method that also marks the client's settings as changed."""
@@ -104,12 +106,14 @@ class _Connection(psycopg.Connection[Any]):
         super().__setattr__(name, value)
         super().__setattr__("_may_have_changed", True)
 
-    def wait(self, *arguments: Any, **options: Any) -> Any:
+    # This runs for each statement: super() and **keywords would take as long as all the rest.
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         status = self.pgconn.transaction_status
         if status in _REUSABLE and not self._num_transactions:
             # Past __setattr__(), which would mark the settings as changed.
-            vars(self)["_last_status"] = status
-        return super().wait(*arguments, **options)
+            self.__dict__["_last_status"] = status
+        # Older versions have no timeout.
+        return _wait(self, gen, interval) if timeout is None else _wait(self, gen, interval, timeout)
 
 
 class PsycopgConnector(Connector[PsycopgConnection]):
