@@ -66,6 +66,10 @@ DISCARD SEQUENCES;
 
 _wait: Callable[..., Any] = psycopg.Connection.wait
 
+#: Sets an attribute of a client without marking its settings as changed. Setting it in the client's __dict__ would make
+#: all its attributes slower.
+_set_unmarked = object.__setattr__
+
 
 def _marks_changed(method: Callable[..., None]) -> Callable[..., None]:
     """Return a method that also marks the client's settings as changed."""
@@ -110,8 +114,7 @@ class _Connection(psycopg.Connection[Any]):
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         status = self.pgconn.transaction_status
         if status in _REUSABLE and not self._num_transactions:
-            # Past __setattr__(), which would mark the settings as changed.
-            self.__dict__["_last_status"] = status
+            _set_unmarked(self, "_last_status", status)
         # Older versions have no timeout.
         return _wait(self, gen, interval) if timeout is None else _wait(self, gen, interval, timeout)
 
@@ -199,8 +202,7 @@ class PsycopgConnector(Connector[PsycopgConnection]):
         if connection._may_have_changed:  # type: ignore[attr-defined]
             if _current_settings(connection) != connection._initial_settings:  # type: ignore[attr-defined]
                 return False
-            # Past __setattr__(), which would mark it again.
-            vars(connection)["_may_have_changed"] = False
+            _set_unmarked(connection, "_may_have_changed", False)
         ours: Any = connection
         return self._listens or not ours._notifies_backlog
 
