@@ -160,18 +160,6 @@ def test_a_ping_fails_after_the_server_has_ended_the_session(conninfo: str) -> N
 
 
 @patched
-def test_complete_raises_if_the_block_has_caught_a_timeout_that_may_have_lost_its_writes(conninfo: str) -> None:
-    with table(conninfo) as name, connected(conninfo) as (connector, connection):
-        connection.execute(f"INSERT INTO {name} VALUES (1)")
-        interrupt(lambda: sleeping(connection))
-        with pytest.raises(psycopg.OperationalError):
-            connector.complete(connection)
-        connector.cancel(connection)
-        connector.close(connection)
-        assert values(conninfo, name) == []
-
-
-@patched
 def test_complete_ignores_a_connection_that_the_block_has_closed(conninfo: str) -> None:
     connector = PsycopgConnector(conninfo)
     connection = connector.connect()
@@ -215,10 +203,13 @@ def test_complete_raises_instead_of_waiting_for_a_generator_that_the_block_has_l
 
 
 @patched
-@pytest.mark.parametrize("end", ["timeout", "stream", "lost"])
-def test_complete_raises_if_a_transaction_that_was_begun_in_autocommit_mode_is_lost(conninfo: str, end: str) -> None:
-    with table(conninfo) as name, connected(conninfo, autocommit=True) as (connector, connection):
-        connection.execute("BEGIN")
+@pytest.mark.parametrize(
+    ("autocommit", "end"), [(False, "timeout"), (True, "timeout"), (True, "stream"), (True, "lost")]
+)
+def test_complete_raises_if_the_block_has_lost_its_transaction(conninfo: str, autocommit: bool, end: str) -> None:
+    with table(conninfo) as name, connected(conninfo, autocommit=autocommit) as (connector, connection):
+        if autocommit:
+            connection.execute("BEGIN")
         connection.execute(f"INSERT INTO {name} VALUES (1)")
         if end == "timeout":
             interrupt(lambda: sleeping(connection))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -170,12 +169,22 @@ def test_the_config_command_says_how_to_configure_a_pool() -> None:
 
 
 def test_pools_close_after_the_drain_timeout_of_a_worker_that_ends_itself(backend: Backend) -> None:
+    class Worker:
+        is_ending = False
+        looked_at = 0
+
+        @property
+        def alive(self) -> bool:
+            self.looked_at += 1
+            return not self.is_ending
+
     app = make_app(SOCKETPOOL_FACTORY=backend.connect, SOCKETPOOL_DRAIN_TIMEOUT=0.001)
-    worker = SimpleNamespace(alive=True)
+    worker = Worker()
     _sigterm.watch_worker(worker)
     with app.app_context():
         connection = current_pool.acquire()
-        gevent.sleep(2 * _sigterm.POLL_INTERVAL)
+        looked_at = worker.looked_at
+        eventually(lambda: worker.looked_at > looked_at + 1)
         assert connection.is_open, "the worker is alive"
-        worker.alive = False
+        worker.is_ending = True
         eventually(lambda: not connection.is_open)
