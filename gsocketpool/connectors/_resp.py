@@ -246,10 +246,7 @@ def _displayed(name: str, value: object) -> object:
 
 def _query_names(url: object) -> list[str]:
     """Return the names of the arguments in the query of a URL."""
-    try:
-        return list(parse_qs(urlsplit(url).query)) if isinstance(url, str) else []
-    except ValueError:
-        return []
+    return list(parse_qs(urlsplit(url).query)) if isinstance(url, str) else []
 
 
 def _redacted_url(url: object) -> str:

@@ -27,8 +27,6 @@ class PipeEnd:
 
     def poll(self, timeout: float = 0.0) -> None:
         """Receive what is there or comes within `timeout` seconds. This blocks the whole process and never switches."""
-        if self.is_at_end:
-            return
         poll = new_poll()
         poll.register(self._reading, READABLE)
         if poll.poll(timeout * 1000):

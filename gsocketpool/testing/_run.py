@@ -127,9 +127,8 @@ class Run(Generic[C]):
     def _maybe_throw(self) -> None:
         if self._throws_due() > len(self._workers):
             # Many exchanges end in each turn. Catch up, because a fault of the server begins only if none is due.
-            for _ in range(2 * len(self._workers)):
-                if self._throws_due() >= 1:
-                    self._throw_somewhere()
+            for _ in range(min(int(self._throws_due()), 2 * len(self._workers))):
+                self._throw_somewhere()
         for _ in self._workers:
             if self._is_due(_THROWN, self._report.thrown):
                 self._throw_somewhere()

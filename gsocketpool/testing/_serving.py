@@ -62,9 +62,9 @@ class Service:
             how = "cut off"
         except OSError:
             how = "reset"
-        except Exception as error:
+        except Exception as error:  # pragma: no cover - as luck has it
             # A TLS socket that is closed during its handshake may raise any error.
-            if served.is_open:  # pragma: no branch - as luck has it
+            if served.is_open:
                 self.errors.append(error)
             how = "by the server"
         end(served, how)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+from copy import copy
 
 import gevent
 import pytest
 
-from gsocketpool import ConnectionClosedError
+from gsocketpool import ConnectionClosedError, Pool
 from tests.support.connections import KINDS, check_echo, exchange, reset, serving, wait_readable, without_switching
 from tests.support.connections import no_hanging as no_hanging
 from tests.support.scripted import PATIENCE, eventually
@@ -25,6 +26,17 @@ def test_a_silent_open_connection_is_usable(kind: str) -> None:
         check_echo(connection)
         connection.close()
         assert not connection.is_usable()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_connection_that_is_closed_while_it_is_idle_is_not_handed_out(kind: str) -> None:
+    with serving(kind, echo) as (model, _), Pool(lambda: copy(model), max_connections=1) as pool:
+        with pool.connection() as first:
+            check_echo(first)
+        first.close()
+        with pool.connection() as second:
+            assert second is not first
+            check_echo(second)
 
 
 @pytest.mark.parametrize("kind", KINDS)

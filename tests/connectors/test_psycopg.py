@@ -743,6 +743,30 @@ def test_a_connection_that_listens_keeps_its_channels_and_is_not_peeked_at(conni
         assert next(connection.notifies()).payload == "news"
 
 
+@patched
+def test_a_reset_of_a_connection_that_listens_rolls_back_and_keeps_its_notifications(conninfo: str) -> None:
+    with connected(conninfo, listens=True) as (connector, connection):
+        connection.execute("LISTEN channel")
+        connector.complete(connection)
+        connection.execute("SELECT 1")
+        with observer(conninfo) as other:
+            other.execute("NOTIFY channel, 'news'")
+        assert not connector.is_settled(connection)
+        connector.reset(connection)
+        assert connector.is_settled(connection)
+        connection.autocommit = True
+        assert next(connection.notifies(timeout=PATIENCE)).payload == "news"
+
+
+@patched
+def test_a_reset_of_the_session_that_the_server_refuses_raises_the_servers_error(conninfo: str) -> None:
+    with connected(conninfo) as (connector, connection):
+        terminate(conninfo, connection)
+        with pytest.raises(psycopg.OperationalError):
+            connector.reset_session(connection)
+        assert not connector.is_reusable(connection, None)
+
+
 # What is set on the client
 
 

@@ -27,7 +27,7 @@ def test_an_error_of_the_library_that_names_no_option_lists_all_options() -> Non
 
 def test_a_reset_sends_no_greeting_that_connect_did_not_send(valkey_url: str) -> None:
     pool = Pool(ValkeyConnector(valkey_url, lib_name=None, lib_version=None), max_connections=1, reset="always")
-    for _ in range(2):
+    for _ in range(3):
         with pool.connection() as client:
             assert client.client_info()["lib-name"] == ""
             client.execute_command("SELECT", 1)

@@ -17,6 +17,8 @@ from flask_gsocketpool import (
 )
 from flask_gsocketpool.config import read_config
 from flask_gsocketpool.health import blueprint
+from flask_gsocketpool.testing import override_pool
+from gsocketpool import Pool
 from gsocketpool.testing import FakePool
 from tests.support.commands import run, run_json
 from tests.support.scripted import Client, ScriptedConnector, eventually, numbers, raising
@@ -108,6 +110,16 @@ def test_unfinished_work_outside_of_a_request_is_reported_with_its_place() -> No
     where = rf"a request or command left work open.* acquired at {re.escape(__file__)}:\d+ in begin"
     with pytest.warns(UnreleasedConnectionWarning, match=where), app.app_context():
         begin()
+
+
+def test_unfinished_work_on_an_overriding_pool_is_reported_without_a_place() -> None:
+    app = make_app(Configured())
+    with (
+        Pool(Configured()) as pool,
+        override_pool(app, "default", pool),
+        pytest.warns(UnreleasedConnectionWarning, match="left work open.* acquired at an unknown place"),
+    ):
+        ask(app, begin)
 
 
 def test_a_request_without_unfinished_work_or_without_resets_is_not_warned_about() -> None:
