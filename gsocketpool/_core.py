@@ -476,7 +476,7 @@ class Core:
     def __del__(self) -> None:
         # This may run in another thread, or in the middle of another pool's bookkeeping. So the event loop closes the
         # connections, as long as there is one.
-        if self._hub is not None and self._thread is not None:
+        if self._thread is not None:
             for entry in self._state.pop_all_idle("collected"):
                 self._closer.add(entry.connection)
             for entry in self._state.pop_all_pinging():
