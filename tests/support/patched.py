@@ -13,6 +13,7 @@ import select
 import subprocess
 import sys
 import traceback
+import warnings
 from contextlib import suppress
 from typing import IO, Any
 
@@ -76,6 +77,8 @@ class Child:
 
 def serve() -> None:
     """Run one test after the other, in the process of a :class:`Child`."""
+    # gevent forks to start a process, and Python warns of that beside threads, such as those that resolve names.
+    warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
     # What tests print must not be taken for an answer.
     answers, sys.stdout = sys.stdout, sys.stderr
     for request in sys.stdin:
