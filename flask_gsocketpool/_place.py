@@ -1,4 +1,4 @@
-"""The place in the app's code that acquired a connection."""
+"""The place in the app's code where a connection was acquired."""
 
 from __future__ import annotations
 

@@ -120,9 +120,9 @@ class Scope:
 
     def describe(self, lease: Lease[Any], connection: object) -> str:
         """Return a description of a lease and its connection for errors. The lease may have ended."""
-        return f"{shown(connection)} of pool {lease.pool.name!r}, acquired at {self._place_of(lease)}"
+        return f"{shown(connection)} of pool {lease.pool.name!r}, acquired at {self._shown_place_of(lease)}"
 
-    def _place_of(self, lease: Lease[Any]) -> str:
+    def _shown_place_of(self, lease: Lease[Any]) -> str:
         return shown_place(getattr(lease, "place", None) or self._manual.get(id(lease)))
 
     def end(self, error: BaseException | None) -> list[tuple[str, str]]:
@@ -150,7 +150,7 @@ class Scope:
                 _discard(lease)
         for lease, connection in left:
             about = f"a request has not given back {self.describe(lease, connection)}"
-            complaints.append((self._place_of(lease), about))
+            complaints.append((self._shown_place_of(lease), about))
         return complaints
 
     def give_back_own(self, error: BaseException | None) -> list[tuple[str, str]]:
@@ -174,7 +174,7 @@ class Scope:
                     if not is_settled and pool.stats().resetting > resetting:
                         which = self.describe(kept.block, kept.connection)
                         about = f"a request or command left work open, which is reset, not completed: {which}"
-                        complaints.append((f"open {self._place_of(kept.block)}", about))
+                        complaints.append((f"open {self._shown_place_of(kept.block)}", about))
                 else:
                     kept.block.__exit__(None if error is None else type(error), error, None)
             except BaseException as failure:

@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any, Final
 
 import gevent
+import gevent.ssl
 from gevent.hub import Hub
 
 from gsocketpool._records import BY_ADAPTER, IN_USE, STREAM, Entry
 from gsocketpool._steps import Check, Step, Steps
-from gsocketpool.connection import Connection
+from gsocketpool.connection import Connection, _sockets
 from gsocketpool.exceptions import PoolError
 from gsocketpool.settings import timer_seconds
 
@@ -52,6 +53,7 @@ class Adapter:
         self._reset = reset
         #: Whether the connections have a socket to peek at; None before the first was opened.
         self.can_peek: bool | None = None
+        self._uses_tls = False
         #: The greenlets that run checks that may block.
         self._checking: set[gevent.Greenlet] = set()
 
@@ -64,7 +66,7 @@ class Adapter:
         """Return the checks for an open connection."""
         check, mode = self._steps.choose_checks(connection)
         can_ping = self._steps.can_ping(connection)
-        self._note_can_peek(connection)
+        self._note_target(self._steps.peek_target(connection), connection)
         if self._context is None or (mode is STREAM and check is not None):
             # The built-in checks of a stream need no context.
             return check, mode, self._steps.completion(connection), can_ping
@@ -83,9 +85,10 @@ class Adapter:
             return
         raise PoolError(f"the pool's context has suppressed the error that {what} raised")
 
-    def _note_can_peek(self, connection: Any) -> None:
+    def _note_target(self, target: object, connection: Any) -> None:
         is_first = self.can_peek is None
-        self.can_peek = self._steps.can_peek(connection)
+        self.can_peek = _sockets.can_peek(target)
+        self._uses_tls = isinstance(target, gevent.ssl.SSLSocket)
         if is_first and not self.can_peek:
             logger.debug("%r has no socket to peek at: if it dies while idle, its next use will notice", connection)
 
@@ -97,8 +100,16 @@ class Adapter:
 
     def close(self, connection: Any) -> None:
         """Close a connection. This may block and raise."""
-        with self.in_context():
-            self._steps.close(connection)
+        try:
+            with self.in_context():
+                self._steps.close(connection)
+        finally:
+            self.clear_tls_errors()
+
+    def clear_tls_errors(self) -> None:
+        """Clear what a connection that was discarded or closed may have left for others, if it used TLS."""
+        if self._uses_tls:
+            _sockets.clear_tls_errors()
 
     def cancel(self, connection: Any) -> None:
         """Cancel the server's work for a connection. This may block and raise."""

@@ -310,6 +310,7 @@ class Lifecycle:
         """Tell the listener about removed connections, and refill their places. The event loop calls this."""
         if forks != self._forks:
             return
+        self._adapter.clear_tls_errors()
         # Before the refill, so that the listener hears of the closing before the next opening.
         if pool is not None and self._listener.closed is not None:
             for connection in connections:

@@ -42,7 +42,7 @@ class Steps(Protocol):
     def ping(self, connection: Any) -> None: ...
     def can_ping(self, connection: Any) -> bool: ...
     def is_alive(self, connection: Any) -> object: ...
-    def can_peek(self, connection: Any) -> bool: ...
+    def peek_target(self, connection: Any) -> object: ...
     def is_expired(self, connection: Any) -> object: ...
     def is_reusable(self, connection: Any, error: BaseException | None) -> object: ...
     def is_settled(self, connection: Any) -> object: ...
@@ -109,15 +109,13 @@ class ConnectionSteps:
         return _is_ours(connection) and _overrides(connection, "ping")
 
     def is_alive(self, connection: Any) -> object:
-        if not connection.is_connected():
-            return False
-        return not self.can_peek(connection) or _sockets.is_silent(raw_connection(connection))
+        return connection.is_connected() and _sockets.is_silent(self.peek_target(connection))
 
-    def can_peek(self, connection: Any) -> bool:
+    def peek_target(self, connection: Any) -> object:
         # For a class with a check of its own, a readable socket may be normal.
         if not _is_ours(connection) or _function(connection, "is_usable") not in _NON_BLOCKING:
-            return False
-        return _sockets.can_peek(raw_connection(connection))
+            return None
+        return raw_connection(connection)
 
     def is_expired(self, connection: Any) -> object:
         return hasattr(connection, "is_expired") and connection.is_expired()
@@ -157,7 +155,7 @@ class ConnectorSteps:
         self._can_reset_session = self._can_reset or type(connector).reset_session is not Connector.reset_session
         self.can_cancel = type(connector).cancel is not Connector.cancel
         self._can_ping = type(connector).ping is not Connector.ping
-        self._peek_target = connector.peek_target
+        self.peek_target = connector.peek_target
         # Bound once, to save an object per connection.
         self._check = self.is_alive
         self._complete = connector.complete if type(connector).complete is not Connector.complete else None
@@ -181,10 +179,7 @@ class ConnectorSteps:
         return self._can_ping
 
     def is_alive(self, connection: Any) -> object:
-        return _sockets.is_silent(self._peek_target(connection))
-
-    def can_peek(self, connection: Any) -> bool:
-        return _sockets.can_peek(self._peek_target(connection))
+        return _sockets.is_silent(self.peek_target(connection))
 
     def is_expired(self, connection: Any) -> object:
         return False

@@ -93,8 +93,8 @@ def say_goodbye(candidate: gevent.ssl.SSLSocket) -> None:
 def clear_tls_errors() -> None:
     """Clear OpenSSL's error queue of this thread.
 
-    With recent versions of OpenSSL, Python leaves the error of a failed write or shutdown in this queue, and the next
-    read of any TLS connection that has to wait raises that error instead.
+    With recent versions of OpenSSL, Python leaves the error of a failed write or shutdown in this queue. The next read
+    or write in this thread that has to wait then raises that error instead, on any TLS connection.
     """
     with contextlib.suppress(OSError):
         # It matches no cipher, and Python clears the queue after that error.

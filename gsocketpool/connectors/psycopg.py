@@ -110,13 +110,12 @@ class _Connection(psycopg.Connection[Any]):
         super().__setattr__(name, value)
         super().__setattr__("_may_have_changed", True)
 
-    # This runs for each statement: super() and **keywords would take as long as all the rest.
-    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+    def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
         status = self.pgconn.transaction_status
         if status in _REUSABLE and not self._num_transactions:
             _set_unmarked(self, "_last_status", status)
-        # Older versions have no timeout.
-        return _wait(self, gen, interval) if timeout is None else _wait(self, gen, interval, timeout)
+        # This runs for each statement: super() would take as long as all the rest.
+        return _wait(self, gen, *arguments, **options)
 
 
 class PsycopgConnector(Connector[PsycopgConnection]):

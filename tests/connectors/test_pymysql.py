@@ -600,6 +600,15 @@ def test_reset_session_restores_the_state_of_a_new_session(arguments: dict[str, 
         run(other, f"INSERT INTO {table} VALUES (1)")
 
 
+def test_a_reset_restores_autocommit_after_an_init_command_that_sets_it(arguments: dict[str, Any]) -> None:
+    connector = PyMySQLConnector(**arguments, init_command="SET autocommit = 1")
+    with connected(connector) as connection:
+        assert not connection.get_autocommit()
+        connector.reset_session(connection)
+        assert not connection.get_autocommit()
+        assert run(connection, "SELECT @@autocommit") == ((0,),)
+
+
 @pytest.mark.parametrize(
     ("options", "commands"),
     [
