@@ -25,6 +25,9 @@ from tests.support.scripted import PATIENCE, Backend, Plain, ScriptedConnection,
 from tests.support.switches import Switches, greenlets_there_are
 from tests.support.threads import in_thread
 
+#: Seconds for what takes hundreds of collections, each of everything that the process has loaded.
+LONG = 6 * PATIENCE
+
 
 @contextmanager
 def collecting_at_every_switch() -> Iterator[Switches]:
@@ -67,7 +70,7 @@ class Garbage:
 
 def use(pool: Pool[Any], number: int, served: list[int], found: list[int]) -> None:
     for _ in range(3):
-        with pool.connection(timeout=PATIENCE) as connection:
+        with pool.connection(timeout=LONG) as connection:
             assert connection.is_open
             gevent.sleep(0)
             Garbage(found, number)
@@ -86,7 +89,7 @@ def test_a_pool_serves_its_callers_while_garbage_is_collected_at_every_switch(ba
     with collecting_at_every_switch() as switches:
         sweep_all_the_time(pool)
         callers = [gevent.spawn(use, pool, number, served, found) for number in range(5)]
-        gevent.joinall(callers, timeout=PATIENCE, raise_error=True)
+        gevent.joinall(callers, timeout=LONG, raise_error=True)
         # Callers look for dead holders now and then.
         assert switches.names - {"_check_if_awaited"} == {"use", "_open", "_close", "_check", "_sweep_forever"}
     assert sorted(served) == list(range(5))
@@ -115,9 +118,9 @@ def test_waiters_keep_their_pool_alive_until_they_are_served(backend: Backend) -
             gevent.spawn(use_without_a_limit, pool, number)
         reference = weakref.ref(pool)
         del pool
-        eventually(lambda: len(served) == 5)
-        eventually(lambda: reference() is None, "it is not collected when the last one has gone")
-        eventually(lambda: not backend.open)
+        eventually(lambda: len(served) == 5, patience=LONG)
+        eventually(lambda: reference() is None, "it is not collected when the last one has gone", patience=LONG)
+        eventually(lambda: not backend.open, patience=LONG)
 
 
 def test_a_pool_collected_after_its_last_waiter_leaves_connections_in_use_open(backend: Backend) -> None:
