@@ -12,7 +12,17 @@ import pytest
 from gevent.event import Event
 
 from gsocketpool import Connection, Pool, PoolError, PoolExhaustedError
-from tests.support.scripted import Client, Plain, ScriptedConnector, eventually, numbers, raising, settle
+from tests.support.scripted import (
+    Client,
+    Plain,
+    ScriptedConnector,
+    end_event_loop,
+    eventually,
+    numbers,
+    raising,
+    settle,
+)
+from tests.support.threads import in_thread
 
 
 @contextlib.contextmanager
@@ -89,6 +99,31 @@ def test_a_connection_that_its_connector_discards_in_is_settled_is_not_reset() -
     assert numbers(pool) == (0, 0, 0, 0)
     assert "reset" not in connector.steps
     pool.close()
+
+
+def test_a_connection_whose_check_raises_when_it_comes_back_is_discarded_at_once() -> None:
+    connector = ScriptedConnector()
+    connector.acts["is_reusable"] = raising(LookupError())
+    pool = Pool(connector, max_connections=1)
+    with pool.connection():
+        pass
+    assert numbers(pool) == (0, 0, 0, 0)
+    pool.close()
+
+
+@pytest.mark.parametrize("name", ["release", "discard"])
+def test_a_lease_that_ends_in_another_thread_after_the_event_loop_aborts_its_connection(name: str) -> None:
+    def outlive_the_loop() -> tuple[Pool[Plain], Plain]:
+        pool = Pool(Plain, max_connections=1)
+        lease = pool.lease()
+        connection = lease.connection
+        end_event_loop()
+        in_thread(getattr(lease, name), ends_loop=False)
+        assert not connection.is_open
+        assert numbers(pool) == (0, 0, 0, 0)
+        return pool, connection
+
+    in_thread(outlive_the_loop, ends_loop=False)
 
 
 def test_an_acquire_with_a_timeout_of_0_discards_a_connection_whose_peek_target_raises() -> None:
