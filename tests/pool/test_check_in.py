@@ -111,6 +111,18 @@ def test_a_connection_whose_check_raises_when_it_comes_back_is_discarded_at_once
     pool.close()
 
 
+def test_a_settled_connection_that_is_released_without_a_block_is_reset_without_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    connector = ScriptedConnector()
+    pool = Pool(connector, max_connections=1, reset="always")
+    pool.release(pool.acquire())
+    eventually(lambda: numbers(pool) == (0, 1, 0, 0))
+    assert "reset_session" in connector.steps
+    assert "unfinished work" not in caplog.text
+    pool.close()
+
+
 @pytest.mark.parametrize("name", ["release", "discard"])
 def test_a_lease_that_ends_in_another_thread_after_the_event_loop_aborts_its_connection(name: str) -> None:
     def outlive_the_loop() -> tuple[Pool[Plain], Plain]:
@@ -121,6 +133,7 @@ def test_a_lease_that_ends_in_another_thread_after_the_event_loop_aborts_its_con
         in_thread(getattr(lease, name), ends_loop=False)
         assert not connection.is_open
         assert numbers(pool) == (0, 0, 0, 0)
+        assert pool.stats().discarded == {"interrupted": 1}
         return pool, connection
 
     in_thread(outlive_the_loop, ends_loop=False)
