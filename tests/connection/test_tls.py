@@ -171,10 +171,10 @@ def test_close_sends_a_goodbye_and_loses_no_sent_bytes() -> None:
 
 
 @contextmanager
-def waiting_beside(reset: Callable[[FlakyServer], Any]) -> Iterator[Any]:
-    """Yield what `reset` returns for a server that then resets its connections.
+def waiting_beside(connect: Callable[[FlakyServer], Any]) -> Iterator[Any]:
+    """Yield what `connect` returns for a server, which has reset its connections since.
 
-    A connection to another server waits for its reply meanwhile, which must come.
+    Meanwhile a connection to another server waits for its reply, which must come.
     """
     with (
         FlakyServer(tls=server_context("localhost")) as healthy,
@@ -185,11 +185,11 @@ def waiting_beside(reset: Callable[[FlakyServer], Any]) -> Iterator[Any]:
         # The first replies bring session tickets. Reading those would hide the error left behind.
         for _ in range(3):
             assert exchange_line(connection, b"a message") == b"a message"
-        used = reset(resetting)
+        connected = connect(resetting)
         resetting.close_connections(reset=True)
         healthy.fail("late")
         connection.send(b"a message\n")
-        yield used
+        yield connected
         healthy.heal()
         assert connection.recv_until(b"\n") == b"a message\n"
 
