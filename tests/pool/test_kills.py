@@ -290,26 +290,31 @@ def test_a_failing_abort_in_place_of_a_killed_close_is_logged_though_a_handler_i
 
 
 @pytest.fixture
-def failing_spawns() -> Iterator[list[BaseException]]:
-    """The errors of a callback that gevent calls for each greenlet that starts, one each."""
-    errors: list[BaseException] = []
+def failing_spawns() -> Iterator[list[tuple[object, BaseException]]]:
+    """Arguments and errors: the next greenlet that starts with this as its first argument fails to, with this error.
+
+    Others may start at any moment: those that close the connections of a pool that was just collected, for one.
+    """
+    failing: list[tuple[object, BaseException]] = []
 
     def fail(greenlet: gevent.Greenlet) -> None:
-        if errors:
-            raise errors.pop(0)
+        for number, (argument, error) in enumerate(failing):
+            if greenlet.args and greenlet.args[0] is argument:
+                del failing[number]
+                raise error
 
     gevent.Greenlet.add_spawn_callback(fail)
-    yield errors
+    yield failing
     gevent.Greenlet.remove_spawn_callback(fail)
 
 
 def test_an_opener_that_cannot_start_does_not_keep_its_place(
-    backend: Backend, failing_spawns: list[BaseException], error: BaseException
+    backend: Backend, failing_spawns: list[tuple[object, BaseException]], error: BaseException
 ) -> None:
     pool = Pool(backend.connect, max_connections=1)
     # The first use starts the reaper.
     pool.drop_expired()
-    failing_spawns.append(error)
+    failing_spawns.append((pool, error))
     with pytest.raises(type(error)) as caught:
         pool.acquire()
     assert caught.value is error
@@ -320,7 +325,7 @@ def test_an_opener_that_cannot_start_does_not_keep_its_place(
 
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_a_connection_is_closed_later_if_the_greenlet_that_closes_it_cannot_start(
-    backend: Backend, failing_spawns: list[BaseException], is_killed: bool
+    backend: Backend, failing_spawns: list[tuple[object, BaseException]], is_killed: bool
 ) -> None:
     pool = Pool(backend.connect)
     backend.closes.clear()
@@ -329,10 +334,10 @@ def test_a_connection_is_closed_later_if_the_greenlet_that_closes_it_cannot_star
     if is_killed:
         pool.discard(first)
         settle()
-        failing_spawns.append(OSError("no second greenlet"))
+        failing_spawns.append((first, OSError("no second greenlet")))
         gevent.killall(closers_of(pool))
     else:
-        failing_spawns.append(OSError("no greenlet"))
+        failing_spawns.append((first, OSError("no greenlet")))
         pool.discard(first)
     settle()
     assert not failing_spawns
