@@ -38,6 +38,7 @@ from gsocketpool._state import DISCARDED, RETIRED, State
 from gsocketpool._steps import Steps
 from gsocketpool._threads import Thread, current, get_ident
 from gsocketpool._waiters import Waiters
+from gsocketpool.connection import StreamConnection
 from gsocketpool.events import Listener, PoolEvents, tell
 from gsocketpool.exceptions import (
     ConnectionNotFoundError,
@@ -50,6 +51,8 @@ from gsocketpool.exceptions import (
 from gsocketpool.settings import Settings, check_seconds
 
 logger = logging.getLogger("gsocketpool")
+
+_IS_OPEN_AND_SILENT = StreamConnection._is_open_and_silent
 
 
 class Core:
@@ -118,7 +121,7 @@ class Core:
         # Before an entry is taken, because making a reference may fail.
         holder = ref(caller)
         state = self._state
-        entry = state.pop_idle(now, holder) if state.idle else None
+        entry = state.pop_idle(now, holder)
         has_waited = again = False
         try:
             while True:
@@ -139,8 +142,20 @@ class Core:
                 else:
                     generation = entry.generation
                     try:
+                        connection = entry.connection
+                        if (
+                            check is _IS_OPEN_AND_SILENT
+                            and connection._connected
+                            and connection._sock._sock is connection._polled
+                        ):
+                            # What its check does, without the call: 4 % of an acquire and release. Nothing switches.
+                            if not connection._poll.poll(0):
+                                break
+                            is_good: object = False
+                        else:
+                            is_good = check(connection)
                         # The truth test is inside the try, because it may raise, too.
-                        if not check(entry.connection):
+                        if not is_good:
                             self._remove_leased(entry, generation, "unusable")
                         elif entry.generation == generation and entry.status is IN_USE:
                             break
@@ -285,10 +300,7 @@ class Core:
             return
         mode = entry.return_mode
         try:
-            if mode is CONNECTED_ONLY:
-                connection = entry.connection
-                answer = error is None and not connection._unfinished_exchanges and connection.is_connected()
-            elif mode is STREAM:
+            if mode is STREAM:
                 connection = entry.connection
                 answer = (
                     error is None
@@ -296,6 +308,9 @@ class Core:
                     and not connection._unread
                     and not connection._unfinished_exchanges
                 )
+            elif mode is CONNECTED_ONLY:
+                connection = entry.connection
+                answer = error is None and not connection._unfinished_exchanges and connection.is_connected()
             elif mode is FOREIGN:
                 answer = error is None and entry.connection.is_connected()
             elif mode is BY_ADAPTER:
@@ -307,17 +322,17 @@ class Core:
                 answer = entry.connection.is_reusable(error) is True
             if answer:
                 # If user code switched, though it must not, another greenlet may have ended the lease.
-                if entry.status is IN_USE and entry.generation == generation:
+                if mode is STREAM or (entry.status is IN_USE and entry.generation == generation):
                     outcome = state.give_back(entry, self._clock())
-                    if outcome.__class__ is Waiter:
+                    if outcome is not None:
+                        if outcome.__class__ is not Waiter:
+                            self._lifecycle.remove(entry, RETIRED, outcome)  # type: ignore[arg-type]
+                            return
                         try:
                             self._run_callback(outcome.hub_waiter.switch, None)
                         except RecursionError:
                             # As in _defer(). The waiter has the entry already, and only has to be woken.
                             self._waiters.deferred += [(outcome.hub_waiter.switch, (None,))]
-                    elif outcome is not None:
-                        self._lifecycle.remove(entry, RETIRED, outcome)  # type: ignore[arg-type]
-                        return
                     if self._tells_released:
                         self._lifecycle.tell_released(entry.connection)
                 return

@@ -36,6 +36,23 @@ def test_a_subclass_may_replace_its_socket() -> None:
         connection.close()
 
 
+def test_a_pool_looks_at_the_socket_in_place_of_the_first() -> None:
+    with Server(echo) as server, Pool(Reconnecting, {"host": "127.0.0.1", "port": server.port}) as pool:
+        with pool.connection() as first:
+            first.swap()
+        with pool.connection() as again:
+            assert again is first
+            check_echo(first)
+        first.send(b"something to read")
+        wait_readable(first)
+        with pool.connection() as other:
+            assert other is not first
+        other.socket.close()
+        with pool.connection() as third:
+            assert third is not other
+        assert pool.stats().discarded == {"unusable": 2}
+
+
 class WithHealth(Connection):
     """Mixed into a stream: it is connected only while it is healthy."""
 
