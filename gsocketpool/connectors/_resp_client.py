@@ -83,11 +83,13 @@ class Session:
         """Mark the session as changed for good."""
         self._is_tainted = True
 
-    def track(self, command: tuple[Any, ...]) -> None:
-        """Update the state for a command that is about to be sent."""
+    def count(self, command: tuple[Any, ...]) -> None:
+        """Count a command that is about to be sent, and update the state if it changes the session."""
         self.sent += 1
-        if not _is_tracked(command[0]):
-            return
+        if _is_tracked(command[0]):
+            self._track(command)
+
+    def _track(self, command: tuple[Any, ...]) -> None:
         # Like the library, split "CLIENT TRACKING" into two words.
         name, *arguments = [*_words(command[0]), *map(_text, command[1:])]
         if name == "MULTI":
@@ -116,6 +118,8 @@ class _TrackedConnection(_Mixin):  # type: ignore[misc]
 
     #: The library's module of errors.
     errors: ClassVar[Any]
+    #: The library's ``read_response()``, because super() would take longer.
+    read_one: ClassVar[Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -162,26 +166,29 @@ class _TrackedConnection(_Mixin):  # type: ignore[misc]
         if not _sockets.is_silent(self._sock):
             raise self.errors.ConnectionError("the connection is lost, or has an unexpected reply")
 
-    # Every command passes through one of the next two methods.
+    # Every command passes through one of the next three methods.
+
+    def send_command(self, *args: Any, check_health: bool = True, **_: Any) -> None:
+        packed = self._command_packer.pack(*args)
+        self.session.count(args)
+        self.send_packed_command(packed, check_health)
 
     def pack_command(self, *args: Any) -> Any:
         packed = super().pack_command(*args)
-        self.session.track(args)
+        self.session.count(args)
         return packed
 
     def pack_commands(self, commands: Iterable[tuple[Any, ...]]) -> Any:
         commands = list(commands)
         packed = super().pack_commands(commands)
         for command in commands:
-            self.session.track(command)
+            self.session.count(command)
         return packed
-
-    def send_command(self, *args: Any, **kwargs: Any) -> None:
-        self.send_packed_command(self.pack_command(*args), check_health=kwargs.get("check_health", True))
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            response = super().read_response(*args, **kwargs)
+            # A call with stars takes longer.
+            response = self.read_one(*args, **kwargs) if args or kwargs else self.read_one()
         except self.errors.ResponseError as error:
             self.session.read += 1
             # The server has become a replica. In a transaction, only the text of another error says so.
@@ -194,6 +201,9 @@ class _TrackedConnection(_Mixin):  # type: ignore[misc]
 
 class _SingleConnectionPool(_Mixin):  # type: ignore[misc]
     """Mixin for the library's pool, which gives the same connection to everything that a client makes."""
+
+    # The library's attributes are in a dict, which a pool shares with its replacement.
+    __slots__ = ("checked_out", "connection")
 
     errors: ClassVar[Any]
 
@@ -211,10 +221,12 @@ class _SingleConnectionPool(_Mixin):  # type: ignore[misc]
         # The library's __del__() uses attributes that this pool does not have.
         pass
 
-    def replacement(self) -> _SingleConnectionPool:
+    def replacement(self) -> Any:
         """Return a new pool that takes over the connection of this one."""
-        new = object.__new__(type(self))
-        new.__dict__ = self.__dict__.copy()
+        new: Any = object.__new__(type(self))
+        new.__dict__ = self.__dict__
+        new.connection = self.connection
+        new.checked_out = self.checked_out
         self.connection = None
         return new
 
@@ -237,8 +249,9 @@ class _SingleConnectionPool(_Mixin):  # type: ignore[misc]
 
 
 @functools.cache
-def connection_class(library: ModuleType, library_class: type) -> Any:
-    return type(library_class.__name__, (_TrackedConnection, library_class), {"errors": library.exceptions})
+def connection_class(library: ModuleType, library_class: Any) -> Any:
+    attributes = {"errors": library.exceptions, "read_one": library_class.read_response}
+    return type(library_class.__name__, (_TrackedConnection, library_class), attributes)
 
 
 @functools.cache

@@ -550,6 +550,12 @@ def unanswered(client: Any) -> None:
     client.connection_pool.release(connection)
 
 
+def packed_and_unanswered(client: Any) -> None:
+    connection = client.connection_pool.get_connection()
+    connection.send_packed_command(connection.pack_command("BLPOP", "nothing", 1))
+    client.connection_pool.release(connection)
+
+
 def subscribed_by_hand(client: Any) -> None:
     connection = client.connection_pool.get_connection()
     connection.send_command("SUBSCRIBE", "channel")
@@ -606,6 +612,7 @@ def interleaved(client: Any) -> None:
         lambda client: client.pipeline(transaction=False).execute_command("SELECT", 1).execute(),
         lambda client: client.connection_pool.get_connection().send_command("CLIENT", "REPLY", "OFF"),
         unanswered,
+        packed_and_unanswered,
         lambda client: client.connection_pool.disconnect(),
         exhausted,
         subscribed("subscribe"),
