@@ -148,7 +148,8 @@ class Core:
                             and connection._connected
                             and connection._sock._sock is connection._polled
                         ):
-                            # What its check does, without the call: 4 % of an acquire and release. Nothing switches.
+                            # What the check does, without the call, which would take 4 % of an acquire and release.
+                            # Nothing here switches, so the lease can't have ended.
                             if not connection._poll.poll(0):
                                 break
                             is_good: object = False
@@ -321,7 +322,8 @@ class Core:
             else:
                 answer = entry.connection.is_reusable(error) is True
             if answer:
-                # If user code switched, though it must not, another greenlet may have ended the lease.
+                # If user code switched, though it must not, another greenlet may have ended the lease. For a stream, no
+                # user code has run.
                 if mode is STREAM or (entry.status is IN_USE and entry.generation == generation):
                     outcome = state.give_back(entry, self._clock())
                     if outcome is not None:

@@ -10,7 +10,7 @@ import gevent
 import gevent.socket
 import gevent.ssl
 
-from gsocketpool.connection._sockets import READABLE, is_readable, new_poll
+from gsocketpool.connection._sockets import READABLE, new_poll
 from gsocketpool.connection.base import Connection
 from gsocketpool.exceptions import ConnectionClosedError, InvalidArgumentError, LimitExceededError, add_note
 from gsocketpool.settings import check_count, check_seconds
@@ -83,6 +83,7 @@ class StreamConnection(Connection):
             with limit:
                 self._connect()
                 self._sock.settimeout(self._timeout)
+                self._prepare_poll()
         except BaseException as error:
             if self._sock is not None:
                 self._sock.close()
@@ -94,9 +95,6 @@ class StreamConnection(Connection):
         else:
             self._connected = True
             self._created = time.monotonic()
-            self._polled = self._sock._sock
-            self._poll = new_poll()
-            self._poll.register(self._polled, READABLE)
             return
         raise TimeoutError(self._timed_out("connecting to", self._timeout))
 
@@ -105,6 +103,7 @@ class StreamConnection(Connection):
         if self._connected:
             self._connected = False
             self._unread = b""
+            self._poll = self._polled = None
             self._sock.close()
 
     def is_connected(self) -> bool:
@@ -127,11 +126,20 @@ class StreamConnection(Connection):
     def _is_open_and_silent(self) -> bool:
         """Return whether the connection is usable, unless a subclass overrides ``is_connected()``. Pools call this.
 
-        :meth:`Core._check_out` has a copy of the first two lines.
+        :meth:`Core._check_out` does the same without the call, if the socket is still the same.
         """
-        if self._connected and self._sock._sock is self._polled:
-            return not self._poll.poll(0)
-        return self._connected and not is_readable(self._sock.fileno())
+        if not self._connected or self._sock.fileno() < 0:
+            return False
+        if self._sock._sock is not self._polled:
+            # A subclass has replaced the socket.
+            self._prepare_poll()
+        return not self._poll.poll(0)
+
+    def _prepare_poll(self) -> None:
+        # A subclass's own socket may have no raw one.
+        self._polled = getattr(self._sock, "_sock", None)
+        self._poll = new_poll()
+        self._poll.register(self._sock.fileno(), READABLE)
 
     def is_reusable(self, error: BaseException | None) -> bool:
         """Return whether the connection is open, has no unread bytes and no unfinished exchange."""
@@ -142,6 +150,7 @@ class StreamConnection(Connection):
         super().abort()
         self._connected = False
         self._unread = b""
+        self._poll = self._polled = None
 
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`.

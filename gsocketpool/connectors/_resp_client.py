@@ -83,7 +83,7 @@ class Session:
         """Mark the session as changed for good."""
         self._is_tainted = True
 
-    def count(self, command: tuple[Any, ...]) -> None:
+    def note_sent(self, command: tuple[Any, ...]) -> None:
         """Count a command that is about to be sent, and update the state if it changes the session."""
         self.sent += 1
         if _is_tracked(command[0]):
@@ -119,7 +119,7 @@ class _TrackedConnection(_Mixin):  # type: ignore[misc]
     #: The library's module of errors.
     errors: ClassVar[Any]
     #: The library's ``read_response()``, because super() would take longer.
-    read_one: ClassVar[Any]
+    library_read_response: ClassVar[Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -170,25 +170,25 @@ class _TrackedConnection(_Mixin):  # type: ignore[misc]
 
     def send_command(self, *args: Any, check_health: bool = True, **_: Any) -> None:
         packed = self._command_packer.pack(*args)
-        self.session.count(args)
+        self.session.note_sent(args)
         self.send_packed_command(packed, check_health)
 
     def pack_command(self, *args: Any) -> Any:
         packed = super().pack_command(*args)
-        self.session.count(args)
+        self.session.note_sent(args)
         return packed
 
     def pack_commands(self, commands: Iterable[tuple[Any, ...]]) -> Any:
         commands = list(commands)
         packed = super().pack_commands(commands)
         for command in commands:
-            self.session.count(command)
+            self.session.note_sent(command)
         return packed
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
             # A call with stars takes longer.
-            response = self.read_one(*args, **kwargs) if args or kwargs else self.read_one()
+            response = self.library_read_response(*args, **kwargs) if args or kwargs else self.library_read_response()
         except self.errors.ResponseError as error:
             self.session.read += 1
             # The server has become a replica. In a transaction, only the text of another error says so.
@@ -250,7 +250,7 @@ class _SingleConnectionPool(_Mixin):  # type: ignore[misc]
 
 @functools.cache
 def connection_class(library: ModuleType, library_class: Any) -> Any:
-    attributes = {"errors": library.exceptions, "read_one": library_class.read_response}
+    attributes = {"errors": library.exceptions, "library_read_response": library_class.read_response}
     return type(library_class.__name__, (_TrackedConnection, library_class), attributes)
 
 

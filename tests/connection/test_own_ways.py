@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import weakref
 from typing import Any
 
 import pytest
@@ -51,6 +52,57 @@ def test_a_pool_looks_at_the_socket_in_place_of_the_first() -> None:
         with pool.connection() as third:
             assert third is not other
         assert pool.stats().discarded == {"unusable": 2}
+
+
+class Forgetful(TcpConnection):
+    """Connects another socket, and leaves the first one to the garbage collector."""
+
+    def swap(self) -> weakref.ref[Any]:
+        first = weakref.ref(self.socket._sock)
+        self._connect()
+        return first
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("step", ["is_usable", "close", "abort"])
+def test_a_replaced_socket_is_not_kept(step: str) -> None:
+    with Server(echo) as server:
+        connection = Forgetful("127.0.0.1", server.port)
+        connection.open()
+        first = connection.swap()
+        getattr(connection, step)()
+        assert first() is None
+        connection.close()
+
+
+class Wrapper:
+    """Around a socket, and not a gevent socket itself."""
+
+    def __init__(self, sock: Any) -> None:
+        self.inner = sock
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_sock":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+class Wrapping(TcpConnection):
+    def _connect(self) -> None:
+        super()._connect()
+        self._sock = Wrapper(self._sock)
+
+    def is_usable(self) -> bool:
+        return self.is_connected()
+
+
+def test_a_subclass_may_wrap_its_socket() -> None:
+    with Server(echo) as server, Pool(Wrapping, {"host": "127.0.0.1", "port": server.port}) as pool:
+        with pool.connection() as first:
+            check_echo(first)
+        with pool.connection() as second:
+            assert second is first
+            check_echo(second)
 
 
 class WithHealth(Connection):

@@ -291,9 +291,9 @@ def test_a_failing_abort_in_place_of_a_killed_close_is_logged_though_a_handler_i
 
 @pytest.fixture
 def failing_spawns() -> Iterator[list[tuple[object, BaseException]]]:
-    """Arguments and errors: the next greenlet that starts with this as its first argument fails to, with this error.
+    """Pairs of an object and an error: the next greenlet whose first argument is that object fails to start.
 
-    Others may start at any moment: those that close the connections of a pool that was just collected, for one.
+    Others may start at any moment, such as those that close the connections of a collected pool.
     """
     failing: list[tuple[object, BaseException]] = []
 
