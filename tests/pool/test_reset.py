@@ -1118,7 +1118,7 @@ def test_a_second_release_at_the_end_of_a_reset_gives_nothing_back_twice(monkeyp
     stalling = Stalling()
     client = stalling.begin_reset()
     state = state_of(stalling.pool)
-    give_back = state.give_back
+    give_back = type(state).give_back
     refused: list[BaseException] = []
 
     def give_back_late(*arguments: Any) -> Any:
@@ -1129,7 +1129,7 @@ def test_a_second_release_at_the_end_of_a_reset_gives_nothing_back_twice(monkeyp
             refused.append(error)
         return give_back(*arguments)
 
-    monkeypatch.setattr(state, "give_back", give_back_late)
+    monkeypatch.setattr(type(state), "give_back", give_back_late)
     stalling.lets.set()
     settle()
     assert numbers(stalling.pool) == (0, 1, 0, 0)
