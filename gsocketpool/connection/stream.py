@@ -30,7 +30,8 @@ class StreamConnection(Connection):
     <is_reusable>` it.
 
     :param lifetime: seconds after which :meth:`is_expired` returns True; None for never.
-    :param timeout: seconds that connecting may take in all, and then each send and receive; None for no limit.
+    :param timeout: seconds that connecting may take in all, and then each send and each wait for data; None or 0 for
+        no limit. `recv_exactly()` and `recv_until()` may wait several times: bound them by a :class:`gevent.Timeout`.
     :raises InvalidArgumentError: if `lifetime` or `timeout` is no such number.
     """
 

@@ -20,7 +20,8 @@ class TcpConnection(StreamConnection):
     :param host: a host name or an address.
     :param port: a number from 1 to 65535.
     :param lifetime: seconds after which :meth:`is_expired` returns True; None for never.
-    :param timeout: seconds that connecting may take in all, and then each send and receive; None for no limit.
+    :param timeout: seconds that connecting may take in all, and then each send and each wait for data; None or 0 for
+        no limit. `recv_exactly()` and `recv_until()` may wait several times: bound them by a :class:`gevent.Timeout`.
     :raises InvalidArgumentError: if an argument is not as described.
     """
 

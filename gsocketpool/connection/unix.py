@@ -16,7 +16,8 @@ class UnixConnection(StreamConnection):
 
     :param path: the socket's path. If it starts with a NUL character, it is in the abstract namespace of Linux.
     :param lifetime: seconds after which :meth:`is_expired` returns True; None for never.
-    :param timeout: seconds that connecting may take, and then each send and receive; None for no limit.
+    :param timeout: seconds that connecting may take, and then each send and each wait for data; None or 0 for no limit.
+        `recv_exactly()` and `recv_until()` may wait several times: bound them by a :class:`gevent.Timeout`.
     :raises InvalidArgumentError: if an argument is not as described.
     """
 
