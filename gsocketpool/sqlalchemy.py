@@ -6,6 +6,7 @@ gets a connection, and when.
 
 from __future__ import annotations
 
+import time
 import weakref
 from typing import Any
 
@@ -155,8 +156,18 @@ class GeventPool(EnginePool):
         return _Record(weakly)
 
     def _do_get(self) -> ConnectionPoolEntry:
+        pool = self._thread_pool()
+        timeout = pool.settings.acquire_timeout
+        began = time.monotonic()
         try:
-            return self._thread_pool().acquire()
+            record = pool.acquire()
+            while record._is_hard_or_soft_invalidated():  # type: ignore[attr-defined]
+                # SQLAlchemy has invalidated the pool while this one was being opened. SQLAlchemy would reopen it in the
+                # caller's greenlet, without a time limit.
+                pool.give_back(record)
+                left = None if timeout is None else max(0, began + timeout - time.monotonic())
+                record = pool.acquire(timeout=left)
+            return record
         except PoolExhaustedError as error:
             raise EngineExhaustedError(str(error), **vars(error)) from None
 

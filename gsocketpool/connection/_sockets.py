@@ -126,6 +126,9 @@ def abort(candidate: Any) -> None:
         replace(candidate)
     try:
         candidate.close()
+        if candidate.fileno() >= 0:
+            # A file made from the socket keeps it open, and a greenlet may be reading from that file.
+            candidate._real_close()
     except (AttributeError, ValueError):
         # Its event loop was destroyed. gevent has stopped the socket's watchers, and then failed.
         candidate._sock.close()

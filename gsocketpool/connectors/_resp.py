@@ -185,6 +185,9 @@ class RespConnector(Connector[C]):
                 },
             )
             client.auto_close_connection_pool = False
+        except UnboundLocalError:
+            # valkey-py's answer to a protocol that is no number.
+            refusal = "protocol"
         except (TypeError, ValueError, self._base_error()) as error:
             refusal = str(error)
         if refusal is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from operator import attrgetter
@@ -43,6 +44,9 @@ _SETTINGS = (
     *("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max"),
 )
 _get_settings: Callable[[PsycopgConnection], tuple[Any, ...]] = attrgetter(*_SETTINGS)
+
+#: The statuses of results that others may follow.
+_COMPLETE = (ExecStatus.FATAL_ERROR, ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 
 # Plain numbers: looking up an Enum member takes longer than comparing it, and comparing it longer than a number.
 _IDLE, _INTRANS = TransactionStatus.IDLE.value, TransactionStatus.INTRANS.value
@@ -345,16 +349,18 @@ def _execute(connection: PsycopgConnection, script: bytes) -> list[PGresult]:
 
 def _ends_soon(pgconn: PGconn) -> bool:
     """Return whether the running query ends within :data:`CANCEL_PAUSE`."""
-    try:
-        wait_read(pgconn.socket, timeout=CANCEL_PAUSE)
-    except TimeoutError:
-        return False
-    pgconn.consume_input()
-    while not pgconn.is_busy():
-        result = pgconn.get_result()
-        # A COPY would return results without end.
-        if result is None or result.status not in (ExecStatus.FATAL_ERROR, ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
-            return True
+    deadline = time.monotonic() + CANCEL_PAUSE
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            wait_read(pgconn.socket, timeout=left)
+        except TimeoutError:
+            break
+        pgconn.consume_input()
+        while not pgconn.is_busy():
+            result = pgconn.get_result()
+            # A COPY would return results without end.
+            if result is None or result.status not in _COMPLETE:
+                return True
     return False
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import configparser
 import functools
 import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
 from urllib.parse import unquote
+
+import gevent.socket
 
 try:
     import pymysql
@@ -59,6 +62,9 @@ def _exchange(method: Any) -> Any:
 
     @functools.wraps(method)
     def wrapper(self: _Connection, *args: Any, **options: Any) -> Any:
+        if not self._exchanges:
+            # An exchange first reads what the last one has left unread.
+            self._is_under_way = self.is_busy()
         self._exchanges += 1
         try:
             return method(self, *args, **options)
@@ -77,6 +83,8 @@ class _Connection(_Base):  # type: ignore[misc]
     _result: Any
     #: How many exchanges are in progress.
     _exchanges = 0
+    #: Whether the current exchange, or the last one, has sent or read anything.
+    _is_under_way = False
     #: Whether ``server_status`` is up to date. Replies with rows and errors do not update it.
     _is_status_known = True
     #: Whether an exchange was interrupted, so that the server may still be at work for it.
@@ -128,7 +136,17 @@ class _Connection(_Base):  # type: ignore[misc]
         """Return the settings that callers can change."""
         return self.cursorclass, self.charset, self.collation, self.get_autocommit()
 
+    def abandon_rows(self) -> None:
+        """Leave the rest of a result unread. Otherwise its cursor or finalizer would wait for rows."""
+        result, self._result = self._result, None
+        if result is not None and (result.unbuffered_active or result.has_next):
+            result.unbuffered_active = False
+            self._was_interrupted = True
+
     def _note_error(self, error: BaseException) -> None:
+        if not self._is_under_way:
+            # For example, a statement that can't be encoded: the server knows nothing of it.
+            return
         self._is_status_known = False
         if not isinstance(error, pymysql.err.MySQLError):
             # PyMySQL itself closes it after an interrupted read, but not after an interrupted write or conversion.
@@ -149,13 +167,20 @@ class _Connection(_Base):  # type: ignore[misc]
         self._is_status_known = True
         return ok
 
+    def _write_bytes(self, data: bytes) -> None:
+        self._is_under_way = True
+        super()._write_bytes(data)
+
     def _force_close(self) -> None:
-        result, self._result = self._result, None
-        if result is not None and result.unbuffered_active:
-            # Otherwise its cursor or finalizer would wait for rows that never come.
-            result.unbuffered_active = False
+        self.abandon_rows()
+        try:
+            super()._force_close()
+        except RuntimeError:
+            # Another greenlet is reading. It gets the end of the stream, and closes the connection itself. The plain
+            # socket's method also ends TLS without raising an error there.
             self._was_interrupted = True
-        super()._force_close()
+            with suppress(OSError):
+                gevent.socket.socket.shutdown(self._sock, gevent.socket.SHUT_RDWR)
 
     def _create_ssl_ctx(self, sslp: Any) -> Any:
         if sslp:
@@ -265,7 +290,10 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
 
     def is_reusable(self, connection: PyMySQLConnection, error: BaseException | None) -> bool:
         """Return whether the connection is open and no reply is outstanding, whatever error has left the block."""
-        return connection._sock is not None and not connection.is_busy()
+        if connection._sock is not None and not connection.is_busy():
+            return True
+        connection.abandon_rows()
+        return False
 
     def peek_target(self, connection: PyMySQLConnection) -> Any:
         """Return the socket; -1 if the connection is closed."""
@@ -280,9 +308,7 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
     def abort(self, connection: PyMySQLConnection) -> None:
         """Cut the connection off without a goodbye."""
         super().abort(connection)
-        if connection._result is not None:
-            # Otherwise its finalizer would read the remaining rows.
-            connection._result.unbuffered_active = False
+        connection.abandon_rows()
 
     def cancel(self, connection: PyMySQLConnection) -> None:
         """Kill the session on the server if it may still be at work, because it does not notice a closed connection."""
@@ -329,9 +355,14 @@ def _make_client(arguments: dict[str, Any]) -> _Connection:
     """Return a connection that is still closed."""
     try:
         return _Connection(**arguments, defer_connect=True)
-    except (TypeError, ValueError, LookupError, NotImplementedError, AttributeError) as error:
+    except (TypeError, ValueError, LookupError, NotImplementedError, AttributeError, configparser.Error) as error:
         # PyMySQL raises a LookupError or AttributeError for an unknown charset.
-        kinds = {LookupError: "charset", AttributeError: "charset", UnicodeError: "password"}
+        kinds = {
+            LookupError: "charset",
+            AttributeError: "charset",
+            UnicodeError: "password",
+            configparser.Error: "read_default_file",
+        }
         name = next((name for kind, name in kinds.items() if isinstance(error, kind)), None)
         names = [one for one in arguments if name == one or one in str(error)]
     # Outside the except clause: the error may quote the password, and must not even be the context.

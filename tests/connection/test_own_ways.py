@@ -7,11 +7,14 @@ import socket
 import weakref
 from typing import Any
 
+import gevent
+import gevent.socket
 import pytest
 
 from gsocketpool import Connection, Pool, TcpConnection, TlsConnection
 from gsocketpool.url import InvalidURLError
-from tests.support.connections import check_echo, wait_readable
+from tests.support.connections import check_echo, spawn_waiting, wait_readable
+from tests.support.scripted import PATIENCE
 from tests.support.servers import Server, client_context, echo, server_context
 
 
@@ -167,3 +170,21 @@ def test_abort_closes_a_descriptor_that_get_returns() -> None:
         assert theirs.recv(1) == b"", "no other process has it open"
         # The number stays taken, so that a second close hits nothing else.
         assert os.readlink(f"/proc/self/fd/{ours.fileno()}") == os.devnull
+
+
+def test_abort_wakes_a_greenlet_that_reads_from_a_file_of_the_socket() -> None:
+    class Filed(Connection):
+        def __init__(self, port: int) -> None:
+            self.sock = gevent.socket.create_connection(("127.0.0.1", port))
+            self.file = self.sock.makefile("rb")
+
+        def get(self) -> Any:
+            return self.sock
+
+    with Server(echo) as server:
+        connection = Filed(server.port)
+        reader = spawn_waiting(connection.file.readline)
+        # Let the event loop poll the descriptor.
+        gevent.sleep(0.01)
+        connection.abort()
+        assert isinstance(reader.get(timeout=PATIENCE), OSError)

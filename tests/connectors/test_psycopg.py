@@ -542,6 +542,24 @@ def test_cancel_tries_again_if_the_server_had_not_begun_the_query(conninfo: str)
 
 
 @patched
+def test_cancel_pauses_between_two_requests_though_rows_go_on_coming(conninfo: str) -> None:
+    with connected(conninfo) as (connector, connection):
+        connection.execute("SELECT 1")
+        cancel, calls = psycopg.Connection.cancel_safe, 0
+
+        def count(self: Any, **arguments: Any) -> None:
+            nonlocal calls
+            calls += 1
+            cancel(self, **arguments)
+
+        interrupt(lambda: connection.execute("SELECT repeat('x', 10000) FROM generate_series(1, 100000)"))
+        with mock.patch.object(psycopg.Connection, "cancel_safe", count):
+            connector.cancel(connection)
+        # Many, if none waits.
+        assert calls <= 5
+
+
+@patched
 def test_cancel_gives_up_in_time_and_lets_other_greenlets_run() -> None:
     """A server that opens a session and never ends a query, nor answers a cancellation."""
     with (

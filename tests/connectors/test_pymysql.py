@@ -7,6 +7,7 @@ import os
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -268,6 +269,84 @@ def test_a_connection_whose_exchange_is_cut_short_is_not_reusable_and_can_be_can
     # A close alone ends nothing.
     connector.close(connection)
     assert is_running(other, connection)
+    connector.cancel(connection)
+    eventually(lambda: not is_there(other, connection))
+
+
+@pytest.mark.parametrize("is_secure", [False, True], ids=["plain", "tls"])
+def test_a_greenlet_that_waits_for_a_reply_hears_that_its_connection_was_closed(
+    arguments: dict[str, Any], other: Any, is_secure: bool
+) -> None:
+    if is_secure:
+        del arguments["ssl_disabled"]
+        context = arguments["ssl"] = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    connector = PyMySQLConnector(**arguments)
+    with connected(connector) as connection:
+        greenlet = gevent.spawn(outcome, sleeping, connection)
+        eventually(lambda: is_running(other, connection))
+        connector.close(connection)
+        ended_by = greenlet.get(timeout=PATIENCE)
+        assert isinstance(ended_by, pymysql.err.OperationalError), ended_by
+        assert connector.peek_target(connection) == -1
+        run(other, f"KILL {connection.thread_id()}")
+
+
+def test_a_query_goes_on_after_a_close_until_it_is_cancelled(
+    connector: PyMySQLConnector, connection: Any, other: Any
+) -> None:
+    greenlet = gevent.spawn(outcome, sleeping, connection)
+    eventually(lambda: is_running(other, connection))
+    connection.close()
+    greenlet.join()
+    assert is_running(other, connection)
+    connector.cancel(connection)
+    eventually(lambda: not is_there(other, connection))
+
+
+def test_a_cursor_reads_nothing_more_once_its_connection_was_given_back(arguments: dict[str, Any], other: Any) -> None:
+    connector = PyMySQLConnector(**arguments, autocommit=True)
+    with connected(connector) as connection:
+        cursor = connection.cursor(SSCursor)
+        cursor.execute(f"SELECT seq FROM seq_1_to_5000 UNION ALL ({FOR_EVER})")
+        assert cursor.fetchone() == (1,)
+        assert not connector.is_reusable(connection, None)
+        with gevent.Timeout(PATIENCE):
+            cursor.close()
+            del cursor
+            gc.collect()
+        connector.cancel(connection)
+        eventually(lambda: not is_there(other, connection))
+
+
+#: What fails before anything is sent.
+UNSENT: list[Callable[[Any], object]] = [
+    lambda connection: run(connection, "SELECT '\ud800'"),
+    lambda connection: connection.set_character_set("no such one"),
+]
+
+
+@pytest.mark.parametrize("act", UNSENT)
+def test_an_error_before_anything_is_sent_costs_neither_the_connection_nor_its_transaction(
+    connector: PyMySQLConnector, connection: Any, other: Any, table: str, act: Callable[[Any], object]
+) -> None:
+    run(connection, f"INSERT INTO {table} VALUES (1)")
+    assert isinstance(outcome(act, connection), UnicodeEncodeError | LookupError | AttributeError)
+    run(connection, f"INSERT INTO {table} VALUES (2)")
+    connector.complete(connection)
+    assert connector.is_reusable(connection, None)
+    assert values(other, table) == [1, 2]
+
+
+def test_an_error_while_unread_rows_are_read_costs_the_connection(
+    connector: PyMySQLConnector, connection: Any, other: Any
+) -> None:
+    cursor = connection.cursor(SSCursor)
+    cursor.execute(f"SELECT seq FROM seq_1_to_5000 UNION ALL ({FOR_EVER})")
+    with pytest.warns(UserWarning, match="unbuffered"):
+        interrupt(lambda: run(connection, "SELECT 1"))
+    assert not connector.is_reusable(connection, None)
     connector.cancel(connection)
     eventually(lambda: not is_there(other, connection))
 
@@ -824,6 +903,14 @@ def test_a_bad_argument_is_refused_with_its_name_and_without_its_secret(
     with pytest.raises(InvalidArgumentError) as raised:
         PyMySQLConnector(**arguments)
     check_refused(raised.value, argument, SECRET)
+
+
+def test_a_file_of_defaults_that_is_none_is_refused_without_its_secret(tmp_path: Path) -> None:
+    file = tmp_path / "my.cnf"
+    file.write_text(f"password={SECRET}\n")
+    with pytest.raises(InvalidArgumentError) as raised:
+        PyMySQLConnector(read_default_file=str(file))
+    check_refused(raised.value, "read_default_file", SECRET)
 
 
 @pytest.mark.parametrize(

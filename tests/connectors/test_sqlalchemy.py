@@ -428,6 +428,33 @@ def test_connections_opened_before_a_lost_one_are_replaced_within_the_limits(
     assert len(driver.connections) == 4
 
 
+def test_a_connection_that_was_being_opened_when_another_was_lost_is_replaced_outside_of_the_caller(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(driver, pool_size=2, max_overflow=0)
+    lost = engine.connect()
+    may_open, openers = Event(), []
+
+    def stall(name: str) -> None:
+        if name == "connect":
+            openers.append(gevent.getcurrent())
+            may_open.wait()
+
+    driver.at_step = stall
+    caller = gevent.spawn(engine.connect)
+    eventually(lambda: openers)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.dialect, "is_disconnect", lambda *arguments: True)
+        with pytest.raises(sqlalchemy.exc.OperationalError):
+            lost.exec_driver_sql("SELECT no_such_column")
+    may_open.set()
+    with caller.get(timeout=PATIENCE) as connection:
+        assert connection.execute(SELECT_1).scalar() == 1
+    assert len(openers) == 2
+    assert caller not in openers
+    lost.close()
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_an_invalidated_raw_connection_is_replaced(driver: Driver, soft: bool) -> None:
     engine = engine_of(driver, pool_size=1, max_overflow=0)

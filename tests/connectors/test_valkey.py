@@ -389,11 +389,13 @@ def test_an_argument_in_the_url_that_defeats_the_pool_is_refused_too(library: Li
         ("http://localhost", {}, "url"),
         ("valkey://localhost:port", {}, "url"),
         ("valkey://localhost?protocol=4", {}, "protocol"),
+        ("valkey://localhost?protocol=x", {}, "protocol"),
         ("valkey://localhost", {"hots": "there"}, "hots"),
         ("valkey://localhost?hots=there", {}, "hots"),
         ("valkey://localhost", {"ssl_ca_certs": "file"}, "ssl_ca_certs"),
         (None, {"hots": "there"}, "hots"),
         (None, {"protocol": 4}, "protocol"),
+        (None, {"protocol": "x"}, "protocol"),
         (None, {"port": "port"}, "port"),
     ],
 )
