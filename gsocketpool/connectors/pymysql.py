@@ -136,6 +136,17 @@ class _Connection(_Base):  # type: ignore[misc]
         """Return the settings that callers can change."""
         return self.cursorclass, self.charset, self.collation, self.get_autocommit()
 
+    def close(self) -> None:
+        """Close the connection. A greenlet that waits for a reply gets an error."""
+        if self._exchanges and self._sock is not None:
+            # It gets the end of the stream, and closes the connection itself. Nothing else would wake it. The plain
+            # socket's method spares it an error of TLS.
+            self._was_interrupted = True
+            with suppress(OSError):
+                gevent.socket.socket.shutdown(self._sock, gevent.socket.SHUT_RDWR)
+        else:
+            super().close()
+
     def abandon_rows(self) -> None:
         """Leave the rest of a result unread. Otherwise its cursor or finalizer would wait for rows."""
         result, self._result = self._result, None
@@ -173,14 +184,7 @@ class _Connection(_Base):  # type: ignore[misc]
 
     def _force_close(self) -> None:
         self.abandon_rows()
-        try:
-            super()._force_close()
-        except RuntimeError:
-            # Another greenlet is reading. It gets the end of the stream, and closes the connection itself. The plain
-            # socket's method also ends TLS without raising an error there.
-            self._was_interrupted = True
-            with suppress(OSError):
-                gevent.socket.socket.shutdown(self._sock, gevent.socket.SHUT_RDWR)
+        super()._force_close()
 
     def _create_ssl_ctx(self, sslp: Any) -> Any:
         if sslp:
