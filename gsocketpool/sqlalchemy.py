@@ -6,7 +6,6 @@ gets a connection, and when.
 
 from __future__ import annotations
 
-import time
 import weakref
 from typing import Any
 
@@ -156,18 +155,8 @@ class GeventPool(EnginePool):
         return _Record(weakly)
 
     def _do_get(self) -> ConnectionPoolEntry:
-        pool = self._thread_pool()
-        timeout = pool.settings.acquire_timeout
-        began = time.monotonic()
         try:
-            record = pool.acquire()
-            while record._is_hard_or_soft_invalidated():  # type: ignore[attr-defined]
-                # SQLAlchemy has invalidated the pool while this one was being opened. SQLAlchemy would reopen it in the
-                # caller's greenlet, without a time limit.
-                pool.give_back(record)
-                left = None if timeout is None else max(0, began + timeout - time.monotonic())
-                record = pool.acquire(timeout=left)
-            return record
+            return self._thread_pool().acquire()
         except PoolExhaustedError as error:
             raise EngineExhaustedError(str(error), **vars(error)) from None
 
@@ -358,7 +347,13 @@ class _RecordConnector(Connector[ConnectionPoolEntry]):
         pool = self._pool()
         if pool is None:  # pragma: no cover - it may be collected while the opening begins
             raise PoolClosedError("the engine was collected")
-        return pool._create_connection()
+        record = pool._create_connection()
+        if record._is_hard_or_soft_invalidated():  # type: ignore[attr-defined]
+            # Meanwhile another connection was lost. SQLAlchemy would reopen this one in the caller's greenlet, without
+            # a time limit.
+            record.close()
+            record = pool._create_connection()
+        return record
 
     def is_settled(self, record: ConnectionPoolEntry) -> bool:
         # SQLAlchemy has reset the connections that it checked in: all except the lost ones.

@@ -45,7 +45,7 @@ _SETTINGS = (
 )
 _get_settings: Callable[[PsycopgConnection], tuple[Any, ...]] = attrgetter(*_SETTINGS)
 
-#: The statuses of results that others may follow.
+#: The statuses of results that come one per statement. Others, such as those of a COPY, may come without end.
 _COMPLETE = (ExecStatus.FATAL_ERROR, ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 
 # Plain numbers: looking up an Enum member takes longer than comparing it, and comparing it longer than a number.

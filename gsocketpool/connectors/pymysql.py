@@ -125,9 +125,10 @@ class _Connection(_Base):  # type: ignore[misc]
         self._read_ok_packet()
 
     def is_busy(self) -> bool:
-        """Return whether a reply is outstanding or unread."""
+        """Return whether a reply is outstanding or unread, or was interrupted."""
         result = self._result
-        return self._exchanges > 0 or (result is not None and bool(result.unbuffered_active or result.has_next))
+        is_unread = result is not None and bool(result.unbuffered_active or result.has_next)
+        return self._exchanges > 0 or is_unread or self._was_interrupted
 
     def may_be_in_transaction(self) -> bool:
         return bool(self.server_status & _IN_TRANSACTION) or not self._is_status_known
@@ -137,21 +138,17 @@ class _Connection(_Base):  # type: ignore[misc]
         return self.cursorclass, self.charset, self.collation, self.get_autocommit()
 
     def close(self) -> None:
-        """Close the connection. A greenlet that waits for a reply gets an error."""
-        if self._exchanges and self._sock is not None:
-            # It gets the end of the stream, and closes the connection itself. Nothing else would wake it. The plain
-            # socket's method spares it an error of TLS.
-            self._was_interrupted = True
-            with suppress(OSError):
-                gevent.socket.socket.shutdown(self._sock, gevent.socket.SHUT_RDWR)
-        else:
-            super().close()
+        """Close the connection. A greenlet that waits for a reply or a row gets an error."""
+        self._was_interrupted = self.is_busy()
+        super().close()
 
     def abandon_rows(self) -> None:
         """Leave the rest of a result unread. Otherwise its cursor or finalizer would wait for rows."""
         result, self._result = self._result, None
         if result is not None and (result.unbuffered_active or result.has_next):
             result.unbuffered_active = False
+            # Without this, a cursor that is still in use would seem to have reached the last row.
+            result._read_rowdata_packet_unbuffered = _raise_lost
             self._was_interrupted = True
 
     def _note_error(self, error: BaseException) -> None:
@@ -184,7 +181,14 @@ class _Connection(_Base):  # type: ignore[misc]
 
     def _force_close(self) -> None:
         self.abandon_rows()
-        super()._force_close()
+        if isinstance(self._sock, gevent.socket.socket):
+            # Nothing else wakes another greenlet that reads. The plain socket's method, because that of TLS makes the
+            # greenlet raise a ValueError.
+            with suppress(OSError):
+                gevent.socket.socket.shutdown(self._sock, gevent.socket.SHUT_RDWR)
+        # It is raised while another greenlet reads, which closes the connection itself then.
+        with suppress(RuntimeError):
+            super()._force_close()
 
     def _create_ssl_ctx(self, sslp: Any) -> Any:
         if sslp:
@@ -316,7 +320,7 @@ class PyMySQLConnector(Connector[PyMySQLConnection]):
 
     def cancel(self, connection: PyMySQLConnection) -> None:
         """Kill the session on the server if it may still be at work, because it does not notice a closed connection."""
-        if not (connection._was_interrupted or connection.is_busy()):
+        if not connection.is_busy():
             return
         known = {**connection._arguments(), **_KILL_ARGS}
         with _open_connection(known) as other, other.cursor(pymysql.cursors.Cursor) as cursor:
@@ -368,11 +372,15 @@ def _make_client(arguments: dict[str, Any]) -> _Connection:
             configparser.Error: "read_default_file",
         }
         name = next((name for kind, name in kinds.items() if isinstance(error, kind)), None)
-        names = [one for one in arguments if name == one or one in str(error)]
+        names = [name] if name in arguments else [one for one in arguments if one in str(error)]
     # Outside the except clause: the error may quote the password, and must not even be the context.
     wrong = names[0] if names else "options"
     given = arguments[wrong] if wrong in _DISPLAYABLE_IN_ERRORS else HIDDEN
     raise InvalidArgumentError(wrong, given, "a value that pymysql.connect() accepts")
+
+
+def _raise_lost() -> None:
+    raise pymysql.err.OperationalError(pymysql.constants.CR.CR_SERVER_LOST, "the connection was given back")
 
 
 def _port(host: str) -> int | None:

@@ -313,6 +313,8 @@ def test_a_cursor_reads_nothing_more_once_its_connection_was_given_back(argument
         assert cursor.fetchone() == (1,)
         assert not connector.is_reusable(connection, None)
         with gevent.Timeout(PATIENCE):
+            with pytest.raises(pymysql.err.OperationalError, match="given back"):
+                cursor.fetchone()
             cursor.close()
             del cursor
             gc.collect()
@@ -339,13 +341,53 @@ def test_an_error_before_anything_is_sent_costs_neither_the_connection_nor_its_t
     assert values(other, table) == [1, 2]
 
 
-def test_an_error_while_unread_rows_are_read_costs_the_connection(
+def test_an_error_in_a_result_that_was_left_unread_costs_the_connection(arguments: dict[str, Any]) -> None:
+    def refuse(value: object) -> None:
+        raise AppError
+
+    convert = {**pymysql.converters.conversions, pymysql.constants.FIELD_TYPE.LONGLONG: refuse}
+    connector = PyMySQLConnector(**arguments, conv=convert)
+    with connected(connector) as connection:
+        cursor = connection.cursor()
+        cursor.execute("BEGIN NOT ATOMIC SELECT 'a'; SELECT seq FROM seq_1_to_10; END")
+        with pytest.raises(AppError):
+            connection.query("SELECT 'b'")
+        assert not connector.is_reusable(connection, None)
+
+
+def fetch_all(cursor: Any) -> int:
+    return len(list(cursor))
+
+
+@pytest.mark.parametrize("step", ["close", "is_reusable"])
+def test_a_greenlet_that_reads_rows_hears_that_its_connection_was_closed_or_given_back(
+    arguments: dict[str, Any], other: Any, step: str
+) -> None:
+    connector = PyMySQLConnector(**arguments, autocommit=True)
+    with connected(connector) as connection:
+        cursor = connection.cursor(SSCursor)
+        cursor.execute(f"SELECT seq FROM seq_1_to_5000 UNION ALL ({FOR_EVER})")
+        reader = gevent.spawn(outcome, fetch_all, cursor)
+        eventually(lambda: (cursor.rownumber or 0) > 100)
+        if step == "is_reusable":
+            assert not connector.is_reusable(connection, None)
+            assert not connector.is_reusable(connection, None), "the answer stays the same"
+        connector.close(connection)
+        assert isinstance(reader.get(timeout=PATIENCE), pymysql.err.OperationalError)
+        connector.cancel(connection)
+        eventually(lambda: not is_there(other, connection))
+
+
+def test_a_connection_that_two_greenlets_have_used_at_once_is_not_reusable(
     connector: PyMySQLConnector, connection: Any, other: Any
 ) -> None:
-    cursor = connection.cursor(SSCursor)
-    cursor.execute(f"SELECT seq FROM seq_1_to_5000 UNION ALL ({FOR_EVER})")
-    with pytest.warns(UserWarning, match="unbuffered"):
-        interrupt(lambda: run(connection, "SELECT 1"))
+    first = gevent.spawn(outcome, sleeping, connection)
+    eventually(lambda: is_running(other, connection))
+    second = outcome(run, connection, "SELECT 2")
+    assert isinstance(second, Exception)
+    assert not connector.is_reusable(connection, None)
+    connector.close(connection)
+    assert isinstance(first.get(timeout=PATIENCE), pymysql.err.OperationalError)
     assert not connector.is_reusable(connection, None)
     connector.cancel(connection)
     eventually(lambda: not is_there(other, connection))
@@ -909,7 +951,7 @@ def test_a_file_of_defaults_that_is_none_is_refused_without_its_secret(tmp_path:
     file = tmp_path / "my.cnf"
     file.write_text(f"password={SECRET}\n")
     with pytest.raises(InvalidArgumentError) as raised:
-        PyMySQLConnector(read_default_file=str(file))
+        PyMySQLConnector(user="m", read_default_file=str(file))
     check_refused(raised.value, "read_default_file", SECRET)
 
 
