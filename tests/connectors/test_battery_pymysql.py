@@ -160,10 +160,14 @@ class MariaDB(Subject):
         }
 
     def end_all(self) -> None:
-        with self.observer() as observer:
-            for user in (self.tag, "rotating"):
-                run(observer, f"KILL USER {user}@localhost")
-        eventually(lambda: not self.sessions())
+        def try_to() -> bool:
+            with self.observer() as observer:
+                for user in (self.tag, "rotating"):
+                    run(observer, f"KILL USER {user}@localhost")
+            return not self.sessions()
+
+        # Repeatedly, because another one may be just connecting.
+        eventually(try_to)
 
     def change_password(self, password: str) -> None:
         with self.observer() as observer:

@@ -143,10 +143,15 @@ class Postgres(Subject):
         return {pid: names.get(state, OPEN) for pid, state in observer.execute(query, [self.tag])}
 
     def end_all(self) -> None:
-        with self.observer() as observer:
-            query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
-            observer.execute(query, [self.tag])
-        eventually(lambda: not self.sessions())
+        query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
+
+        def try_to() -> bool:
+            with self.observer() as observer:
+                observer.execute(query, [self.tag])
+            return not self.sessions()
+
+        # Repeatedly, because one that is just logging in has no name yet.
+        eventually(try_to)
 
     def change_password(self, password: str) -> None:
         with self.observer() as observer:
@@ -295,9 +300,13 @@ class ValkeySubject(Subject):
         return {one["addr"]: _activity(one) for one in observer.client_list() if one["name"] != "observer"}
 
     def end_all(self) -> None:
-        with self.observer() as observer:
-            observer.client_kill_filter(_type="normal", skipme=True)
-        eventually(lambda: not self.sessions())
+        def try_to() -> bool:
+            with self.observer() as observer:
+                observer.client_kill_filter(_type="normal", skipme=True)
+            return not self.sessions()
+
+        # Repeatedly, because another one may be just connecting.
+        eventually(try_to)
 
     def change_password(self, password: str) -> None:
         with self.observer() as observer:
