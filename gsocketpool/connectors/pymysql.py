@@ -25,6 +25,7 @@ from gsocketpool.exceptions import InvalidArgumentError
 PyMySQLConnection: TypeAlias = "pymysql.connections.Connection[Any]"
 
 _Base: Any = pymysql.connections.Connection
+_write_bytes: Callable[..., None] = _Base._write_bytes
 
 _SCHEMES = ("mysql", "mariadb")
 #: The protocol's command to reset a session, which PyMySQL does not define.
@@ -67,6 +68,9 @@ def _exchange(method: Any) -> Any:
             self._is_under_way = self.is_busy()
         self._exchanges += 1
         try:
+            if len(args) == 1 and not options:
+                # As query() is called. A call with stars takes longer.
+                return method(self, args[0])
             return method(self, *args, **options)
         except BaseException as error:
             self._note_error(error)
@@ -107,6 +111,7 @@ class _Connection(_Base):  # type: ignore[misc]
     select_db = _exchange(_Base.select_db)
     set_character_set = _exchange(_Base.set_character_set)
     show_warnings = _exchange(_Base.show_warnings)
+    kill = _exchange(_Base.kill)
     _send_autocommit_mode = _exchange(_Base._send_autocommit_mode)
 
     @_exchange
@@ -177,7 +182,7 @@ class _Connection(_Base):  # type: ignore[misc]
 
     def _write_bytes(self, data: bytes) -> None:
         self._is_under_way = True
-        super()._write_bytes(data)
+        _write_bytes(self, data)
 
     def _force_close(self) -> None:
         self.abandon_rows()
