@@ -116,7 +116,9 @@ class Core:
             timeout = self._acquire_timeout
         else:
             timeout = check_seconds("timeout", timeout, zero=True, endless=True)
-        began = now = self._clock()
+        # In two steps, because Python looks for a method first, and would take longer.
+        clock = self._clock
+        began = now = clock()
         caller = getcurrent()
         # Before an entry is taken, because making a reference may fail.
         holder = ref(caller)
@@ -131,7 +133,7 @@ class Core:
                     now = entry.in_use_since
                     if entry.retire_at < inf or entry.check is None:
                         # The event loop may have been blocked since the connection was handed over.
-                        now = self._clock()
+                        now = clock()
                 if entry.is_new:
                     # It needs no check, and may have something to read, such as a greeting.
                     break
@@ -325,7 +327,8 @@ class Core:
                 # If user code switched, though it must not, another greenlet may have ended the lease. For a stream, no
                 # user code has run.
                 if mode is STREAM or (entry.status is IN_USE and entry.generation == generation):
-                    outcome = state.give_back(entry, self._clock())
+                    clock = self._clock
+                    outcome = state.give_back(entry, clock())
                     if outcome is not None:
                         if outcome.__class__ is not Waiter:
                             self._lifecycle.remove(entry, RETIRED, outcome)  # type: ignore[arg-type]
