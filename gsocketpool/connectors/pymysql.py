@@ -385,7 +385,7 @@ def _make_client(arguments: dict[str, Any]) -> _Connection:
 
 
 def _raise_lost() -> None:
-    raise pymysql.err.OperationalError(pymysql.constants.CR.CR_SERVER_LOST, "the connection was given back")
+    raise pymysql.err.OperationalError(pymysql.constants.CR.CR_SERVER_LOST, "the connection was given back or closed")
 
 
 def _port(host: str) -> int | None:

@@ -18,7 +18,7 @@ import pymysql
 import pytest
 
 from gsocketpool.connectors.pymysql import PyMySQLConnector
-from tests.support.battery import IDLE, LONG, OPEN, RUNNING, Relay, Subject, eventually
+from tests.support.battery import IDLE, LONG, OPEN, RUNNING, Relay, Subject
 from tests.support.battery_subjects import SUBJECTS
 from tests.support.battery_tests import blows
 from tests.support.databases import KeptMariaDB
@@ -159,15 +159,10 @@ class MariaDB(Subject):
             for number, command, transaction in run(observer, query)
         }
 
-    def end_all(self) -> None:
-        def try_to() -> bool:
-            with self.observer() as observer:
-                for user in (self.tag, "rotating"):
-                    run(observer, f"KILL USER {user}@localhost")
-            return not self.sessions()
-
-        # Repeatedly, because another one may be just connecting.
-        eventually(try_to)
+    def end_present(self) -> None:
+        with self.observer() as observer:
+            for user in (self.tag, "rotating"):
+                run(observer, f"KILL USER {user}@localhost")
 
     def change_password(self, password: str) -> None:
         with self.observer() as observer:

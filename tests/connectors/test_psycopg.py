@@ -555,8 +555,8 @@ def test_cancel_pauses_between_two_requests_though_rows_go_on_coming(conninfo: s
         interrupt(lambda: connection.execute("SELECT repeat('x', 10000) FROM generate_series(1, 100000)"))
         with mock.patch.object(psycopg.Connection, "cancel_safe", count):
             connector.cancel(connection)
-        # Many, if none waits.
-        assert calls <= 5
+        # Without a pause, they are far more in the same time.
+        assert calls <= 20
 
 
 @patched

@@ -38,6 +38,15 @@ class AppError(Exception):
     """An application's error."""
 
 
+def refusing_whole_numbers() -> dict[Any, Any]:
+    """Converters of which that for whole numbers raises an error."""
+
+    def refuse(value: object) -> None:
+        raise AppError
+
+    return {**pymysql.converters.conversions, pymysql.constants.FIELD_TYPE.LONGLONG: refuse}
+
+
 @pytest.fixture(autouse=True)
 def cooperative(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have PyMySQL wait as it does where gevent has patched Python."""
@@ -342,11 +351,7 @@ def test_an_error_before_anything_is_sent_costs_neither_the_connection_nor_its_t
 
 
 def test_an_error_in_a_result_that_was_left_unread_costs_the_connection(arguments: dict[str, Any]) -> None:
-    def refuse(value: object) -> None:
-        raise AppError
-
-    convert = {**pymysql.converters.conversions, pymysql.constants.FIELD_TYPE.LONGLONG: refuse}
-    connector = PyMySQLConnector(**arguments, conv=convert)
+    connector = PyMySQLConnector(**arguments, conv=refusing_whole_numbers())
     with connected(connector) as connection:
         cursor = connection.cursor()
         cursor.execute("BEGIN NOT ATOMIC SELECT 'a'; SELECT seq FROM seq_1_to_10; END")
@@ -418,11 +423,7 @@ def test_a_connection_is_not_reusable_after_read_timeout_and_can_be_cancelled(
 
 
 def test_a_connection_is_not_reusable_after_rows_that_could_not_be_converted(arguments: dict[str, Any]) -> None:
-    def refuse(value: object) -> None:
-        raise AppError
-
-    convert = {**pymysql.converters.conversions, pymysql.constants.FIELD_TYPE.LONGLONG: refuse}
-    connector = PyMySQLConnector(**arguments, conv=convert)
+    connector = PyMySQLConnector(**arguments, conv=refusing_whole_numbers())
     with connected(connector) as connection:
         with pytest.raises(AppError):
             run(connection, "SELECT seq FROM seq_1_to_10")

@@ -213,9 +213,18 @@ class Subject(ABC):
         with self.observer() as observer:
             return self.look(observer)
 
-    @abstractmethod
+    def end_present(self) -> None:
+        """Have an administrator end the sessions that there are at present."""
+        raise NotImplementedError
+
     def end_all(self) -> None:
-        """Have an administrator end all sessions."""
+        """Have an administrator end all sessions, also one that is just logging in and can't be found yet."""
+
+        def are_over() -> bool:
+            self.end_present()
+            return not self.sessions()
+
+        eventually(are_over)
 
     @abstractmethod
     def change_password(self, password: str) -> None:

@@ -19,7 +19,7 @@ from gsocketpool import TcpConnection
 from gsocketpool.connectors.psycopg import PsycopgConnector
 from gsocketpool.connectors.redis import RedisConnector
 from gsocketpool.connectors.valkey import ValkeyConnector
-from tests.support.battery import IDLE, LONG, OPEN, RUNNING, Relay, Subject, eventually
+from tests.support.battery import IDLE, LONG, OPEN, RUNNING, Relay, Subject
 
 # PostgreSQL
 
@@ -142,16 +142,10 @@ class Postgres(Subject):
         names = {"idle": IDLE, "active": RUNNING}
         return {pid: names.get(state, OPEN) for pid, state in observer.execute(query, [self.tag])}
 
-    def end_all(self) -> None:
-        query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
-
-        def try_to() -> bool:
-            with self.observer() as observer:
-                observer.execute(query, [self.tag])
-            return not self.sessions()
-
-        # Repeatedly, because one that is just logging in has no name yet.
-        eventually(try_to)
+    def end_present(self) -> None:
+        with self.observer() as observer:
+            query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
+            observer.execute(query, [self.tag])
 
     def change_password(self, password: str) -> None:
         with self.observer() as observer:
@@ -299,14 +293,9 @@ class ValkeySubject(Subject):
         # No other test has connections there at the same time. A reset takes the name from a session for a moment.
         return {one["addr"]: _activity(one) for one in observer.client_list() if one["name"] != "observer"}
 
-    def end_all(self) -> None:
-        def try_to() -> bool:
-            with self.observer() as observer:
-                observer.client_kill_filter(_type="normal", skipme=True)
-            return not self.sessions()
-
-        # Repeatedly, because another one may be just connecting.
-        eventually(try_to)
+    def end_present(self) -> None:
+        with self.observer() as observer:
+            observer.client_kill_filter(_type="normal", skipme=True)
 
     def change_password(self, password: str) -> None:
         with self.observer() as observer:
